@@ -1,0 +1,126 @@
+// The three dense operations that the Hessian and the solver need, on Eigen: product, symmetric rank update
+// and Cholesky factorization, each spread over threads.
+//
+// With a BLAS behind Eigen (EIGEN_USE_BLAS) every product is one call and the BLAS uses its own threads:
+// results are then as repeatable as that BLAS. Without one, products are cut into fixed tiles, each computed
+// by one thread, and the same input gives the same bits for any number of threads. (If you compile with
+// OpenMP, define EIGEN_DONT_PARALLELIZE: Eigen would otherwise start threads of its own inside ours.)
+#pragma once
+
+#include <Eigen/Core>
+#include <cmath>
+#include <gptq/detail/parallel.hpp>
+
+namespace gptq::detail {
+
+#if defined(EIGEN_USE_BLAS)
+inline constexpr bool have_blas = true;
+#else
+inline constexpr bool have_blas = false;
+#endif
+
+inline constexpr Eigen::Index tile_rows = 256;
+
+/// Calls tile(first, count) for the tiles of `rows` rows: all of them at once when a BLAS will do the
+/// threading.
+template <class Tile>
+void for_row_tiles(Eigen::Index rows, int threads, Tile&& tile) {
+  if (have_blas) {
+    tile(Eigen::Index{0}, rows);
+    return;
+  }
+  parallel_for((rows + tile_rows - 1) / tile_rows, threads,
+               [&](Eigen::Index i) { tile(i * tile_rows, std::min(tile_rows, rows - i * tile_rows)); });
+}
+
+/// c += alpha a b
+template <class C, class A, class B>
+void add_product(C&& c, float alpha, A const& a, B const& b, int threads) {
+  if (a.cols() == 0) return;
+  for_row_tiles(c.rows(), threads, [&](Eigen::Index first, Eigen::Index count) {
+    c.middleRows(first, count).noalias() += alpha * (a.middleRows(first, count) * b);
+  });
+}
+
+/// Lower triangle of c[n, n] += x' x for x[tokens, n].
+template <class C, class X>
+void add_gram(C& c, X const& x, int threads) {
+  if (have_blas) {
+    c.template selfadjointView<Eigen::Lower>().rankUpdate(x.transpose());
+    return;
+  }
+  Eigen::Index const n = c.rows();
+  Eigen::Index const tiles = (n + tile_rows - 1) / tile_rows;
+  parallel_for(tiles * (tiles + 1) / 2, threads, [&](Eigen::Index piece) {
+    // Piece numbers run along the rows of the lower triangle of tiles.
+    auto i = static_cast<Eigen::Index>((std::sqrt(8.0 * static_cast<double>(piece) + 1.0) - 1.0) / 2.0);
+    while (i * (i + 1) / 2 > piece) --i;
+    while ((i + 1) * (i + 2) / 2 <= piece) ++i;
+    Eigen::Index const j = piece - i * (i + 1) / 2;
+    Eigen::Index const rows = std::min(tile_rows, n - i * tile_rows);
+    Eigen::Index const columns = std::min(tile_rows, n - j * tile_rows);
+    auto tile = c.block(i * tile_rows, j * tile_rows, rows, columns);
+    if (i == j) {
+      tile.template selfadjointView<Eigen::Lower>().rankUpdate(x.middleCols(i * tile_rows, rows).transpose());
+    } else {
+      tile.noalias() += x.middleCols(i * tile_rows, rows).transpose() * x.middleCols(j * tile_rows, columns);
+    }
+  });
+}
+
+/// Sum over the rows w of `rows` of w S w', S symmetric and given by its lower triangle, in double beyond
+/// tiles.
+template <class Rows, class Lower>
+double quadratic_form(Rows const& rows, Lower const& lower, int threads) {
+  // w S w' = 2 w L w' - w diag(S) w' with L the lower triangle, diagonal included: half the work of w S.
+  Eigen::Index const tile = have_blas ? 4 * tile_rows : tile_rows;
+  std::vector<double> sums(static_cast<std::size_t>((rows.rows() + tile - 1) / tile));
+  auto const one = [&](Eigen::Index i) {
+    Eigen::Index const first = i * tile;
+    Eigen::Index const count = std::min(tile, rows.rows() - first);
+    auto const w = rows.middleRows(first, count);
+    using buffer = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    buffer const product = w * lower.template triangularView<Eigen::Lower>();
+    double sum = 0.0;
+    for (Eigen::Index r = 0; r < count; ++r) {
+      sum += 2.0 * w.row(r).template cast<double>().dot(product.row(r).template cast<double>());
+      sum -= w.row(r).template cast<double>().cwiseAbs2().dot(
+          lower.diagonal().transpose().template cast<double>());
+    }
+    sums[static_cast<std::size_t>(i)] = sum;
+  };
+  parallel_for(static_cast<Eigen::Index>(sums.size()), have_blas ? 1 : threads, one);
+  double total = 0.0;
+  for (double const sum : sums) total += sum;
+  return total;
+}
+
+/// Cholesky factorization in place: the lower triangle of a becomes L with a = L L'; the upper
+/// triangle is scratch. Returns false when a is not positive definite.
+template <class A>
+bool cholesky_lower(A& a, int threads) {
+  constexpr Eigen::Index block = 128;
+  Eigen::Index const n = a.rows();
+  for (Eigen::Index k = 0; k < n; k += block) {
+    Eigen::Index const width = std::min(block, n - k);
+    auto panel = a.block(k, k, n - k, width);
+    add_product(panel, -1.0F, a.block(k, 0, n - k, k), a.block(k, 0, width, k).transpose(), threads);
+    auto diagonal = panel.topRows(width);
+    for (Eigen::Index j = 0; j < width; ++j) {
+      auto column = diagonal.col(j).tail(width - j);
+      for (Eigen::Index i = 0; i < j; ++i) column -= diagonal(j, i) * diagonal.col(i).tail(width - j);
+      float const pivot = column(0);
+      if (!(pivot > 0.0F) || !std::isfinite(pivot)) return false;
+      column /= std::sqrt(pivot);
+    }
+    auto below = panel.bottomRows(n - k - width);
+    for_row_tiles(below.rows(), threads, [&](Eigen::Index first, Eigen::Index count) {
+      auto tile = below.middleRows(first, count);
+      diagonal.template triangularView<Eigen::Lower>().transpose().template solveInPlace<Eigen::OnTheRight>(
+          tile);
+    });
+  }
+  return true;
+}
+
+}  // namespace gptq::detail

@@ -1,0 +1,336 @@
+// The GPTQ column sweep.
+//
+// GPTQ (Frantar et al., 2022) quantizes columns one by one and lets the columns not yet quantized make up for
+// the error so far. It is done here without an inverse. With the damped Hessian H = R R', R upper triangular,
+// column j has to be quantized at
+//
+//   w_now[j] = w[j] + (1 / R_jj) * sum over i < j of (w[i] - q[i]) R_ij
+//
+// and the loss is 1/2 sum ((w_now[j] - q[j]) R_jj)^2 = 1/2 tr(D H D') for D = W - Q: the same numbers that
+// the published code gets from the Cholesky factor of the inverse, for K^3 / 3 + N K^2 operations in place of
+// 4/3 K^3 + N K^2. R is the Cholesky factor of H with its indices reversed, so all the work below is done in
+// reversed column order.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <gptq/detail/linear_algebra.hpp>
+#include <gptq/detail/parallel.hpp>
+#include <gptq/detail/solution.hpp>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+namespace gptq::detail {
+
+/// GPTQ of one weight. Positions p = 0..K-1 number the columns in the order they are quantized; the matrices
+/// below are indexed by a = K-1-p, the reversed order in which R becomes the lower triangular factor L.
+class solver {
+ public:
+  solver(matrix&& weight, hessian const& h, format_values const& format, quantize_options const& options)
+      : work_(std::move(weight)),
+        hessian_(h),
+        format_(format),
+        options_(options),
+        columns_(work_.cols()),
+        result_(work_.rows(), work_.cols(), format) {}
+
+  solution solve() {
+    prepare_columns();
+    stopwatch const factorization;
+    factorize();
+    result_.report.seconds_factorization = factorization.seconds();
+    stopwatch const columns;
+    sweep();
+    result_.report.seconds_columns = columns.seconds();
+    return std::move(result_);
+  }
+
+  /// After solve(): tr(D S D') on the calibration tokens, D = W - Q. The loss is that of the damped Hessian:
+  /// what damping and dead inputs put on the diagonal is taken out again.
+  double noise() const {
+    double sum = 2.0 * result_.report.loss;
+    for (index_t a = 0; a < columns_; ++a) {
+      double const added = added_diagonal_ + (is_dead(original(columns_ - 1 - a)) ? dead_diagonal_ : 0.0);
+      sum -= added * work_.col(a).cast<double>().squaredNorm();
+    }
+    return std::max(0.0, sum) / hessian_.scale();
+  }
+
+  /// After solve(), once: W - Q in original column order.
+  matrix const& difference() {
+    move_columns([](index_t a, index_t column) { return std::pair(column, a); });
+    for (auto const& [column, weights] : dead_weights_) work_.col(column) += weights;
+    return work_;
+  }
+
+ private:
+  using strip_matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic>;
+
+  index_t original(index_t position) const { return order_[static_cast<std::size_t>(position)]; }
+  bool is_dead(index_t column) const { return hessian_.sum()(column, column) == 0.0F; }
+  /// Whether groups are runs of positions whose grid is found when the first of them is reached.
+  bool dynamic_groups() const { return !options_.static_groups && format_.groups > 1; }
+  bool keeps_order() const { return options_.act_order && dynamic_groups(); }
+
+  /// Dead inputs, grids known beforehand, the order of the columns.
+  void prepare_columns() {
+    for (index_t column = 0; column < columns_; ++column) {
+      if (!is_dead(column)) continue;
+      dead_weights_.emplace_back(column, work_.col(column));
+      work_.col(column).setZero();
+    }
+    result_.report.dead_columns = static_cast<index_t>(dead_weights_.size());
+    if (!dynamic_groups()) find_all_grids(work_, format_, options_.threads, result_);
+    // A dead input counts as an average one, so that no choice of unit for the activations matters.
+    Eigen::VectorXd const diagonal = hessian_.sum().diagonal().cast<double>() * hessian_.scale();
+    index_t const live = columns_ - result_.report.dead_columns;
+    dead_diagonal_ = live == 0 ? 1.0 : diagonal.sum() / static_cast<double>(live);
+    order_ = identity_order(columns_);
+    if (options_.act_order) {
+      std::stable_sort(order_.begin(), order_.end(),
+                       [&](index_t a, index_t b) { return diagonal(a) > diagonal(b); });
+    }
+    if (keeps_order()) result_.order = order_;
+    move_columns([](index_t a, index_t column) { return std::pair(a, column); });
+  }
+
+  /// Rearranges the columns of work_: entry `to` becomes entry `from` for (to, from) = where(a, original
+  /// column).
+  template <class Where>
+  void move_columns(Where&& where) {
+    for_strips(work_.rows(), options_.threads, [&](index_t first_row, index_t rows) {
+      Eigen::RowVectorXf moved(columns_);
+      for (index_t row = first_row; row < first_row + rows; ++row) {
+        for (index_t a = 0; a < columns_; ++a) {
+          auto const [to, from] = where(a, original(columns_ - 1 - a));
+          moved(to) = work_(row, from);
+        }
+        work_.row(row) = moved;
+      }
+    });
+  }
+
+  /// factor_ becomes L scaled to a unit diagonal, diagonal_ its diagonal, for the reversed, damped Hessian.
+  void factorize() {
+    double damping = options_.damping;
+    for (;; ++result_.report.damping_raised) {
+      added_diagonal_ = damping * dead_diagonal_;  // the mean of the diagonal, dead inputs included
+      fill_factor();
+      if (cholesky_lower(factor_, options_.threads)) break;
+      if (damping >= 1.0) throw_not_positive_definite(hessian_, damping);
+      damping = std::min(1.0, std::max(10.0 * damping, 1e-4));
+    }
+    result_.report.damping = damping;
+    diagonal_ = factor_.diagonal();
+    for (index_t a = 0; a < columns_; ++a) factor_.col(a).tail(columns_ - a) /= diagonal_(a);
+  }
+
+  void fill_factor() {
+    factor_.resize(columns_, columns_);
+    auto const& sum = hessian_.sum();
+    auto const scale = static_cast<float>(hessian_.scale());
+    parallel_for(columns_, options_.threads, [&](index_t b) {
+      index_t const j = original(columns_ - 1 - b);
+      for (index_t a = b; a < columns_; ++a) {
+        index_t const i = original(columns_ - 1 - a);
+        factor_(a, b) = scale * (i > j ? sum(i, j) : sum(j, i));
+      }
+      double const live = is_dead(j) ? dead_diagonal_ : double{factor_(b, b)};
+      factor_(b, b) = static_cast<float>(live + added_diagonal_);
+    });
+  }
+
+  /// A run of positions that is swept between two large products.
+  struct block {
+    index_t first;  ///< position
+    index_t end;
+    index_t reach;  ///< end of the last group that starts in it: its grid needs the weights up to there
+  };
+
+  block next_block(index_t first) const {
+    index_t const size = format_.group_columns;
+    index_t end = std::min(first + index_t{options_.block_size}, columns_);
+    if (!dynamic_groups()) return {first, end, end};
+    // A block ends with a group where it can.
+    if (index_t const boundary = end / size * size; boundary > first && end < columns_) end = boundary;
+    index_t const last_start = (end - 1) / size * size;
+    index_t const reach = last_start >= first ? std::min(last_start + size, columns_) : end;
+    return {first, end, std::max(end, reach)};
+  }
+
+  void sweep() {
+    index_t const rows = work_.rows();
+    std::vector<double> losses(static_cast<std::size_t>((rows + strip_rows - 1) / strip_rows));
+    strip_matrix now;
+    for (index_t first = 0; first < columns_;) {
+      block const b = next_block(first);
+      index_t const done = b.first;  // columns K-done.. hold W - Q already
+      now.resize(rows, b.reach - b.first);
+      auto const source = work_.middleCols(columns_ - b.reach, now.cols());
+      for_strips(rows, options_.threads, [&](index_t first_row, index_t count) {
+        now.middleRows(first_row, count) = source.middleRows(first_row, count);
+      });
+      add_product(now, 1.0F, work_.rightCols(done),
+                  factor_.block(columns_ - done, columns_ - b.reach, done, now.cols()), options_.threads);
+      for_strips(rows, options_.threads, [&](index_t first_row, index_t count) {
+        losses[static_cast<std::size_t>(first_row / strip_rows)] +=
+            format_.levels.is_half_step() ? sweep_strip<true>(b, now, first_row, count)
+                                          : sweep_strip<false>(b, now, first_row, count);
+      });
+      first = b.end;
+    }
+    result_.report.loss = 0.5 * std::accumulate(losses.begin(), losses.end(), 0.0);
+  }
+
+  /// Quantizes the columns of a block for a strip of rows and leaves W - Q in work_; returns the strip's sum
+  /// of
+  /// ((w_now - q) R_jj)^2. `all_now` holds w_now up to b.reach, without the block's own feedback.
+  template <bool HalfStep>
+  double sweep_strip(block const& b, strip_matrix const& all_now, index_t first_row, index_t rows) {
+    // Position p is column b.reach - 1 - p of these; the block itself is their last columns.
+    index_t const a0 = columns_ - b.reach;
+    index_t const width = b.reach - b.first;
+    auto const factor = factor_.block(a0, a0, width, width);
+    strip_matrix now = all_now.middleRows(first_row, rows);
+    strip_matrix difference = work_.block(first_row, a0, rows, width);
+    Eigen::Matrix<std::uint8_t, Eigen::Dynamic, Eigen::Dynamic> codes(rows, width);
+    // Columns c1..done are quantized; what they owe to columns c0..c1 is added just before it is needed.
+    auto const bring_up_to_date = [&](index_t c0, index_t c1, index_t done) {
+      now.middleCols(c0, c1 - c0).noalias() +=
+          difference.middleCols(c1, done - c1) * factor.block(c1, c0, done - c1, c1 - c0);
+    };
+    // w_now assumes that the columns before it are final. The published weights, from which groups take their
+    // grids, assume that the columns not yet quantized will move to where the loss is least: w + d with
+    // d L = w_now - w over the columns c0..c1 that follow the quantized ones.
+    auto const expected_weights = [&](index_t c0, index_t c1) {
+      strip_matrix weights = now.middleCols(c0, c1 - c0) - difference.middleCols(c0, c1 - c0);
+      factor.block(c0, c0, c1 - c0, c1 - c0)
+          .template triangularView<Eigen::UnitLower>()
+          .template solveInPlace<Eigen::OnTheRight>(weights);
+      weights += difference.middleCols(c0, c1 - c0);
+      return weights;
+    };
+    grid_lanes grids;
+    double loss = 0.0;
+    for (index_t first = b.first; first < b.end;) {
+      index_t const end = segment_end(b, first);
+      index_t const c0 = b.reach - end;
+      index_t const c1 = b.reach - first;
+      if (dynamic_groups() && first % format_.group_columns == 0) {
+        index_t const group_end = std::min(first + format_.group_columns, columns_);
+        bring_up_to_date(b.reach - group_end, c1, width);
+        find_group_grids(expected_weights(b.reach - group_end, c1), first, first_row);
+      } else {
+        bring_up_to_date(c0, c1, width);
+      }
+      for (index_t s1 = c1; s1 > c0;) {
+        index_t const s0 = std::max(c0, s1 - 32);
+        bring_up_to_date(s0, s1, c1);
+        for (index_t c = s1 - 1; c >= s0; --c) {
+          index_t const done = s1 - c - 1;
+          now.col(c).noalias() += difference.middleCols(c + 1, done) * factor.col(c).segment(c + 1, done);
+          load_grids(grids, group_of(b.reach - 1 - c), first_row, rows);
+          loss += quantize_column<HalfStep>(grids, diagonal_(a0 + c), rows, now.col(c).data(),
+                                            difference.col(c).data(), codes.col(c).data());
+        }
+        s1 = s0;
+      }
+      first = end;
+    }
+    index_t const ahead = b.reach - b.end;
+    work_.block(first_row, columns_ - b.end, rows, width - ahead) = difference.rightCols(width - ahead);
+    for (index_t r = 0; r < rows; ++r) {
+      std::uint8_t* const row = result_.codes.data() + (first_row + r) * columns_;
+      for (index_t c = ahead; c < width; ++c) {
+        index_t const position = b.reach - 1 - c;
+        row[keeps_order() ? position : original(position)] = codes(r, c);
+      }
+    }
+    return loss;
+  }
+
+  /// Scales and zero points of one group for a strip of rows.
+  struct grid_lanes {
+    index_t group = -1;
+    float scale[strip_rows];
+    float zero[strip_rows];
+  };
+
+  index_t group_of(index_t position) const {
+    return (dynamic_groups() ? position : original(position)) / format_.group_columns;
+  }
+
+  /// A segment of a block has known grids: with dynamic groups, what the block holds of one group.
+  index_t segment_end(block const& b, index_t first) const {
+    if (!dynamic_groups()) return b.end;
+    return std::min(b.end, (first / format_.group_columns + 1) * format_.group_columns);
+  }
+
+  /// Finds the grids of the group that starts at position `first`, from the weights of a strip of rows, which
+  /// lie in reversed order.
+  void find_group_grids(strip_matrix const& weights, index_t first, index_t first_row) {
+    Eigen::VectorXf group(weights.cols());
+    for (index_t r = 0; r < weights.rows(); ++r) {
+      group = weights.row(r).reverse();
+      result_.set_grid(first_row + r, first / format_.group_columns,
+                       format_.find({group.data(), static_cast<std::size_t>(group.size())}));
+    }
+  }
+
+  void load_grids(grid_lanes& lanes, index_t group, index_t first_row, index_t rows) const {
+    if (lanes.group == group) return;
+    lanes.group = group;
+    for (index_t r = 0; r < rows; ++r) {
+      grid const g = result_.grid_at(first_row + r, group);
+      lanes.scale[r] = g.scale;
+      lanes.zero[r] = format_.levels.zero_of(g);
+    }
+  }
+
+  /// Quantizes one column of a strip: code_levels::encode and decode, written so that they vectorize over
+  /// rows.
+  template <bool HalfStep>
+  double quantize_column(grid_lanes const& grids, float diagonal, index_t rows, float const* now,
+                         float* difference, std::uint8_t* codes) const {
+    auto const lowest = static_cast<float>(format_.levels.min_code);
+    auto const highest = static_cast<float>(format_.levels.max_code);
+    float errors[strip_rows];
+    for (index_t r = 0; r < rows; ++r) {
+      float const scale = grids.scale[r];
+      float const steps = clamp(now[r] / (scale == 0.0F ? 1.0F : scale), -65536.0F, 65536.0F);
+      float const level = HalfStep ? round_down(steps) + 0.5F : round_half_even(steps);
+      float const code = clamp(level + grids.zero[r], lowest, highest);
+      float const decoded = scale * (code - grids.zero[r]);
+      errors[r] = (now[r] - decoded) * diagonal;
+      difference[r] -= decoded;
+      codes[r] = static_cast<std::uint8_t>(static_cast<int>(code));
+    }
+    double sum = 0.0;
+    for (index_t r = 0; r < rows; ++r) sum += double{errors[r]} * double{errors[r]};
+    return sum;
+  }
+
+  /// std::clamp returns a reference, which keeps loops around it from vectorizing.
+  static float clamp(float x, float low, float high) {
+    float const raised = x < low ? low : x;
+    return raised > high ? high : raised;
+  }
+
+  matrix work_;  ///< W, then W - Q, columns in reversed order
+  hessian const& hessian_;
+  format_values const& format_;
+  quantize_options const& options_;
+  index_t columns_;
+  solution result_;
+  std::vector<std::int32_t> order_;                                ///< original column of each position
+  std::vector<std::pair<index_t, Eigen::VectorXf>> dead_weights_;  ///< by original column
+  Eigen::MatrixXf factor_;
+  Eigen::VectorXf diagonal_;
+  double dead_diagonal_ = 0.0;
+  double added_diagonal_ = 0.0;
+};
+
+}  // namespace gptq::detail

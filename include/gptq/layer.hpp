@@ -1,0 +1,125 @@
+// A quantized layer with one byte a code: what the solver returns and what pack() takes.
+#pragma once
+
+#include <cstdint>
+#include <gptq/error.hpp>
+#include <gptq/format.hpp>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace gptq {
+
+/// What quantizing a layer cost. W: weight, Q: its decoded codes, dW = W - Q, H: Hessian (2 / sequences) X'X.
+/// A value that was not measured is NaN.
+struct quantize_report {
+  static constexpr double not_measured = std::numeric_limits<double>::quiet_NaN();
+
+  double loss = not_measured;             ///< 1/2 tr(dW (H + damping) dW'), the published "error"
+  double loss_per_token = not_measured;   ///< mean squared output error a token: loss * sequences / tokens
+  double output_error = not_measured;     ///< tr(dW H dW') / tr(W H W'): relative, squared, undamped
+  double snr_db = not_measured;           ///< -10 log10(output_error)
+  double held_out_error = not_measured;   ///< output_error under the held-out Hessian
+  double held_out_snr_db = not_measured;  ///< -10 log10(held_out_error)
+  double damping = 0.0;      ///< fraction of mean(diag H) added to the diagonal, as used in the end
+  int damping_raised = 0;    ///< how often the damping had to be raised to make H positive definite
+  index_t dead_columns = 0;  ///< inputs that were zero on every token
+  double seconds_factorization = 0.0;
+  double seconds_columns = 0.0;  ///< grids, column sweep and updates
+  double seconds = 0.0;          ///< all of it, measurements included
+};
+
+/// Codes and grids of a layer of `out` rows and `in` columns. Stored column p is the original column
+/// order[p]; an empty order means p itself. Groups are runs of Format::group_columns(in) stored columns.
+template <storage_format Format>
+struct quantized_layer {
+  index_t out = 0;
+  index_t in = 0;
+  std::vector<std::uint8_t> codes;  ///< [out, in], stored column order
+  std::vector<float> scales;        ///< [out, groups], each representable in Format::scale
+  std::vector<std::uint8_t> zeros;  ///< [out, groups]; empty without a stored zero point
+  std::vector<std::int32_t> order;  ///< [in] or empty
+  quantize_report report;
+
+  index_t groups() const { return Format::groups(in); }
+  index_t group_of(index_t stored_column) const { return stored_column / Format::group_columns(in); }
+  gptq::grid grid(index_t row, index_t group) const {
+    auto const at = static_cast<std::size_t>(row * groups() + group);
+    return {scales[at], zeros.empty() ? 0 : int{zeros[at]}};
+  }
+  int code(index_t row, index_t stored_column) const {
+    return codes[static_cast<std::size_t>(row * in + stored_column)];
+  }
+};
+
+/// Throws gptq::error, naming the first thing wrong, unless the sizes agree, every code and zero is one of
+/// the format's, every scale is finite and representable, and order is empty or a permutation.
+template <storage_format Format>
+void check(quantized_layer<Format> const& layer);
+
+// ---- implementation -------------------------------------------------------------------------------------
+
+namespace detail {
+
+inline void check_size(char const* what, std::size_t have, index_t want) {
+  if (have != static_cast<std::size_t>(want)) {
+    throw error(std::string("quantized layer: ") + what + " has " + std::to_string(have) + " entries, not " +
+                std::to_string(want));
+  }
+}
+
+/// Throws unless order[0..in) holds each of 0..in-1 once.
+inline void check_permutation(std::int32_t const* order, index_t in) {
+  std::vector<bool> seen(static_cast<std::size_t>(in));
+  for (index_t p = 0; p < in; ++p) {
+    std::int32_t const column = order[p];
+    if (column < 0 || column >= in || seen[static_cast<std::size_t>(column)]) {
+      throw error("column order is not a permutation of 0.." + std::to_string(in - 1) + ": entry " +
+                  std::to_string(p) + " is " + std::to_string(column));
+    }
+    seen[static_cast<std::size_t>(column)] = true;
+  }
+}
+
+}  // namespace detail
+
+template <storage_format Format>
+void check(quantized_layer<Format> const& layer) {
+  constexpr code_levels levels = Format::levels;
+  if (layer.out < 0 || layer.in < 0) throw error("quantized layer: negative shape");
+  index_t const groups = layer.groups();
+  detail::check_size("codes", layer.codes.size(), layer.out * layer.in);
+  detail::check_size("scales", layer.scales.size(), layer.out * groups);
+  detail::check_size("zeros", layer.zeros.size(), Format::has_zero_point ? layer.out * groups : 0);
+  if (!layer.order.empty()) {
+    detail::check_size("order", layer.order.size(), layer.in);
+    detail::check_permutation(layer.order.data(), layer.in);
+  }
+  auto const at = [](std::size_t i, index_t columns) {
+    auto const n = static_cast<std::size_t>(columns);
+    return "row " + std::to_string(i / n) + ", position " + std::to_string(i % n);
+  };
+  for (std::size_t i = 0; i < layer.codes.size(); ++i) {
+    if (int const code = layer.codes[i]; code < levels.min_code || code > levels.max_code) {
+      throw error("quantized layer: code " + std::to_string(code) + " at " + at(i, layer.in) +
+                  " is not between " + std::to_string(levels.min_code) + " and " +
+                  std::to_string(levels.max_code));
+    }
+  }
+  for (std::size_t i = 0; i < layer.zeros.size(); ++i) {
+    if (int const zero = layer.zeros[i]; zero >= 1 << Format::bits) {
+      throw error("quantized layer: zero point " + std::to_string(zero) + " at " + at(i, groups) +
+                  " does not fit into " + std::to_string(Format::bits) + " bits");
+    }
+  }
+  for (std::size_t i = 0; i < layer.scales.size(); ++i) {
+    float const scale = layer.scales[i];
+    if (!(std::abs(scale) <= std::numeric_limits<float>::max()) ||
+        static_cast<float>(typename Format::scale(scale)) != scale) {
+      throw error("quantized layer: scale " + std::to_string(scale) + " at " + at(i, groups) +
+                  " is not a finite " + (Format::scales == scale_type::float16 ? "float16" : "float32"));
+    }
+  }
+}
+
+}  // namespace gptq

@@ -1,0 +1,397 @@
+// Where a code lies: packed weights, made for broadcast-and-dot-product kernels and the same on every CPU.
+//
+//   auto packed = gptq::pack(layer);                 // owner: aligned memory
+//   gptq::packed_view<q4> w = packed.view();         // pointers and a shape, trivially copyable: what
+//   kernels take
+//
+// Layout of a matrix of `out` rows and `in` columns (little endian). Rows are cut into blocks of 16, the last
+// one padded; columns, in stored order, into the format's groups. A (row block, group) pair owns
+//   - codes: units of 16 rows x U columns, the group's last unit padded with code 0; U and the bytes of a
+//   unit:
+//       4 bits   8 columns    64 bytes   byte 4r+j: column j in the low nibble, column 4+j in the high one
+//       2 bits  16 columns    64 bytes   byte 4r+j: column 4t+j in bits 2t..2t+1
+//       3 bits  32 columns   192 bytes   two 2-bit units with the low bits of columns 0..15 and 16..31, then
+//                                        64 bytes whose byte 4r+j holds the top bit of column 4t+j in bit t
+//       8 bits   4 columns    64 bytes   byte 4r+j: column j
+//     where r is the row in its block and j in 0..3: every 32-bit lane belongs to one row, and each mask of
+//     it gives four consecutive columns, as maddubs, vpdpbusd, sdot and AMX tiles want them;
+//   - 16 scales, and, with a stored zero point, 16 zeros as an LSB-first stream of codes (2 * bits bytes).
+// Codes, scales and zeros are three separate arrays, each ordered by row block, then group, so that codes
+// stay aligned to 64 bytes whatever the scales are. Padding decodes to 0 * scale when its inputs are taken as
+// 0.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <gptq/format.hpp>
+#include <gptq/layer.hpp>
+#include <new>
+#include <vector>
+
+namespace gptq {
+
+/// Rows that share a block of the packed layout.
+inline constexpr index_t packed_rows = 16;
+
+/// Sizes and offsets of a packed matrix; see the head of this file. All constexpr, for callers that allocate.
+template <storage_format Format>
+struct packed_layout {
+  index_t out = 0;
+  index_t in = 0;
+
+  /// Columns and bytes of a unit of codes (16 rows).
+  static constexpr index_t unit_columns = Format::bits == 3 ? 32 : 32 / Format::bits;
+  static constexpr index_t unit_bytes = Format::bits == 3 ? 192 : 64;
+  /// Bytes of the 16 zeros of a (row block, group) pair.
+  static constexpr index_t zero_tile_bytes = Format::has_zero_point ? 2 * Format::bits : 0;
+
+  constexpr index_t row_blocks() const { return (out + packed_rows - 1) / packed_rows; }
+  constexpr index_t groups() const { return Format::groups(in); }
+  constexpr index_t group_columns() const { return Format::group_columns(in); }
+  /// Columns of one group: group_columns(), or what is left for the last one.
+  constexpr index_t columns_of(index_t group) const {
+    index_t const left = in - group * group_columns();
+    return left < group_columns() ? left : group_columns();
+  }
+  /// Bytes of the codes of a (row block, group) pair of `columns` columns.
+  static constexpr index_t tile_bytes(index_t columns) {
+    return (columns + unit_columns - 1) / unit_columns * unit_bytes;
+  }
+  constexpr index_t row_block_bytes() const {
+    return in == 0 ? 0 : (groups() - 1) * tile_bytes(group_columns()) + tile_bytes(columns_of(groups() - 1));
+  }
+
+  constexpr index_t code_bytes() const { return row_blocks() * row_block_bytes(); }
+  constexpr index_t scale_count() const { return row_blocks() * groups() * packed_rows; }
+  constexpr index_t zero_bytes() const { return row_blocks() * groups() * zero_tile_bytes; }
+
+  /// Byte offset of the codes of a (row block, group) pair.
+  constexpr index_t code_offset(index_t row_block, index_t group) const {
+    return row_block * row_block_bytes() + group * tile_bytes(group_columns());
+  }
+  /// Index of the first of the 16 scales of a (row block, group) pair.
+  constexpr index_t scale_offset(index_t row_block, index_t group) const {
+    return (row_block * groups() + group) * packed_rows;
+  }
+  /// Byte offset of the zeros of a (row block, group) pair.
+  constexpr index_t zero_offset(index_t row_block, index_t group) const {
+    return (row_block * groups() + group) * zero_tile_bytes;
+  }
+};
+
+/// A packed matrix that somebody else owns. Codes best start at a multiple of 64 bytes, and may start
+/// anywhere.
+template <storage_format Format>
+struct packed_view {
+  using format = Format;
+  using scale = typename Format::scale;
+
+  std::uint8_t const* codes = nullptr;  ///< layout().code_bytes() bytes
+  scale const* scales = nullptr;        ///< layout().scale_count() entries
+  std::uint8_t const* zeros = nullptr;  ///< layout().zero_bytes() bytes; null without a stored zero point
+  std::int32_t const* order = nullptr;  ///< [in] original column of each stored one; null: the same
+  index_t out = 0;                      ///< rows
+  index_t in = 0;                       ///< columns
+
+  constexpr packed_layout<Format> layout() const { return {out, in}; }
+  /// The code at (row, stored column).
+  int code(index_t row, index_t stored_column) const;
+  /// The scale and zero point of (row, group).
+  gptq::grid grid(index_t row, index_t group) const;
+};
+
+namespace detail {
+
+/// std::allocator with 64-byte alignment: a cache line, and the widest vector.
+template <class T>
+struct aligned_allocator {
+  using value_type = T;
+  static constexpr std::align_val_t alignment{64};
+
+  aligned_allocator() = default;
+  template <class U>
+  constexpr explicit aligned_allocator(aligned_allocator<U> const&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), alignment)); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, alignment); }
+  bool operator==(aligned_allocator const&) const = default;
+};
+
+template <class T>
+using aligned_vector = std::vector<T, aligned_allocator<T>>;
+
+}  // namespace detail
+
+/// A packed matrix that owns its memory, aligned to 64 bytes.
+template <storage_format Format>
+class packed_matrix {
+ public:
+  packed_matrix() = default;
+  /// All codes, scales and zeros 0, columns in their original order. Throws gptq::error on a negative shape.
+  packed_matrix(index_t out, index_t in);
+
+  index_t out() const { return out_; }
+  index_t in() const { return in_; }
+  packed_layout<Format> layout() const { return {out_, in_}; }
+  packed_view<Format> view() const;
+  /// Bytes of codes, scales, zeros and column order, padding included.
+  index_t bytes() const;
+  /// Bits a weight, padding included: 8 * bytes() / (out * in).
+  double bits_per_weight() const;
+
+  std::uint8_t* codes() { return codes_.data(); }
+  typename Format::scale* scales() { return scales_.data(); }
+  std::uint8_t* zeros() { return zeros_.data(); }
+  /// Empty, or in() entries: a permutation of the columns.
+  std::vector<std::int32_t>& order() { return order_; }
+
+ private:
+  index_t out_ = 0;
+  index_t in_ = 0;
+  detail::aligned_vector<std::uint8_t> codes_;
+  detail::aligned_vector<typename Format::scale> scales_;
+  detail::aligned_vector<std::uint8_t> zeros_;
+  std::vector<std::int32_t> order_;
+};
+
+/// Packs a layer; check(layer) first, with its errors. unpack(pack(layer).view()) has the same codes, scales,
+/// zeros and order.
+template <storage_format Format>
+packed_matrix<Format> pack(quantized_layer<Format> const& layer);
+
+/// The codes, scales, zeros and order of a packed matrix; the report is empty.
+template <storage_format Format>
+quantized_layer<Format> unpack(packed_view<Format> const& view);
+
+/// Decodes to float, columns in their original order: weights[out, in]. Exact with float16 scales.
+template <storage_format Format>
+void dequantize(packed_view<Format> const& view, float* weights);
+
+// ---- implementation -------------------------------------------------------------------------------------
+
+namespace detail {
+
+/// The lanes of one row of a unit of codes. Four columns are handled at once, one a byte of a word: shifts
+/// never cross bytes because codes are narrower than them, so the byte order of the machine does not matter.
+template <int Bits>
+struct code_unit {
+  static constexpr int lanes = Bits == 3 ? 3 : 1;
+  static constexpr int columns = Bits == 3 ? 32 : 32 / Bits;
+
+  static std::uint32_t four(std::uint8_t const* codes) {
+    std::uint32_t word;
+    std::memcpy(&word, codes, 4);
+    return word;
+  }
+
+  /// codes[columns] -> lane[lanes]
+  static void pack(std::uint8_t const* codes, std::uint32_t* lane) {
+    if constexpr (Bits == 3) {
+      lane[0] = lane[1] = lane[2] = 0;
+      for (int t = 0; t < 8; ++t) {
+        std::uint32_t const word = four(codes + 4 * t);
+        lane[t / 4] |= (word & 0x03030303u) << (2 * (t % 4));
+        lane[2] |= ((word >> 2) & 0x01010101u) << t;
+      }
+    } else {
+      lane[0] = 0;
+      for (int t = 0; t < 8 / Bits; ++t) lane[0] |= four(codes + 4 * t) << (Bits * t);
+    }
+  }
+
+  /// lane[lanes] -> codes[columns]
+  static void unpack(std::uint32_t const* lane, std::uint8_t* codes) {
+    constexpr std::uint32_t mask = 0x01010101u * ((1u << Bits) - 1u);
+    for (int t = 0; t < columns / 4; ++t) {
+      std::uint32_t word = 0;
+      if constexpr (Bits == 3) {
+        word = ((lane[t / 4] >> (2 * (t % 4))) & 0x03030303u) | (((lane[2] >> t) & 0x01010101u) << 2);
+      } else {
+        word = (lane[0] >> (Bits * t)) & mask;
+      }
+      std::memcpy(codes + 4 * t, &word, 4);
+    }
+  }
+};
+
+/// The codes of one row of a (row block, group) pair: tile[packed_row] -> codes[columns].
+template <int Bits>
+void unpack_row(std::uint8_t const* tile, index_t packed_row, index_t columns, std::uint8_t* codes) {
+  using unit = code_unit<Bits>;
+  for (index_t first = 0; first < columns; first += unit::columns, tile += 64 * unit::lanes) {
+    std::uint32_t lane[unit::lanes];
+    for (int l = 0; l < unit::lanes; ++l) std::memcpy(&lane[l], tile + 64 * l + 4 * packed_row, 4);
+    if (first + unit::columns <= columns) {
+      unit::unpack(lane, codes + first);
+    } else {
+      std::uint8_t padded[unit::columns];
+      unit::unpack(lane, padded);
+      std::memcpy(codes + first, padded, static_cast<std::size_t>(columns - first));
+    }
+  }
+}
+
+template <int Bits>
+void pack_row(std::uint8_t const* codes, index_t columns, index_t packed_row, std::uint8_t* tile) {
+  using unit = code_unit<Bits>;
+  for (index_t first = 0; first < columns; first += unit::columns, tile += 64 * unit::lanes) {
+    std::uint32_t lane[unit::lanes];
+    if (first + unit::columns <= columns) {
+      unit::pack(codes + first, lane);
+    } else {
+      std::uint8_t padded[unit::columns] = {};
+      std::memcpy(padded, codes + first, static_cast<std::size_t>(columns - first));
+      unit::pack(padded, lane);
+    }
+    for (int l = 0; l < unit::lanes; ++l) std::memcpy(tile + 64 * l + 4 * packed_row, &lane[l], 4);
+  }
+}
+
+/// Entry r of an LSB-first stream of codes. A 3-bit entry may straddle two bytes.
+template <int Bits>
+int stream_code(std::uint8_t const* stream, index_t r) {
+  index_t const bit = r * Bits;
+  int word = stream[bit / 8];
+  if (bit % 8 + Bits > 8) word |= stream[bit / 8 + 1] << 8;
+  return (word >> (bit % 8)) & ((1 << Bits) - 1);
+}
+
+/// Sets entry r of a zeroed LSB-first stream of codes.
+template <int Bits>
+void set_stream_code(std::uint8_t* stream, index_t r, int code) {
+  index_t const bit = r * Bits;
+  int const word = code << (bit % 8);
+  stream[bit / 8] = static_cast<std::uint8_t>(stream[bit / 8] | (word & 0xff));
+  if (bit % 8 + Bits > 8) stream[bit / 8 + 1] = static_cast<std::uint8_t>(stream[bit / 8 + 1] | (word >> 8));
+}
+
+}  // namespace detail
+
+template <storage_format Format>
+int packed_view<Format>::code(index_t row, index_t stored_column) const {
+  constexpr int bits = Format::bits;
+  auto const shape = layout();
+  index_t const group = stored_column / shape.group_columns();
+  index_t const column = stored_column % shape.group_columns();
+  index_t const t = column % shape.unit_columns / 4;
+  std::uint8_t const* const lane = codes + shape.code_offset(row / packed_rows, group) +
+                                   column / shape.unit_columns * shape.unit_bytes + row % packed_rows * 4 +
+                                   column % 4;
+  if constexpr (bits == 3) {
+    return ((lane[64 * (t / 4)] >> (2 * (t % 4))) & 3) | (((lane[128] >> t) & 1) << 2);
+  } else {
+    return (lane[0] >> (bits * t)) & ((1 << bits) - 1);
+  }
+}
+
+template <storage_format Format>
+grid packed_view<Format>::grid(index_t row, index_t group) const {
+  auto const shape = layout();
+  index_t const block = row / packed_rows;
+  float const value = scales[shape.scale_offset(block, group) + row % packed_rows];
+  if constexpr (Format::has_zero_point) {
+    return {value,
+            detail::stream_code<Format::bits>(zeros + shape.zero_offset(block, group), row % packed_rows)};
+  } else {
+    return {value, 0};
+  }
+}
+
+template <storage_format Format>
+packed_matrix<Format>::packed_matrix(index_t out, index_t in) : out_(out), in_(in) {
+  if (out < 0 || in < 0) {
+    throw error("packed matrix: shape " + std::to_string(out) + " x " + std::to_string(in) + " is negative");
+  }
+  codes_.resize(static_cast<std::size_t>(layout().code_bytes()));
+  scales_.resize(static_cast<std::size_t>(layout().scale_count()), typename Format::scale(0.0F));
+  zeros_.resize(static_cast<std::size_t>(layout().zero_bytes()));
+}
+
+template <storage_format Format>
+packed_view<Format> packed_matrix<Format>::view() const {
+  return {codes_.data(),
+          scales_.data(),
+          Format::has_zero_point ? zeros_.data() : nullptr,
+          order_.empty() ? nullptr : order_.data(),
+          out_,
+          in_};
+}
+
+template <storage_format Format>
+index_t packed_matrix<Format>::bytes() const {
+  return static_cast<index_t>(codes_.size() + scales_.size() * sizeof(typename Format::scale) +
+                              zeros_.size() + order_.size() * sizeof(std::int32_t));
+}
+
+template <storage_format Format>
+double packed_matrix<Format>::bits_per_weight() const {
+  return out_ * in_ == 0 ? 0.0 : 8.0 * static_cast<double>(bytes()) / static_cast<double>(out_ * in_);
+}
+
+template <storage_format Format>
+packed_matrix<Format> pack(quantized_layer<Format> const& layer) {
+  check(layer);
+  packed_matrix<Format> packed(layer.out, layer.in);
+  packed.order() = layer.order;
+  auto const shape = packed.layout();
+  for (index_t row = 0; row < layer.out; ++row) {
+    index_t const block = row / packed_rows;
+    index_t const lane = row % packed_rows;
+    for (index_t group = 0; group < shape.groups(); ++group) {
+      detail::pack_row<Format::bits>(layer.codes.data() + row * layer.in + group * shape.group_columns(),
+                                     shape.columns_of(group), lane,
+                                     packed.codes() + shape.code_offset(block, group));
+      gptq::grid const g = layer.grid(row, group);
+      packed.scales()[shape.scale_offset(block, group) + lane] = typename Format::scale(g.scale);
+      if constexpr (Format::has_zero_point) {
+        detail::set_stream_code<Format::bits>(packed.zeros() + shape.zero_offset(block, group), lane, g.zero);
+      }
+    }
+  }
+  return packed;
+}
+
+template <storage_format Format>
+quantized_layer<Format> unpack(packed_view<Format> const& view) {
+  auto const shape = view.layout();
+  quantized_layer<Format> layer;
+  layer.out = view.out;
+  layer.in = view.in;
+  layer.codes.resize(static_cast<std::size_t>(view.out * view.in));
+  layer.scales.resize(static_cast<std::size_t>(view.out * shape.groups()));
+  layer.zeros.resize(Format::has_zero_point ? layer.scales.size() : 0);
+  if (view.order != nullptr) layer.order.assign(view.order, view.order + view.in);
+  for (index_t row = 0; row < view.out; ++row) {
+    for (index_t group = 0; group < shape.groups(); ++group) {
+      detail::unpack_row<Format::bits>(view.codes + shape.code_offset(row / packed_rows, group),
+                                       row % packed_rows, shape.columns_of(group),
+                                       layer.codes.data() + row * view.in + group * shape.group_columns());
+      gptq::grid const g = view.grid(row, group);
+      auto const at = static_cast<std::size_t>(row * shape.groups() + group);
+      layer.scales[at] = g.scale;
+      if (Format::has_zero_point) layer.zeros[at] = static_cast<std::uint8_t>(g.zero);
+    }
+  }
+  return layer;
+}
+
+template <storage_format Format>
+void dequantize(packed_view<Format> const& view, float* weights) {
+  auto const shape = view.layout();
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(shape.group_columns()));
+  for (index_t row = 0; row < view.out; ++row) {
+    float* const target = weights + row * view.in;
+    for (index_t group = 0; group < shape.groups(); ++group) {
+      index_t const first = group * shape.group_columns();
+      index_t const columns = shape.columns_of(group);
+      detail::unpack_row<Format::bits>(view.codes + shape.code_offset(row / packed_rows, group),
+                                       row % packed_rows, columns, codes.data());
+      gptq::grid const g = view.grid(row, group);
+      for (index_t c = 0; c < columns; ++c) {
+        index_t const column = view.order == nullptr ? first + c : view.order[first + c];
+        target[column] = Format::levels.decode(codes[static_cast<std::size_t>(c)], g);
+      }
+    }
+  }
+}
+
+}  // namespace gptq

@@ -1,0 +1,180 @@
+// GPTQ and round-to-nearest quantization of one linear layer.
+//
+//   auto layer = gptq::quantize<q4>(weight, h, {.act_order = true});   // weight[out, in], a gptq::hessian
+//   auto packed = gptq::pack(layer);
+//
+// GPTQ: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
+// Pre-trained Transformers", 2022. How it is computed: detail/solver.hpp.
+#pragma once
+
+#include <Eigen/Core>
+#include <gptq/detail/linear_algebra.hpp>
+#include <gptq/detail/published.hpp>
+#include <gptq/detail/solution.hpp>
+#include <gptq/detail/solver.hpp>
+#include <gptq/error.hpp>
+#include <gptq/format.hpp>
+#include <gptq/hessian.hpp>
+#include <gptq/layer.hpp>
+#include <gptq/options.hpp>
+#include <string>
+#include <utility>
+
+namespace gptq {
+
+/// Quantizes weight[out, in] by GPTQ. Memory besides the arguments: a copy of the weight (none if it is moved
+/// in: it is overwritten), a K x K float matrix and N x block_size floats (N x group size where dynamic
+/// groups are larger than a block), and the result.
+/// @param held_out  Hessian of other tokens, to report the error on them; may be null
+/// @throws gptq::error when a shape does not agree, a weight or Hessian entry is not finite (naming it), an
+/// option
+///         is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
+template <storage_format Format>
+quantized_layer<Format> quantize(Eigen::Ref<matrix const> const& weight, hessian const& h,
+                                 quantize_options const& options = {}, hessian const* held_out = nullptr);
+template <storage_format Format>
+quantized_layer<Format> quantize(matrix&& weight, hessian const& h, quantize_options const& options = {},
+                                 hessian const* held_out = nullptr);
+
+/// Quantizes every weight to its nearest level; of the options, only those of the grid matter. The errors
+/// under `h`, and under `held_out`, are reported where they are given. Throws as quantize().
+template <storage_format Format>
+quantized_layer<Format> round_to_nearest(Eigen::Ref<matrix const> const& weight,
+                                         quantize_options const& options = {}, hessian const* h = nullptr,
+                                         hessian const* held_out = nullptr);
+
+/// The weights that a layer's codes stand for, [out, in] in original column order.
+template <storage_format Format>
+matrix dequantize(quantized_layer<Format> const& layer);
+
+/// tr(D S D') / tr(W S W') for D = weight - approximation: the relative squared error of the outputs on the
+/// tokens of `h`.
+double output_error(Eigen::Ref<matrix const> const& weight, Eigen::Ref<matrix const> const& approximation,
+                    hessian const& h, int threads = 0);
+
+// ---- implementation -------------------------------------------------------------------------------------
+
+namespace detail {
+
+/// Solves and completes the report.
+inline solution solve(matrix&& weight, hessian const& h, format_values const& format,
+                      quantize_options const& options, hessian const* held_out) {
+  stopwatch const total;
+  constexpr double unknown = quantize_report::not_measured;
+  double const signal =
+      options.measure_output_error ? quadratic_form(weight, h.sum(), options.threads) : unknown;
+  double const held_out_signal =
+      held_out == nullptr ? unknown : quadratic_form(weight, held_out->sum(), options.threads);
+  auto const run = [&](auto&& solver) {
+    solution result = solver.solve();
+    quantize_report& report = result.report;
+    if (!std::isfinite(report.loss)) {
+      throw error("quantize: the column sweep overflowed; the Hessian is too ill-conditioned for damping " +
+                  std::to_string(report.damping));
+    }
+    report.loss_per_token = report.loss * static_cast<double>(h.sequences()) / h.tokens();
+    if (options.measure_output_error) report.output_error = solver.noise() / signal;
+    if (held_out != nullptr) {
+      report.held_out_error =
+          quadratic_form(solver.difference(), held_out->sum(), options.threads) / held_out_signal;
+    }
+    report.snr_db = decibels(report.output_error);
+    report.held_out_snr_db = decibels(report.held_out_error);
+    return result;
+  };
+  solution result = options.reference ? run(published_solver(std::move(weight), h, format, options))
+                                      : run(solver(std::move(weight), h, format, options));
+  result.report.seconds = total.seconds();
+  return result;
+}
+
+}  // namespace detail
+
+template <storage_format Format>
+quantized_layer<Format> quantize(matrix&& weight, hessian const& h, quantize_options const& options,
+                                 hessian const* held_out) {
+  index_t const out = weight.rows();
+  index_t const in = weight.cols();
+  detail::check_options(options, Format::levels);
+  detail::check_weight(weight);
+  detail::check_hessian(h, in, "hessian");
+  if (held_out != nullptr) detail::check_hessian(*held_out, in, "held-out hessian");
+  detail::format_values const format = detail::values_of<Format>(in, options);
+  return detail::layer_of<Format>(detail::solve(std::move(weight), h, format, options, held_out), out, in);
+}
+
+template <storage_format Format>
+quantized_layer<Format> quantize(Eigen::Ref<matrix const> const& weight, hessian const& h,
+                                 quantize_options const& options, hessian const* held_out) {
+  return quantize<Format>(matrix(weight), h, options, held_out);
+}
+
+template <storage_format Format>
+quantized_layer<Format> round_to_nearest(Eigen::Ref<matrix const> const& weight,
+                                         quantize_options const& options, hessian const* h,
+                                         hessian const* held_out) {
+  detail::stopwatch const total;
+  index_t const out = weight.rows();
+  index_t const in = weight.cols();
+  detail::check_options(options, Format::levels);
+  detail::check_weight(weight);
+  if (h != nullptr) detail::check_hessian(*h, in, "hessian");
+  if (held_out != nullptr) detail::check_hessian(*held_out, in, "held-out hessian");
+  detail::format_values const format = detail::values_of<Format>(in, options);
+  detail::solution result(out, in, format);
+  detail::find_all_grids(weight, format, options.threads, result);
+  detail::for_strips(out, options.threads, [&](index_t first_row, index_t rows) {
+    for (index_t i = first_row * in; i < (first_row + rows) * in; ++i) {
+      index_t const column = i % in;
+      grid const g = result.grid_at(i / in, column / format.group_columns);
+      result.codes[static_cast<std::size_t>(i)] =
+          static_cast<std::uint8_t>(format.levels.encode(weight(i / in, column), g));
+    }
+  });
+  auto layer = detail::layer_of<Format>(std::move(result), out, in);
+  if (h != nullptr || held_out != nullptr) {
+    matrix const decoded = dequantize(layer);
+    if (h != nullptr) {
+      matrix const difference = weight - decoded;
+      double const noise = detail::quadratic_form(difference, h->sum(), options.threads);
+      layer.report.loss = 0.5 * h->scale() * noise;
+      layer.report.loss_per_token = noise / h->tokens();
+      layer.report.output_error = output_error(weight, decoded, *h, options.threads);
+      layer.report.snr_db = detail::decibels(layer.report.output_error);
+    }
+    if (held_out != nullptr) {
+      layer.report.held_out_error = output_error(weight, decoded, *held_out, options.threads);
+      layer.report.held_out_snr_db = detail::decibels(layer.report.held_out_error);
+    }
+  }
+  layer.report.seconds = total.seconds();
+  return layer;
+}
+
+template <storage_format Format>
+matrix dequantize(quantized_layer<Format> const& layer) {
+  matrix weight(layer.out, layer.in);
+  for (index_t p = 0; p < layer.in; ++p) {
+    index_t const column = layer.order.empty() ? p : index_t{layer.order[static_cast<std::size_t>(p)]};
+    for (index_t row = 0; row < layer.out; ++row) {
+      weight(row, column) = Format::levels.decode(layer.code(row, p), layer.grid(row, layer.group_of(p)));
+    }
+  }
+  return weight;
+}
+
+inline double output_error(Eigen::Ref<matrix const> const& weight,
+                           Eigen::Ref<matrix const> const& approximation, hessian const& h, int threads) {
+  if (weight.rows() != approximation.rows() || weight.cols() != approximation.cols() ||
+      weight.cols() != h.in_features()) {
+    throw error("output_error: weight " + std::to_string(weight.rows()) + " x " +
+                std::to_string(weight.cols()) + ", approximation " + std::to_string(approximation.rows()) +
+                " x " + std::to_string(approximation.cols()) + " and hessian of " +
+                std::to_string(h.in_features()) + " inputs do not agree");
+  }
+  matrix const difference = weight - approximation;
+  return detail::quadratic_form(difference, h.sum(), threads) /
+         detail::quadratic_form(weight, h.sum(), threads);
+}
+
+}  // namespace gptq

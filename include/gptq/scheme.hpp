@@ -1,0 +1,144 @@
+// What a code means. A stored code q of b bits (0 <= q < 2^b) decodes to
+//
+//   weight = scale * (q - zero)
+//
+// with one scale a group of columns of a row. A scheme says which codes are used and where the zero lies: in
+// a stored zero point of each group (asymmetric), or in a constant, a multiple of one half (all others).
+//
+//   scheme       codes used    zero           levels q - zero              what it is known as
+//   asymmetric   0..2^b-1      stored, code   -zero .. 2^b-1-zero          GPTQ's baseline, GGUF Q4_1
+//   symmetric    1..2^b-1      2^(b-1)        -(2^(b-1)-1)..2^(b-1)-1      -7..7, "remove-zp"
+//   fixed_zero   0..2^b-1      2^(b-1)        -2^(b-1)..2^(b-1)-1          checkpoints with sym: true, GGUF
+//   Q4_0 half_step    0..2^b-1      2^(b-1)-1/2    -(2^(b-1)-1/2)..2^(b-1)-1/2  "use-fixed-zp", floor instead
+//   of round
+//
+// A scheme of your own is one struct with the same members (see the concept below); nothing is registered.
+// examples/03_custom_scheme.cpp shows a ternary one.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <string_view>
+
+namespace gptq {
+
+/// Scale and zero point of one group. `zero` is a code; schemes without a stored zero point ignore it.
+struct grid {
+  float scale = 1.0F;
+  int zero = 0;
+};
+
+/// What a struct must offer to be a scheme: a name, the codes in use at a width, and where the zero lies.
+/// `zero_point(bits)` is needed only without a stored zero point; it is a multiple of 1/2, strictly between
+/// the lowest and the highest code.
+///
+/// Optionally `static grid find_grid(std::span<float const> weights, int bits)`: the scheme's own way to find
+/// a group's scale, used as its `grid_rule::published` (grid.hpp).
+template <class Scheme>
+concept quantization_scheme = requires(int bits) {
+  { Scheme::name } -> std::convertible_to<std::string_view>;
+  { Scheme::has_zero_point } -> std::convertible_to<bool>;
+  { Scheme::min_code(bits) } -> std::same_as<int>;
+  { Scheme::max_code(bits) } -> std::same_as<int>;
+  requires Scheme::has_zero_point || requires {
+    { Scheme::zero_point(bits) } -> std::same_as<float>;
+  };
+};
+
+/// A zero point for each group, stored as a code: 0 <= zero < 2^bits.
+struct asymmetric {
+  static constexpr std::string_view name = "asymmetric";
+  static constexpr bool has_zero_point = true;
+  static constexpr int min_code(int /*bits*/) { return 0; }
+  static constexpr int max_code(int bits) { return (1 << bits) - 1; }
+};
+
+/// Levels -(2^(b-1)-1)..2^(b-1)-1; the lowest code is not used.
+struct symmetric {
+  static constexpr std::string_view name = "symmetric";
+  static constexpr bool has_zero_point = false;
+  static constexpr int min_code(int /*bits*/) { return 1; }
+  static constexpr int max_code(int bits) { return (1 << bits) - 1; }
+  static constexpr float zero_point(int bits) { return static_cast<float>(1 << (bits - 1)); }
+};
+
+/// Levels -2^(b-1)..2^(b-1)-1. A negative scale is allowed: it turns the longer side up.
+struct fixed_zero {
+  static constexpr std::string_view name = "fixed_zero";
+  static constexpr bool has_zero_point = false;
+  static constexpr int min_code(int /*bits*/) { return 0; }
+  static constexpr int max_code(int bits) { return (1 << bits) - 1; }
+  static constexpr float zero_point(int bits) { return static_cast<float>(1 << (bits - 1)); }
+};
+
+/// Levels q + 1/2 for q in -2^(b-1)..2^(b-1)-1: as many on either side of zero, and none at zero.
+struct half_step {
+  static constexpr std::string_view name = "half_step";
+  static constexpr bool has_zero_point = false;
+  static constexpr int min_code(int /*bits*/) { return 0; }
+  static constexpr int max_code(int bits) { return (1 << bits) - 1; }
+  static constexpr float zero_point(int bits) { return static_cast<float>(1 << (bits - 1)) - 0.5F; }
+};
+
+/// The levels of a scheme at a width, as values: what the solver and the reference work with.
+struct code_levels {
+  int min_code;
+  int max_code;
+  bool has_zero_point;  ///< each group stores its own
+  float zero;           ///< the constant zero point; 0 where each group stores its own
+
+  /// Whether the zero lies between two codes, so that no level is exactly zero.
+  constexpr bool is_half_step() const { return zero != static_cast<float>(static_cast<int>(zero)); }
+  /// The zero point of a group.
+  constexpr float zero_of(grid g) const { return has_zero_point ? static_cast<float>(g.zero) : zero; }
+  /// The weight that `code` stands for.
+  constexpr float decode(int code, grid g) const { return g.scale * (static_cast<float>(code) - zero_of(g)); }
+  /// The code of the level nearest to the finite `weight`: weight / scale (a division, as in the published
+  /// code, never a product with a reciprocal) rounded half to even for whole zeros, down for half-integer
+  /// ones, and clamped to the codes in use. A scale of 0 decodes to 0 whatever the code is.
+  constexpr int encode(float weight, grid g) const;
+};
+
+/// The levels of `Scheme` at `bits` bits.
+template <quantization_scheme Scheme>
+constexpr code_levels levels_of(int bits) {
+  if constexpr (Scheme::has_zero_point) {
+    return {Scheme::min_code(bits), Scheme::max_code(bits), true, 0.0F};
+  } else {
+    return {Scheme::min_code(bits), Scheme::max_code(bits), false, Scheme::zero_point(bits)};
+  }
+}
+
+// ---- implementation -------------------------------------------------------------------------------------
+
+namespace detail {
+
+// Half to even, for |x| < 2^22. Written as additions because std::nearbyint does not vectorize before SSE4.1;
+// the additions would vanish under -ffast-math.
+constexpr float round_half_even(float x) {
+#if defined(__FAST_MATH__)
+  return __builtin_nearbyintf(x);
+#else
+  constexpr float shift = 12582912.0F;  // 1.5 * 2^23: the last bit of the sum is worth 1
+  return (x + shift) - shift;
+#endif
+}
+
+// floor, for |x| < 2^22.
+constexpr float round_down(float x) {
+  float const nearest = round_half_even(x);
+  return nearest > x ? nearest - 1.0F : nearest;
+}
+
+}  // namespace detail
+
+constexpr int code_levels::encode(float weight, grid g) const {
+  float const scale = g.scale == 0.0F ? 1.0F : g.scale;
+  float const steps =
+      std::clamp(weight / scale, -65536.0F, 65536.0F);  // beyond it the code is clamped anyway
+  float const level = is_half_step() ? detail::round_down(steps) + 0.5F : detail::round_half_even(steps);
+  return static_cast<int>(
+      std::clamp(level + zero_of(g), static_cast<float>(min_code), static_cast<float>(max_code)));
+}
+
+}  // namespace gptq
