@@ -4,8 +4,11 @@
 // use is the scheme's business (scheme.hpp).
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/scheme.hpp>
@@ -90,7 +93,9 @@ inline grid grid_of_range(range r, code_levels const& levels, grid_options const
   auto const steps = static_cast<float>(levels.max_code - levels.min_code);
   if (levels.has_zero_point) {
     float const scale = stored_scale((r.high - r.low) / steps, options.scales);
-    float const zero = static_cast<float>(levels.min_code) + round_half_even(-r.low / scale);
+    // A range of a few of the smallest floats has no step left, and 0 / 0 is no zero point.
+    float const steps_below = scale == 0.0F ? 0.0F : round_half_even(-r.low / scale);
+    float const zero = static_cast<float>(levels.min_code) + steps_below;
     return {scale, static_cast<int>(std::clamp(zero, static_cast<float>(levels.min_code),
                                                static_cast<float>(levels.max_code)))};
   }
@@ -112,10 +117,23 @@ inline grid grid_of_range(range r, code_levels const& levels, grid_options const
   return {stored_scale((unsigned_defect ? amax : 2.0F * amax) / steps, options.scales), 0};
 }
 
-inline float grid_error(std::span<float const> weights, grid g, code_levels const& levels) {
-  float sum = 0.0F;
-  for (float const w : weights) sum += power_2_4(std::abs(levels.decode(levels.encode(w, g), g) - w));
-  return sum;
+// Sum of |decoded - weight|^2.4, in eight interleaved sums so that the loop vectorizes.
+template <bool HalfStep>
+float grid_error(std::span<float const> weights, grid g, code_levels const& levels) {
+  float const zero = levels.zero_of(g);
+  auto const lowest = static_cast<float>(levels.min_code);
+  auto const highest = static_cast<float>(levels.max_code);
+  auto const error = [=](float w) {
+    float const code = nearest_code<HalfStep>(w, g.scale, zero, lowest, highest);
+    return power_2_4(std::abs(g.scale * (code - zero) - w));
+  };
+  float sums[8] = {};
+  std::size_t const whole = weights.size() / 8 * 8;
+  for (std::size_t i = 0; i < whole; i += 8) {
+    for (std::size_t lane = 0; lane < 8; ++lane) sums[lane] += error(weights[i + lane]);
+  }
+  for (std::size_t i = whole; i < weights.size(); ++i) sums[i - whole] += error(weights[i]);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
 }  // namespace detail
@@ -142,7 +160,8 @@ inline grid find_grid(std::span<float const> weights, code_levels const& levels,
   for (int i = 0; i < 80; ++i) {
     float const keep = static_cast<float>(1.0 - i / 100.0);
     grid const candidate = detail::grid_of_range({keep * full.low, keep * full.high}, levels, options);
-    float const error = detail::grid_error(weights, candidate, levels);
+    float const error = levels.is_half_step() ? detail::grid_error<true>(weights, candidate, levels)
+                                              : detail::grid_error<false>(weights, candidate, levels);
     if (error < least) {
       least = error;
       best = candidate;

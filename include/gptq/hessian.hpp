@@ -131,7 +131,7 @@ inline void hessian::add(Eigen::Ref<matrix const> const& x, std::span<float cons
   }
   check_input(x, token_weights, 0);
   if (token_weights.empty()) {
-    detail::add_gram(sum_, x, threads_);
+    detail::add_rank_update(sum_, 1.0F, x.transpose(), threads_);
     tokens_ += static_cast<double>(x.rows());
   } else {
     matrix weighted = x;
@@ -140,7 +140,7 @@ inline void hessian::add(Eigen::Ref<matrix const> const& x, std::span<float cons
       weighted.row(t) *= std::sqrt(weight);
       tokens_ += static_cast<double>(weight);
     }
-    detail::add_gram(sum_, weighted, threads_);
+    detail::add_rank_update(sum_, 1.0F, weighted.transpose(), threads_);
   }
   ++sequences_;
 }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <concepts>
 #include <gptq/detail/linear_algebra.hpp>
 #include <gptq/detail/published.hpp>
 #include <gptq/detail/solution.hpp>
@@ -23,17 +24,18 @@
 namespace gptq {
 
 /// Quantizes weight[out, in] by GPTQ. Memory besides the arguments: a copy of the weight (none if it is moved
-/// in: it is overwritten), a K x K float matrix and N x block_size floats (N x group size where dynamic
-/// groups are larger than a block), and the result.
+/// in: it is overwritten), a K x K float matrix, N x 4 block_size floats (N x group size where dynamic groups
+/// are larger than that), and the result.
 /// @param held_out  Hessian of other tokens, to report the error on them; may be null
-/// @throws gptq::error when a shape does not agree, a weight or Hessian entry is not finite (naming it), an
+/// @throws gptq::error when shapes do not agree, a weight or Hessian entry is not finite (naming it), an
 /// option
-///         is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
+///   is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
 template <storage_format Format>
 quantized_layer<Format> quantize(Eigen::Ref<matrix const> const& weight, hessian const& h,
                                  quantize_options const& options = {}, hessian const* held_out = nullptr);
-template <storage_format Format>
-quantized_layer<Format> quantize(matrix&& weight, hessian const& h, quantize_options const& options = {},
+/// The same for a `matrix` that is moved in, and for nothing that would first have to become one.
+template <storage_format Format, std::same_as<matrix> Weight>
+quantized_layer<Format> quantize(Weight&& weight, hessian const& h, quantize_options const& options = {},
                                  hessian const* held_out = nullptr);
 
 /// Quantizes every weight to its nearest level; of the options, only those of the grid matter. The errors
@@ -90,8 +92,8 @@ inline solution solve(matrix&& weight, hessian const& h, format_values const& fo
 
 }  // namespace detail
 
-template <storage_format Format>
-quantized_layer<Format> quantize(matrix&& weight, hessian const& h, quantize_options const& options,
+template <storage_format Format, std::same_as<matrix> Weight>
+quantized_layer<Format> quantize(Weight&& weight, hessian const& h, quantize_options const& options,
                                  hessian const* held_out) {
   index_t const out = weight.rows();
   index_t const in = weight.cols();

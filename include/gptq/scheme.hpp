@@ -16,7 +16,6 @@
 // examples/03_custom_scheme.cpp shows a ternary one.
 #pragma once
 
-#include <algorithm>
 #include <concepts>
 #include <string_view>
 
@@ -132,13 +131,29 @@ constexpr float round_down(float x) {
 
 }  // namespace detail
 
+namespace detail {
+
+// std::clamp returns a reference, which keeps the loops around it from vectorizing.
+constexpr float clamp(float x, float low, float high) {
+  float const raised = x < low ? low : x;
+  return raised > high ? high : raised;
+}
+
+// code_levels::encode on floats, so that loops over it vectorize.
+template <bool HalfStep>
+constexpr float nearest_code(float weight, float scale, float zero, float lowest, float highest) {
+  // Beyond 2^16 steps the code is clamped anyway.
+  float const steps = clamp(weight / (scale == 0.0F ? 1.0F : scale), -65536.0F, 65536.0F);
+  float const level = HalfStep ? round_down(steps) + 0.5F : round_half_even(steps);
+  return clamp(level + zero, lowest, highest);
+}
+
+}  // namespace detail
+
 constexpr int code_levels::encode(float weight, grid g) const {
-  float const scale = g.scale == 0.0F ? 1.0F : g.scale;
-  float const steps =
-      std::clamp(weight / scale, -65536.0F, 65536.0F);  // beyond it the code is clamped anyway
-  float const level = is_half_step() ? detail::round_down(steps) + 0.5F : detail::round_half_even(steps);
+  auto const nearest = is_half_step() ? detail::nearest_code<true> : detail::nearest_code<false>;
   return static_cast<int>(
-      std::clamp(level + zero_of(g), static_cast<float>(min_code), static_cast<float>(max_code)));
+      nearest(weight, g.scale, zero_of(g), static_cast<float>(min_code), static_cast<float>(max_code)));
 }
 
 }  // namespace gptq

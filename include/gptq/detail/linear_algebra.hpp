@@ -42,28 +42,27 @@ void add_product(C&& c, float alpha, A const& a, B const& b, int threads) {
   });
 }
 
-/// Lower triangle of c[n, n] += x' x for x[tokens, n].
-template <class C, class X>
-void add_gram(C& c, X const& x, int threads) {
+/// Lower triangle of c[n, n] += alpha u u' for u[n, k].
+template <class C, class U>
+void add_rank_update(C&& c, float alpha, U const& u, int threads) {
   if (have_blas) {
-    c.template selfadjointView<Eigen::Lower>().rankUpdate(x.transpose());
+    c.template selfadjointView<Eigen::Lower>().rankUpdate(u, alpha);
     return;
   }
   Eigen::Index const n = c.rows();
   Eigen::Index const tiles = (n + tile_rows - 1) / tile_rows;
   parallel_for(tiles * (tiles + 1) / 2, threads, [&](Eigen::Index piece) {
-    // Piece numbers run along the rows of the lower triangle of tiles.
-    auto i = static_cast<Eigen::Index>((std::sqrt(8.0 * static_cast<double>(piece) + 1.0) - 1.0) / 2.0);
-    while (i * (i + 1) / 2 > piece) --i;
+    // Pieces are numbered along the rows of the lower triangle of tiles.
+    Eigen::Index i = 0;
     while ((i + 1) * (i + 2) / 2 <= piece) ++i;
     Eigen::Index const j = piece - i * (i + 1) / 2;
-    Eigen::Index const rows = std::min(tile_rows, n - i * tile_rows);
-    Eigen::Index const columns = std::min(tile_rows, n - j * tile_rows);
-    auto tile = c.block(i * tile_rows, j * tile_rows, rows, columns);
+    auto const left = u.middleRows(i * tile_rows, std::min(tile_rows, n - i * tile_rows));
+    auto const right = u.middleRows(j * tile_rows, std::min(tile_rows, n - j * tile_rows));
+    auto tile = c.block(i * tile_rows, j * tile_rows, left.rows(), right.rows());
     if (i == j) {
-      tile.template selfadjointView<Eigen::Lower>().rankUpdate(x.middleCols(i * tile_rows, rows).transpose());
+      tile.template selfadjointView<Eigen::Lower>().rankUpdate(left, alpha);
     } else {
-      tile.noalias() += x.middleCols(i * tile_rows, rows).transpose() * x.middleCols(j * tile_rows, columns);
+      tile.noalias() += alpha * (left * right.transpose());
     }
   });
 }
@@ -95,32 +94,35 @@ double quadratic_form(Rows const& rows, Lower const& lower, int threads) {
   return total;
 }
 
-/// Cholesky factorization in place: the lower triangle of a becomes L with a = L L'; the upper
-/// triangle is scratch. Returns false when a is not positive definite.
-template <class A>
-bool cholesky_lower(A& a, int threads) {
-  constexpr Eigen::Index block = 128;
+/// Cholesky factorization in place: the lower triangle of a becomes L with a = L L'; the upper triangle is
+/// scratch. Returns false when a is not positive definite.
+inline bool cholesky_lower(Eigen::Ref<Eigen::MatrixXf> a, int threads) {
   Eigen::Index const n = a.rows();
-  for (Eigen::Index k = 0; k < n; k += block) {
-    Eigen::Index const width = std::min(block, n - k);
-    auto panel = a.block(k, k, n - k, width);
-    add_product(panel, -1.0F, a.block(k, 0, n - k, k), a.block(k, 0, width, k).transpose(), threads);
-    auto diagonal = panel.topRows(width);
-    for (Eigen::Index j = 0; j < width; ++j) {
-      auto column = diagonal.col(j).tail(width - j);
-      for (Eigen::Index i = 0; i < j; ++i) column -= diagonal(j, i) * diagonal.col(i).tail(width - j);
+  if (n <= 64) {
+    for (Eigen::Index j = 0; j < n; ++j) {
+      auto column = a.col(j).tail(n - j);
+      for (Eigen::Index i = 0; i < j; ++i) column -= a(j, i) * a.col(i).tail(n - j);
       float const pivot = column(0);
       if (!(pivot > 0.0F) || !std::isfinite(pivot)) return false;
       column /= std::sqrt(pivot);
     }
-    auto below = panel.bottomRows(n - k - width);
-    for_row_tiles(below.rows(), threads, [&](Eigen::Index first, Eigen::Index count) {
-      auto tile = below.middleRows(first, count);
-      diagonal.template triangularView<Eigen::Lower>().transpose().template solveInPlace<Eigen::OnTheRight>(
-          tile);
-    });
+    return true;
   }
-  return true;
+  // In halves, so that most of the work is done in large products:
+  //   a = [a11 .  ]   l11 = chol(a11), l21 = a21 / l11', l22 = chol(a22 - l21 l21')
+  //       [a21 a22]
+  Eigen::Index const half = (n / 2 + 63) / 64 * 64;
+  Eigen::Ref<Eigen::MatrixXf> upper_left = a.topLeftCorner(half, half);
+  Eigen::Ref<Eigen::MatrixXf> lower_left = a.bottomLeftCorner(n - half, half);
+  Eigen::Ref<Eigen::MatrixXf> lower_right = a.bottomRightCorner(n - half, n - half);
+  if (!cholesky_lower(upper_left, threads)) return false;
+  for_row_tiles(n - half, threads, [&](Eigen::Index first, Eigen::Index count) {
+    auto rows = lower_left.middleRows(first, count);
+    upper_left.template triangularView<Eigen::Lower>().transpose().template solveInPlace<Eigen::OnTheRight>(
+        rows);
+  });
+  add_rank_update(lower_right, -1.0F, lower_left, threads);
+  return cholesky_lower(lower_right, threads);
 }
 
 }  // namespace gptq::detail

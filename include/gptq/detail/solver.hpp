@@ -143,53 +143,78 @@ class solver {
     });
   }
 
-  /// A run of positions that is swept between two large products.
+  /// A run of positions that is swept column by column, between two products of block size.
   struct block {
     index_t first;  ///< position
     index_t end;
     index_t reach;  ///< end of the last group that starts in it: its grid needs the weights up to there
   };
 
-  block next_block(index_t first) const {
-    index_t const size = format_.group_columns;
-    index_t end = std::min(first + index_t{options_.block_size}, columns_);
+  /// The end of a run of about `size` positions from `first` on: with dynamic groups, where a group ends if
+  /// one does.
+  index_t run_end(index_t first, index_t size, index_t limit) const {
+    index_t const end = std::min(first + size, limit);
+    if (!dynamic_groups() || end == limit) return end;
+    index_t const boundary = end / format_.group_columns * format_.group_columns;
+    return boundary > first ? boundary : end;
+  }
+
+  /// Some blocks, swept between two products over everything before; it begins and ends with a group.
+  index_t panel_end(index_t first) const {
+    index_t const size = index_t{4} * options_.block_size;
+    return run_end(first, dynamic_groups() ? std::max(size, format_.group_columns) : size, columns_);
+  }
+
+  block next_block(index_t first, index_t limit) const {
+    index_t const end = run_end(first, options_.block_size, limit);
     if (!dynamic_groups()) return {first, end, end};
-    // A block ends with a group where it can.
-    if (index_t const boundary = end / size * size; boundary > first && end < columns_) end = boundary;
-    index_t const last_start = (end - 1) / size * size;
-    index_t const reach = last_start >= first ? std::min(last_start + size, columns_) : end;
-    return {first, end, std::max(end, reach)};
+    index_t const last_start = (end - 1) / format_.group_columns * format_.group_columns;
+    index_t const reach = last_start < first ? end : std::min(last_start + format_.group_columns, columns_);
+    return {first, end, reach};
   }
 
   void sweep() {
     index_t const rows = work_.rows();
     std::vector<double> losses(static_cast<std::size_t>((rows + strip_rows - 1) / strip_rows));
-    strip_matrix now;
+    strip_matrix panel;  // w_now of the positions first..end, without their own feedback, in reversed order
     for (index_t first = 0; first < columns_;) {
-      block const b = next_block(first);
-      index_t const done = b.first;  // columns K-done.. hold W - Q already
-      now.resize(rows, b.reach - b.first);
-      auto const source = work_.middleCols(columns_ - b.reach, now.cols());
+      index_t const end = panel_end(first);
+      panel.resize(rows, end - first);
+      auto const weights = work_.middleCols(columns_ - end, end - first);
       for_strips(rows, options_.threads, [&](index_t first_row, index_t count) {
-        now.middleRows(first_row, count) = source.middleRows(first_row, count);
+        panel.middleRows(first_row, count) = weights.middleRows(first_row, count);
       });
-      add_product(now, 1.0F, work_.rightCols(done),
-                  factor_.block(columns_ - done, columns_ - b.reach, done, now.cols()), options_.threads);
-      for_strips(rows, options_.threads, [&](index_t first_row, index_t count) {
-        losses[static_cast<std::size_t>(first_row / strip_rows)] +=
-            format_.levels.is_half_step() ? sweep_strip<true>(b, now, first_row, count)
-                                          : sweep_strip<false>(b, now, first_row, count);
-      });
-      first = b.end;
+      add_feedback(panel, 0, first, first, end);
+      for (index_t at = first; at < end;) {
+        block const b = next_block(at, end);
+        auto const now = panel.middleCols(end - b.reach, b.reach - b.first);
+        for_strips(rows, options_.threads, [&](index_t first_row, index_t count) {
+          losses[static_cast<std::size_t>(first_row / strip_rows)] +=
+              format_.levels.is_half_step() ? sweep_strip<true>(b, now, first_row, count)
+                                            : sweep_strip<false>(b, now, first_row, count);
+        });
+        auto rest = panel.leftCols(end - b.end);
+        add_feedback(rest, b.first, b.end, b.end, end);
+        at = b.end;
+      }
+      first = end;
     }
     result_.report.loss = 0.5 * std::accumulate(losses.begin(), losses.end(), 0.0);
   }
 
+  /// now += what the quantized positions p0..p1 owe to positions q0..q1, which are the columns of `now`.
+  template <class Now>
+  void add_feedback(Now& now, index_t p0, index_t p1, index_t q0, index_t q1) const {
+    add_product(now, 1.0F, work_.middleCols(columns_ - p1, p1 - p0),
+                factor_.block(columns_ - p1, columns_ - q1, p1 - p0, q1 - q0), options_.threads);
+  }
+
   /// Quantizes the columns of a block for a strip of rows and leaves W - Q in work_; returns the strip's sum
   /// of
-  /// ((w_now - q) R_jj)^2. `all_now` holds w_now up to b.reach, without the block's own feedback.
-  template <bool HalfStep>
-  double sweep_strip(block const& b, strip_matrix const& all_now, index_t first_row, index_t rows) {
+  /// ((w_now - q) R_jj)^2. `all_now` holds w_now of the positions b.first..b.reach, without the block's own
+  /// feedback.
+  template <bool HalfStep, class Now>
+  double sweep_strip(block const& b, Now const& all_now, index_t first_row, index_t rows) {
     // Position p is column b.reach - 1 - p of these; the block itself is their last columns.
     index_t const a0 = columns_ - b.reach;
     index_t const width = b.reach - b.first;
@@ -290,8 +315,7 @@ class solver {
     }
   }
 
-  /// Quantizes one column of a strip: code_levels::encode and decode, written so that they vectorize over
-  /// rows.
+  /// Quantizes one column of a strip of rows.
   template <bool HalfStep>
   double quantize_column(grid_lanes const& grids, float diagonal, index_t rows, float const* now,
                          float* difference, std::uint8_t* codes) const {
@@ -300,10 +324,9 @@ class solver {
     float errors[strip_rows];
     for (index_t r = 0; r < rows; ++r) {
       float const scale = grids.scale[r];
-      float const steps = clamp(now[r] / (scale == 0.0F ? 1.0F : scale), -65536.0F, 65536.0F);
-      float const level = HalfStep ? round_down(steps) + 0.5F : round_half_even(steps);
-      float const code = clamp(level + grids.zero[r], lowest, highest);
-      float const decoded = scale * (code - grids.zero[r]);
+      float const zero = grids.zero[r];
+      float const code = nearest_code<HalfStep>(now[r], scale, zero, lowest, highest);
+      float const decoded = scale * (code - zero);
       errors[r] = (now[r] - decoded) * diagonal;
       difference[r] -= decoded;
       codes[r] = static_cast<std::uint8_t>(static_cast<int>(code));
@@ -311,12 +334,6 @@ class solver {
     double sum = 0.0;
     for (index_t r = 0; r < rows; ++r) sum += double{errors[r]} * double{errors[r]};
     return sum;
-  }
-
-  /// std::clamp returns a reference, which keeps loops around it from vectorizing.
-  static float clamp(float x, float low, float high) {
-    float const raised = x < low ? low : x;
-    return raised > high ? high : raised;
   }
 
   matrix work_;  ///< W, then W - Q, columns in reversed order

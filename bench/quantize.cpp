@@ -1,0 +1,128 @@
+// How fast a layer is quantized, against the machine's own SGEMM rate measured in the same run.
+//
+//   bench_quantize --benchmark_repetitions=5 --benchmark_report_aggregates_only=true
+//
+// Counters: gflops by the operations that the mathematics needs (K^3 / 3 + N K^2 for factorization and column
+// sweep, T K^2 for a Hessian), sgemm_gflops the best product of the run, of_sgemm their ratio. The time is
+// the factorization and the sweep as the layer's report gives them; the measurement of the output error is
+// left out.
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <cstdint>
+#include <gptq/gptq.hpp>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "roofline.hpp"
+
+namespace {
+
+using q4 = gptq::format<gptq::fixed_zero, 4, 128>;
+using q4_asymmetric = gptq::format<gptq::asymmetric, 4, 128>;
+
+roofline::sgemm& limit() {
+  static roofline::sgemm measured;
+  return measured;
+}
+
+void report(benchmark::State& state, double operations, double seconds) {
+  double const rate = operations * static_cast<double>(state.iterations()) / seconds;
+  state.counters["gflops"] = rate * 1e-9;
+  state.counters["sgemm_gflops"] = limit().best() * 1e-9;
+  state.counters["of_sgemm"] = rate / limit().best();
+}
+
+/// Activations with a decaying spectrum, as those of real layers; enough of them for a positive definite
+/// Hessian.
+gptq::hessian const& hessian_of(gptq::index_t in) {
+  static std::map<gptq::index_t, gptq::hessian> known;
+  auto found = known.find(in);
+  if (found == known.end()) {
+    found = known.emplace(in, gptq::hessian(in)).first;
+    gptq::matrix x = gptq::matrix::Random(in + in / 2, in);
+    for (gptq::index_t i = 0; i < in; ++i) x.col(i) *= 1.0F / std::sqrt(1.0F + static_cast<float>(i % 97));
+    found->second.add(x);
+  }
+  return found->second;
+}
+
+template <class Format>
+void quantize(benchmark::State& state, gptq::quantize_options options) {
+  auto const out = static_cast<gptq::index_t>(state.range(0));
+  auto const in = static_cast<gptq::index_t>(state.range(1));
+  gptq::hessian const& h = hessian_of(in);
+  gptq::matrix const weight = gptq::matrix::Random(out, in);
+  options.measure_output_error = false;
+  double seconds = 0.0;
+  double factorization = 0.0;
+  for (auto _ : state) {
+    limit().measure();
+    auto const layer = gptq::quantize<Format>(weight, h, options);
+    state.SetIterationTime(layer.report.seconds_factorization + layer.report.seconds_columns);
+    seconds += layer.report.seconds_factorization + layer.report.seconds_columns;
+    factorization += layer.report.seconds_factorization;
+    limit().measure();
+  }
+  auto const n = static_cast<double>(out);
+  auto const k = static_cast<double>(in);
+  report(state, k * k * k / 3.0 + n * k * k, seconds);
+  state.counters["factorization_share"] = factorization / seconds;
+}
+
+void hessian(benchmark::State& state) {
+  auto const tokens = static_cast<gptq::index_t>(state.range(0));
+  auto const in = static_cast<gptq::index_t>(state.range(1));
+  gptq::matrix const x = gptq::matrix::Random(tokens, in);
+  gptq::hessian h(in);
+  double seconds = 0.0;
+  for (auto _ : state) {
+    limit().measure();
+    double const once = roofline::seconds_of([&] { h.add(x); });
+    state.SetIterationTime(once);
+    seconds += once;
+    limit().measure();
+  }
+  report(state, static_cast<double>(tokens) * static_cast<double>(in) * static_cast<double>(in), seconds);
+}
+
+void pack(benchmark::State& state) {
+  auto const out = static_cast<gptq::index_t>(state.range(0));
+  auto const in = static_cast<gptq::index_t>(state.range(1));
+  auto const layer = gptq::round_to_nearest<q4>(gptq::matrix::Random(out, in).eval());
+  for (auto _ : state) benchmark::DoNotOptimize(gptq::pack(layer).codes());
+}
+
+template <class Format>
+void add(char const* name, gptq::quantize_options const& options,
+         std::vector<std::vector<std::int64_t>> const& shapes) {
+  auto* const added =
+      benchmark::RegisterBenchmark((std::string("quantize/") + name).c_str(),
+                                   [options](benchmark::State& state) { quantize<Format>(state, options); });
+  for (auto const& shape : shapes) added->Args(shape);
+  added->ArgNames({"out", "in"})->UseManualTime()->Unit(benchmark::kMillisecond);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  add<q4>("fixed_zero_4_128", {}, {{4096, 4096}});
+  add<q4>("fixed_zero_4_128_act_order", {.act_order = true}, {{1024, 1024}, {4096, 4096}, {4096, 11008}});
+  add<q4_asymmetric>("asymmetric_4_128_act_order", {.act_order = true}, {{4096, 4096}});
+  add<q4>("fixed_zero_4_128_mse_act_order", {.mse = true, .act_order = true}, {{4096, 4096}});
+  benchmark::RegisterBenchmark("hessian", hessian)
+      ->ArgNames({"tokens", "in"})
+      ->Args({2048, 4096})
+      ->Args({16384, 4096})
+      ->UseManualTime()
+      ->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark("pack", pack)
+      ->ArgNames({"out", "in"})
+      ->Args({4096, 4096})
+      ->Unit(benchmark::kMillisecond);
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}
