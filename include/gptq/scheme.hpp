@@ -112,8 +112,9 @@ constexpr code_levels levels_of(int bits) {
 
 namespace detail {
 
-// Half to even, for |x| < 2^22. Written as additions because std::nearbyint does not vectorize before SSE4.1;
-// the additions would vanish under -ffast-math.
+// Half to even, for |x| < 2^22; beyond that the result is only about as large as x, which is all that a value
+// to be clamped needs. Written as additions because std::nearbyint does not vectorize before SSE4.1; the
+// additions would vanish under -ffast-math.
 constexpr float round_half_even(float x) {
 #if defined(__FAST_MATH__)
   return __builtin_nearbyintf(x);
@@ -123,10 +124,10 @@ constexpr float round_half_even(float x) {
 #endif
 }
 
-// floor, for |x| < 2^22.
+// floor, within the same bounds. Without a branch, so that it vectorizes.
 constexpr float round_down(float x) {
   float const nearest = round_half_even(x);
-  return nearest > x ? nearest - 1.0F : nearest;
+  return nearest - static_cast<float>(nearest > x);
 }
 
 }  // namespace detail
@@ -139,11 +140,13 @@ constexpr float clamp(float x, float low, float high) {
   return raised > high ? high : raised;
 }
 
+// What to divide a weight by: any number for a scale of 0, under which all codes mean 0.
+constexpr float divisor_of(float scale) { return scale == 0.0F ? 1.0F : scale; }
+
 // code_levels::encode on floats, so that loops over it vectorize.
 template <bool HalfStep>
-constexpr float nearest_code(float weight, float scale, float zero, float lowest, float highest) {
-  // Beyond 2^16 steps the code is clamped anyway.
-  float const steps = clamp(weight / (scale == 0.0F ? 1.0F : scale), -65536.0F, 65536.0F);
+constexpr float nearest_code(float weight, float divisor, float zero, float lowest, float highest) {
+  float const steps = weight / divisor;
   float const level = HalfStep ? round_down(steps) + 0.5F : round_half_even(steps);
   return clamp(level + zero, lowest, highest);
 }
@@ -152,8 +155,8 @@ constexpr float nearest_code(float weight, float scale, float zero, float lowest
 
 constexpr int code_levels::encode(float weight, grid g) const {
   auto const nearest = is_half_step() ? detail::nearest_code<true> : detail::nearest_code<false>;
-  return static_cast<int>(
-      nearest(weight, g.scale, zero_of(g), static_cast<float>(min_code), static_cast<float>(max_code)));
+  return static_cast<int>(nearest(weight, detail::divisor_of(g.scale), zero_of(g),
+                                  static_cast<float>(min_code), static_cast<float>(max_code)));
 }
 
 }  // namespace gptq

@@ -325,7 +325,7 @@ class solver {
     for (index_t r = 0; r < rows; ++r) {
       float const scale = grids.scale[r];
       float const zero = grids.zero[r];
-      float const code = nearest_code<HalfStep>(now[r], scale, zero, lowest, highest);
+      float const code = nearest_code<HalfStep>(now[r], divisor_of(scale), zero, lowest, highest);
       float const decoded = scale * (code - zero);
       errors[r] = (now[r] - decoded) * diagonal;
       difference[r] -= decoded;
