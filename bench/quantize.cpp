@@ -6,14 +6,15 @@
 // sweep, T K^2 for a Hessian), sgemm_gflops the best product of the run, of_sgemm their ratio. The time is
 // the factorization and the sweep as the layer's report gives them; the measurement of the output error is
 // left out.
-#include <benchmark/benchmark.h>
-
 #include <cmath>
 #include <cstdint>
-#include <gptq/gptq.hpp>
 #include <map>
 #include <string>
 #include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include <gptq/gptq.hpp>
 
 #include "roofline.hpp"
 

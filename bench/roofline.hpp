@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <gptq/hessian.hpp>
 #include <vector>
+
+#include <gptq/hessian.hpp>
 
 namespace roofline {
 

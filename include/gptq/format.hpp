@@ -9,15 +9,16 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <gptq/error.hpp>
-#include <gptq/float16.hpp>
-#include <gptq/grid.hpp>
-#include <gptq/scheme.hpp>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#include <gptq/error.hpp>
+#include <gptq/float16.hpp>
+#include <gptq/grid.hpp>
+#include <gptq/scheme.hpp>
 
 namespace gptq {
 

@@ -9,18 +9,20 @@
 // loss is reported. One Hessian serves every layer with the same input: q, k and v; gate and up.
 #pragma once
 
-#include <Eigen/Core>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <gptq/detail/linear_algebra.hpp>
-#include <gptq/error.hpp>
-#include <gptq/float16.hpp>
-#include <gptq/format.hpp>
 #include <istream>
 #include <ostream>
 #include <span>
 #include <string>
+
+#include <Eigen/Core>
+
+#include <gptq/detail/linear_algebra.hpp>
+#include <gptq/error.hpp>
+#include <gptq/float16.hpp>
+#include <gptq/format.hpp>
 
 namespace gptq {
 

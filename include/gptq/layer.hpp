@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <gptq/error.hpp>
-#include <gptq/format.hpp>
 #include <limits>
 #include <string>
 #include <vector>
+
+#include <gptq/error.hpp>
+#include <gptq/format.hpp>
 
 namespace gptq {
 

@@ -23,10 +23,11 @@
 
 #include <cstdint>
 #include <cstring>
-#include <gptq/format.hpp>
-#include <gptq/layer.hpp>
 #include <new>
 #include <vector>
+
+#include <gptq/format.hpp>
+#include <gptq/layer.hpp>
 
 namespace gptq {
 

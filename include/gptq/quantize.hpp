@@ -7,8 +7,12 @@
 // Pre-trained Transformers", 2022. How it is computed: detail/solver.hpp.
 #pragma once
 
-#include <Eigen/Core>
 #include <concepts>
+#include <string>
+#include <utility>
+
+#include <Eigen/Core>
+
 #include <gptq/detail/linear_algebra.hpp>
 #include <gptq/detail/published.hpp>
 #include <gptq/detail/solution.hpp>
@@ -18,8 +22,6 @@
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
-#include <string>
-#include <utility>
 
 namespace gptq {
 
@@ -28,8 +30,7 @@ namespace gptq {
 /// are larger than that), and the result.
 /// @param held_out  Hessian of other tokens, to report the error on them; may be null
 /// @throws gptq::error when shapes do not agree, a weight or Hessian entry is not finite (naming it), an
-/// option
-///   is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
+///   option is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
 template <storage_format Format>
 quantized_layer<Format> quantize(Eigen::Ref<matrix const> const& weight, hessian const& h,
                                  quantize_options const& options = {}, hessian const* held_out = nullptr);
@@ -90,6 +91,44 @@ inline solution solve(matrix&& weight, hessian const& h, format_values const& fo
   return result;
 }
 
+/// Rounds to nearest and reports the errors under the Hessians that are given.
+inline solution round_all(Eigen::Ref<matrix const> const& weight, format_values const& format,
+                          quantize_options const& options, hessian const* h, hessian const* held_out) {
+  stopwatch const total;
+  solution result(weight.rows(), weight.cols(), format);
+  quantize_report& report = result.report;
+  matrix difference = weight;
+  find_all_grids(difference, format, options.threads, result);
+  for_strips(weight.rows(), options.threads, [&](index_t first_row, index_t rows) {
+    for (index_t row = first_row; row < first_row + rows; ++row) {
+      for (index_t column = 0; column < weight.cols(); ++column) {
+        grid const g = result.grid_at(row, column / format.group_columns);
+        int const code = format.levels.encode(weight(row, column), g);
+        result.codes[static_cast<std::size_t>(row * weight.cols() + column)] =
+            static_cast<std::uint8_t>(code);
+        difference(row, column) -= format.levels.decode(code, g);
+      }
+    }
+  });
+  auto const relative_error = [&](hessian const& of, double noise) {
+    return noise / quadratic_form(weight, of.sum(), options.threads);
+  };
+  if (h != nullptr) {
+    double const noise = quadratic_form(difference, h->sum(), options.threads);
+    report.loss = 0.5 * h->scale() * noise;
+    report.loss_per_token = noise / h->tokens();
+    report.output_error = relative_error(*h, noise);
+  }
+  if (held_out != nullptr) {
+    report.held_out_error =
+        relative_error(*held_out, quadratic_form(difference, held_out->sum(), options.threads));
+  }
+  report.snr_db = decibels(report.output_error);
+  report.held_out_snr_db = decibels(report.held_out_error);
+  report.seconds = total.seconds();
+  return result;
+}
+
 }  // namespace detail
 
 template <storage_format Format, std::same_as<matrix> Weight>
@@ -115,42 +154,13 @@ template <storage_format Format>
 quantized_layer<Format> round_to_nearest(Eigen::Ref<matrix const> const& weight,
                                          quantize_options const& options, hessian const* h,
                                          hessian const* held_out) {
-  detail::stopwatch const total;
-  index_t const out = weight.rows();
-  index_t const in = weight.cols();
   detail::check_options(options, Format::levels);
   detail::check_weight(weight);
-  if (h != nullptr) detail::check_hessian(*h, in, "hessian");
-  if (held_out != nullptr) detail::check_hessian(*held_out, in, "held-out hessian");
-  detail::format_values const format = detail::values_of<Format>(in, options);
-  detail::solution result(out, in, format);
-  detail::find_all_grids(weight, format, options.threads, result);
-  detail::for_strips(out, options.threads, [&](index_t first_row, index_t rows) {
-    for (index_t i = first_row * in; i < (first_row + rows) * in; ++i) {
-      index_t const column = i % in;
-      grid const g = result.grid_at(i / in, column / format.group_columns);
-      result.codes[static_cast<std::size_t>(i)] =
-          static_cast<std::uint8_t>(format.levels.encode(weight(i / in, column), g));
-    }
-  });
-  auto layer = detail::layer_of<Format>(std::move(result), out, in);
-  if (h != nullptr || held_out != nullptr) {
-    matrix const decoded = dequantize(layer);
-    if (h != nullptr) {
-      matrix const difference = weight - decoded;
-      double const noise = detail::quadratic_form(difference, h->sum(), options.threads);
-      layer.report.loss = 0.5 * h->scale() * noise;
-      layer.report.loss_per_token = noise / h->tokens();
-      layer.report.output_error = output_error(weight, decoded, *h, options.threads);
-      layer.report.snr_db = detail::decibels(layer.report.output_error);
-    }
-    if (held_out != nullptr) {
-      layer.report.held_out_error = output_error(weight, decoded, *held_out, options.threads);
-      layer.report.held_out_snr_db = detail::decibels(layer.report.held_out_error);
-    }
-  }
-  layer.report.seconds = total.seconds();
-  return layer;
+  if (h != nullptr) detail::check_hessian(*h, weight.cols(), "hessian");
+  if (held_out != nullptr) detail::check_hessian(*held_out, weight.cols(), "held-out hessian");
+  detail::format_values const format = detail::values_of<Format>(weight.cols(), options);
+  return detail::layer_of<Format>(detail::round_all(weight, format, options, h, held_out), weight.rows(),
+                                  weight.cols());
 }
 
 template <storage_format Format>

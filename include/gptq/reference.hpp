@@ -8,8 +8,9 @@
 #pragma once
 
 #include <cstddef>
-#include <gptq/packed.hpp>
 #include <vector>
+
+#include <gptq/packed.hpp>
 
 namespace gptq::reference {
 

@@ -5,12 +5,14 @@
 // (checkpoint_format "gptq") stores zero - 1, version 2 ("gptq_v2") the zero itself. Widths 2, 3, 4 and 8.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
+#include <string>
+#include <vector>
+
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/layer.hpp>
-#include <string>
-#include <vector>
 
 namespace gptq::checkpoint {
 
@@ -30,7 +32,7 @@ struct gptq_tensors {
 ///        unmasked -1 into the word and so destroy the zeros above it. Without it a zero point of 0 is an
 ///        error.
 /// @throws gptq::error when K bits or N bits is not a multiple of 32, when the scheme's zero point is not an
-///         integer (half step), or when a zero point is 0 in version 1
+///         integer (half step), when a zero point is 0 in version 1, or a scale beyond the range of float16
 template <storage_format Format>
 gptq_tensors to_gptq(quantized_layer<Format> const& layer, gptq_version version = gptq_version::v1,
                      bool published_defects = false);
@@ -76,7 +78,12 @@ gptq_tensors to_gptq(quantized_layer<Format> const& layer, gptq_version version,
   for (index_t group = 0; group < groups; ++group) {
     for (index_t row = 0; row < out; ++row) {
       grid const g = layer.grid(row, group);
-      tensors.scales[at(group * out + row)] = float16(g.scale);
+      float16 const scale(g.scale);
+      if (!std::isfinite(static_cast<float>(scale))) {
+        throw error("GPTQ checkpoint: the scale of row " + std::to_string(row) + ", group " +
+                    std::to_string(group) + " is " + std::to_string(g.scale) + ", beyond float16");
+      }
+      tensors.scales[at(group * out + row)] = scale;
       auto stored = static_cast<std::uint32_t>(static_cast<int>(Format::levels.zero_of(g)));
       if (version == gptq_version::v1) {
         if (stored == 0 && !published_defects) {

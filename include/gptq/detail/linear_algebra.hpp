@@ -7,8 +7,10 @@
 // OpenMP, define EIGEN_DONT_PARALLELIZE: Eigen would otherwise start threads of its own inside ours.)
 #pragma once
 
-#include <Eigen/Core>
 #include <cmath>
+
+#include <Eigen/Core>
+
 #include <gptq/detail/parallel.hpp>
 
 namespace gptq::detail {

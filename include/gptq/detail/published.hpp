@@ -8,11 +8,13 @@
 //  - inputs that are always zero count as 1 in diag(H), whatever its size, in damping and in act-order.
 #pragma once
 
+#include <algorithm>
+#include <utility>
+
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
-#include <algorithm>
+
 #include <gptq/detail/solution.hpp>
-#include <utility>
 
 namespace gptq::detail {
 

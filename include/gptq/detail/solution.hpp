@@ -1,11 +1,18 @@
 // What both solvers share: their view of a format, their result, the checks of their input.
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <Eigen/Core>
+
 #include <gptq/detail/linear_algebra.hpp>
 #include <gptq/error.hpp>
 #include <gptq/format.hpp>
@@ -13,11 +20,6 @@
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
-#include <numeric>
-#include <span>
-#include <string>
-#include <utility>
-#include <vector>
 
 namespace gptq::detail {
 

@@ -12,16 +12,18 @@
 // reversed column order.
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <gptq/detail/linear_algebra.hpp>
-#include <gptq/detail/parallel.hpp>
-#include <gptq/detail/solution.hpp>
 #include <numeric>
 #include <utility>
 #include <vector>
+
+#include <Eigen/Core>
+
+#include <gptq/detail/linear_algebra.hpp>
+#include <gptq/detail/parallel.hpp>
+#include <gptq/detail/solution.hpp>
 
 namespace gptq::detail {
 
