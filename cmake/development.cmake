@@ -1,0 +1,19 @@
+# What our own tests, benchmarks and examples are built with. Not part of the package.
+
+set(CMAKE_CXX_EXTENSIONS OFF)
+
+add_library(gptq_warnings INTERFACE)
+target_compile_options(gptq_warnings INTERFACE
+  -Wall -Wextra -Wpedantic -Wconversion -Wshadow $<$<BOOL:${GPTQ_WERROR}>:-Werror>)
+
+# Eigen with OpenBLAS behind it, or alone where there is none. A program is built with it as a whole or not at
+# all: EIGEN_USE_BLAS changes inline functions.
+add_library(gptq_blas INTERFACE)
+set(BLA_VENDOR OpenBLAS)
+find_package(BLAS QUIET)
+if(BLAS_FOUND)
+  target_link_libraries(gptq_blas INTERFACE BLAS::BLAS)
+  target_compile_definitions(gptq_blas INTERFACE EIGEN_USE_BLAS)
+else()
+  message(STATUS "gptq: OpenBLAS not found, benchmarks and examples use Eigen's own matrix product")
+endif()

@@ -1,0 +1,27 @@
+// A stranger's inference engine: packed weights in memory of its own, and no Eigen anywhere.
+// Returns 0 when the result is what it should be.
+#include <gptq/packed.hpp>
+#include <gptq/reference.hpp>
+
+#if __has_include(<Eigen/Core>)
+#error "Eigen is on the include path: this program proves that it need not be"
+#endif
+
+#include <cstdint>
+#include <vector>
+
+int main() {
+  using q4 = gptq::format<gptq::fixed_zero, 4, 8>;
+  constexpr gptq::packed_layout<q4> layout{16, 8};
+  static_assert(layout.code_bytes() == 64 && layout.scale_count() == 16);
+
+  // Every code 9, so every weight (9 - 8) * 0.5.
+  std::vector<std::uint8_t> const codes(64, 0x99);
+  std::vector<gptq::float16> const scales(16, gptq::float16{0.5F});
+  gptq::packed_view<q4> const view{.codes = codes.data(), .scales = scales.data(), .out = 16, .in = 8};
+
+  std::vector<float> const x{1, 2, 3, 4, 5, 6, 7, 8};
+  std::vector<double> y(16);
+  gptq::reference::gemv(view, x.data(), y.data());
+  return y == std::vector<double>(16, 18.0) ? 0 : 1;
+}

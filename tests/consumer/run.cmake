@@ -1,0 +1,25 @@
+# cmake -D way= -D program= -D gptq_source= -D gptq_build= -D work= -D generator= -D compiler= -P run.cmake
+# configures, builds and runs the stranger's project in ${work}. -> CMakeLists.txt
+cmake_minimum_required(VERSION 3.22)
+
+function(run)
+  execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+
+file(REMOVE_RECURSE ${work})
+set(options -D way=${way} -D program=${program})
+if(way STREQUAL "installed")
+  run(${CMAKE_COMMAND} --install ${gptq_build} --prefix ${work}/prefix)
+  list(APPEND options -D CMAKE_PREFIX_PATH=${work}/prefix)
+else()
+  list(APPEND options -D gptq_source=${gptq_source})
+endif()
+if(program STREQUAL "engine")  # a machine that has nothing and can fetch nothing
+  list(APPEND options -D CMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON -D CMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON
+       -D FETCHCONTENT_FULLY_DISCONNECTED=ON)
+endif()
+
+run(${CMAKE_COMMAND} --no-warn-unused-cli -G ${generator} -S ${CMAKE_CURRENT_LIST_DIR} -B ${work}/build
+    -D CMAKE_CXX_COMPILER=${compiler} ${options})
+run(${CMAKE_COMMAND} --build ${work}/build)
+run(${work}/build/stranger)

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Everything a change has to survive, from a fresh Debian 12 on:
+#   tests/run.sh            all of it
+#   tests/run.sh --quick    g++ only: no clang, no sanitizers, no linters
+# Installs what is missing with apt; builds under build/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+packages=(g++ cmake ninja-build ccache libeigen3-dev libopenblas-dev nlohmann-json3-dev catch2 libbenchmark-dev
+  libcli11-dev libfmt-dev libsentencepiece-dev pkg-config)
+quick=false
+case "${1-}" in
+  --quick) quick=true ;;
+  "") packages+=(clang libclang-rt-dev clang-format clang-tidy) ;;
+  *) sed -n '2,5s/^# \{0,1\}//p' tests/run.sh; exit 2 ;;
+esac
+
+# ---- reporting: a line for each phase, a summary however it ends ----
+passed=()
+current="" started=0
+phase() {  # phase <name>: the one before it has passed
+  [[ -z $current ]] || passed+=("$(printf 'ok %6d s  %s' $((SECONDS - started)) "$current")")
+  current=$1 started=$SECONDS
+  [[ -z $current ]] || printf '\n==> %s\n' "$current"
+}
+summary() {
+  local status=$?
+  printf '\n---- tests/run.sh ----\n'
+  ((${#passed[@]} == 0)) || printf '%s\n' "${passed[@]}"
+  if ((status == 0)); then
+    printf 'All passed, in %d s.\n' "$SECONDS"
+  else
+    printf 'FAILED %2d s  %s\nStopped there; the reason is above.\n' $((SECONDS - started)) "$current"
+  fi
+}
+trap summary EXIT
+
+build_and_test() {  # build_and_test <preset>
+  cmake --preset "$1"
+  cmake --build --preset "$1"
+  ctest --preset "$1" -j "$(nproc)"
+}
+
+# ---- phases ----
+phase "install what is missing"
+.ci/install "${packages[@]}"
+if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
+
+phase "g++: build with warnings as errors, test"
+build_and_test dev
+
+phase "every header by itself"
+cmake --build --preset dev --target all_verify_interface_header_sets
+
+if ! $quick; then
+  phase "clang-format"
+  find include tests bench examples \( -name '*.hpp' -o -name '*.cpp' \) -print0 |
+    xargs -0 clang-format --dry-run -Werror
+
+  phase "clang++: build with warnings as errors, test"
+  build_and_test clang
+
+  phase "clang-tidy"
+  clang-tidy --quiet -p build/clang tests/two_units/a.cpp tests/float16_test.cpp
+
+  phase "address and undefined-behaviour sanitizers: build, test"
+  build_and_test sanitize
+fi
+phase ""
