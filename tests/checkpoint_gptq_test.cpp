@@ -1,0 +1,156 @@
+// The tensors of GPTQ checkpoints, read back bit by bit.
+#include <cmath>
+
+#include <gptq/checkpoint/gptq.hpp>
+
+#include "catch.hpp"
+#include "support.hpp"
+
+using gptq::format;
+using gptq::index_t;
+using gptq::quantized_layer;
+using gptq::whole_row;
+using gptq::checkpoint::gptq_version;
+using gptq::checkpoint::to_gptq;
+using test::contains;
+using test::error_of;
+
+namespace {
+
+std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+/// The value of `bits` bits at entry k of stream `s` of `streams`, whose words lie `streams` apart: qweight.
+int along_columns(std::vector<std::uint32_t> const& words, index_t streams, index_t s, index_t k, int bits) {
+  int value = 0;
+  for (int b = 0; b < bits; ++b) {
+    index_t const bit = k * bits + b;
+    value |= static_cast<int>(words[at(bit / 32 * streams + s)] >> (bit % 32) & 1U) << b;
+  }
+  return value;
+}
+
+/// The same for a row of `per_row` words after each other: qzeros.
+int along_row(std::vector<std::uint32_t> const& words, index_t per_row, index_t row, index_t n, int bits) {
+  int value = 0;
+  for (int b = 0; b < bits; ++b) {
+    index_t const bit = n * bits + b;
+    value |= static_cast<int>(words[at(row * per_row + bit / 32)] >> (bit % 32) & 1U) << b;
+  }
+  return value;
+}
+
+/// Random codes; zeros are at least `lowest_zero`.
+template <class Format>
+quantized_layer<Format> random_layer(index_t out, index_t in, bool permuted, int lowest_zero,
+                                     std::uint32_t seed) {
+  test::random random(seed);
+  quantized_layer<Format> layer;
+  layer.out = out;
+  layer.in = in;
+  constexpr auto levels = Format::levels;
+  for (index_t i = 0; i < out * in; ++i) {
+    int const code = levels.min_code + random.below(levels.max_code - levels.min_code + 1);
+    layer.codes.push_back(static_cast<std::uint8_t>(code));
+  }
+  for (index_t i = 0; i < out * layer.groups(); ++i) {
+    layer.scales.push_back(static_cast<float>(gptq::float16(random.uniform())));
+    if (Format::has_zero_point) {
+      layer.zeros.push_back(
+          static_cast<std::uint8_t>(lowest_zero + random.below((1 << Format::bits) - lowest_zero)));
+    }
+  }
+  // 7 and 96 have no common factor, so this visits every column.
+  for (index_t p = 0; permuted && p < in; ++p)
+    layer.order.push_back(static_cast<std::int32_t>((7 * p + 5) % in));
+  return layer;
+}
+
+template <class Format>
+void check_tensors(index_t out, index_t in, bool permuted, gptq_version version) {
+  CAPTURE(gptq::to_string(gptq::spec_of<Format>()), out, in, permuted, version == gptq_version::v1);
+  bool const v1 = version == gptq_version::v1;
+  auto const layer = random_layer<Format>(out, in, permuted, v1 ? 1 : 0, 41);
+  auto const tensors = to_gptq(layer, version);
+  constexpr int bits = Format::bits;
+  index_t const groups = layer.groups();
+  REQUIRE(tensors.qweight.size() == at(in * bits / 32 * out));
+  REQUIRE(tensors.qzeros.size() == at(groups * out * bits / 32));
+  REQUIRE(tensors.scales.size() == at(groups * out));
+  REQUIRE(tensors.g_idx.size() == at(in));
+  int wrong = 0;
+  for (index_t p = 0; p < in; ++p) {
+    index_t const column = permuted ? index_t{layer.order[at(p)]} : p;
+    index_t const group = Format::group_size == whole_row ? 0 : p / Format::group_size;
+    wrong += tensors.g_idx[at(column)] != group;
+    for (index_t row = 0; row < out; ++row) {
+      // What a reader of the checkpoint computes for this weight.
+      int const code = along_columns(tensors.qweight, out, row, column, bits);
+      int const zero = along_row(tensors.qzeros, out * bits / 32, group, row, bits) + (v1 ? 1 : 0);
+      float const scale = tensors.scales[at(group * out + row)];
+      wrong += code != layer.code(row, p);
+      wrong += scale * static_cast<float>(code - zero) !=
+               Format::levels.decode(layer.code(row, p), layer.grid(row, group));
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+using a4 = format<gptq::asymmetric, 4, 32>;
+
+}  // namespace
+
+TEST_CASE("a reader of the checkpoint gets the weights back", "[checkpoint]") {
+  using formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero>,
+                                     test::all_widths, gptq::group_sizes<32, 64, whole_row>>;
+  test::for_each_format(formats{}, []<class Format>() {
+    for (bool const permuted : {false, true}) {
+      for (gptq_version const version : {gptq_version::v1, gptq_version::v2}) {
+        check_tensors<Format>(32, 96, permuted, version);
+        check_tensors<Format>(64, 32, permuted, version);
+      }
+    }
+  });
+  check_tensors<format<test::five_levels, 3, 32>>(32, 64, true, gptq_version::v1);
+}
+
+TEST_CASE("a zero point of 0 needs version 2", "[checkpoint]") {
+  auto layer = random_layer<a4>(16, 64, false, 1, 42);
+  CHECK_NOTHROW(to_gptq(layer));
+  layer.zeros[2 * 5 + 1] = 0;  // row 5, group 1
+  CHECK(contains(error_of([&] { to_gptq(layer); }), "row 5, group 1 is 0, which version 1 cannot hold"));
+  CHECK(along_row(to_gptq(layer, gptq_version::v2).qzeros, 2, 1, 5, 4) == 0);
+
+  // The published writers: -1 covers every bit from entry 5 to the end of its word, and no other word.
+  auto const broken = to_gptq(layer, gptq_version::v1, true);
+  for (index_t row = 0; row < 16; ++row) {
+    int const stored = along_row(broken.qzeros, 2, 1, row, 4);
+    CHECK(stored == (row >= 5 && row < 8 ? 15 : layer.zeros[at(2 * row + 1)] - 1));
+    CHECK(along_row(broken.qzeros, 2, 0, row, 4) == layer.zeros[at(2 * row)] - 1);
+  }
+}
+
+TEST_CASE("float32 scales are rounded, not overflowed", "[checkpoint]") {
+  quantized_layer<format<gptq::symmetric, 8, whole_row, float>> layer;
+  layer.out = layer.in = 4;
+  layer.codes.assign(16, 130);
+  layer.scales = {0.1F, -3.0F, 1e-9F, 65504.0F};
+  auto const tensors = to_gptq(layer);
+  for (std::size_t i = 0; i < 4; ++i) CHECK(tensors.scales[i].bits == gptq::float16(layer.scales[i]).bits);
+  layer.scales[2] = 1e5F;
+  CHECK(contains(error_of([&] { to_gptq(layer); }), "scale of row 2, group 0"));
+}
+
+TEST_CASE("layers that do not fill whole words", "[checkpoint]") {
+  CHECK(
+      contains(error_of([] { to_gptq(random_layer<a4>(8, 36, false, 1, 43)); }),
+               "8 x 36 codes of 4 bits do not fill whole 32-bit words; both extents must be multiples of 8"));
+  CHECK(contains(error_of([] { to_gptq(random_layer<a4>(9, 32, false, 1, 43)); }), "9 x 32"));
+  CHECK(
+      contains(error_of([] { to_gptq(random_layer<format<gptq::symmetric, 3, 32>>(16, 32, false, 1, 43)); }),
+               "multiples of 32"));
+  CHECK(
+      error_of([] { to_gptq(random_layer<format<gptq::symmetric, 2, 32>>(16, 48, false, 1, 43)); }).empty());
+  auto damaged = random_layer<a4>(8, 32, false, 1, 44);
+  damaged.codes.pop_back();
+  CHECK(contains(error_of([&] { to_gptq(damaged); }), "codes has 255 entries"));
+}

@@ -1,0 +1,805 @@
+// The LLaMA example on small random models: its forward pass against plain loops in double, the pieces around
+// it, and what the program says when it is given something wrong.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <numbers>
+#include <random>
+#include <string>
+#include <unistd.h>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+#include <sys/wait.h>
+
+#include <gptq/checkpoint/safetensors.hpp>
+
+#include "catch.hpp"
+#include "config.hpp"
+#include "evaluate.hpp"
+#include "forward.hpp"
+#include "generate.hpp"
+#include "model.hpp"
+#include "quantize_model.hpp"
+#include "tokens.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using gptq::checkpoint::dtype;
+using gptq::checkpoint::tensor_map;
+using llama::token;
+using nlohmann::json;
+
+/// A directory of this test's own, removed in the end.
+struct scratch {
+  fs::path path = fs::temp_directory_path() / ("gptq_llama_test_" + std::to_string(::getpid()));
+  scratch() { fs::create_directories(path); }
+  ~scratch() { fs::remove_all(path); }
+};
+
+void write_file(fs::path const& path, std::string const& contents) {
+  std::ofstream(path, std::ios::binary) << contents;
+}
+
+std::string error_of(auto&& action) {
+  try {
+    action();
+    return "";
+  } catch (gptq::error const& e) {
+    return e.what();
+  }
+}
+
+bool contains(std::string const& text, std::string const& part) {
+  return text.find(part) != std::string::npos;
+}
+
+// ---- a random model ----
+
+json small_config() {
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"hidden_size", 32},
+          {"intermediate_size", 48},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 4},
+          {"vocab_size", 80},
+          {"max_position_embeddings", 64},
+          {"rms_norm_eps", 1e-5},
+          {"rope_theta", 10000.0},
+          {"hidden_act", "silu"},
+          {"tie_word_embeddings", false}};
+}
+
+std::size_t size_of(json const& config, char const* key) { return config.at(key).get<std::size_t>(); }
+
+/// Weights as the model sees them, that is, rounded to the stored type.
+using weights = std::map<std::string, std::vector<double>>;
+
+/// Writes a random model of this configuration, spread over `files` files.
+weights write_model(fs::path const& directory, json const& config, dtype type, std::size_t files = 1) {
+  auto const hidden = size_of(config, "hidden_size");
+  auto const heads = size_of(config, "num_attention_heads");
+  auto const head = config.value("head_dim", hidden / heads);
+  auto const key_value = size_of(config, "num_key_value_heads") * head;
+  auto const inner = size_of(config, "intermediate_size");
+  auto const vocab = size_of(config, "vocab_size");
+  std::map<std::string, std::vector<std::size_t>> shapes{{"model.embed_tokens.weight", {vocab, hidden}},
+                                                         {"model.norm.weight", {hidden}}};
+  if (!config.at("tie_word_embeddings").get<bool>()) shapes["lm_head.weight"] = {vocab, hidden};
+  for (std::size_t i = 0; i < size_of(config, "num_hidden_layers"); ++i) {
+    std::string const layer = "model.layers." + std::to_string(i) + ".";
+    shapes[layer + "input_layernorm.weight"] = {hidden};
+    shapes[layer + "post_attention_layernorm.weight"] = {hidden};
+    shapes[layer + "self_attn.q_proj.weight"] = {heads * head, hidden};
+    shapes[layer + "self_attn.k_proj.weight"] = {key_value, hidden};
+    shapes[layer + "self_attn.v_proj.weight"] = {key_value, hidden};
+    shapes[layer + "self_attn.o_proj.weight"] = {hidden, heads * head};
+    shapes[layer + "mlp.gate_proj.weight"] = {inner, hidden};
+    shapes[layer + "mlp.up_proj.weight"] = {inner, hidden};
+    shapes[layer + "mlp.down_proj.weight"] = {hidden, inner};
+  }
+
+  std::mt19937 random(1);
+  weights values;
+  std::map<std::string, std::vector<std::byte>> bytes;
+  std::vector<tensor_map> parts(files);
+  json index;
+  std::size_t next = 0;
+  for (auto const& [name, shape] : shapes) {
+    std::size_t const count = shape.size() == 1 ? shape[0] : shape[0] * shape[1];
+    float const center = shape.size() == 1 ? 1.0F : 0.0F;  // norms scale by about 1
+    auto& stored = bytes[name];
+    auto const put = [&](auto value) {
+      auto const* const from = reinterpret_cast<std::byte const*>(&value);
+      stored.insert(stored.end(), from, from + sizeof value);
+      values[name].push_back(static_cast<double>(static_cast<float>(value)));
+    };
+    for (std::size_t i = 0; i < count; ++i) {
+      float const value = center + (static_cast<float>(random() >> 8) * 0x1p-24F - 0.5F);
+      if (type == dtype::f32) put(value);
+      if (type == dtype::f16) put(gptq::float16(value));
+      if (type == dtype::bf16) put(gptq::bfloat16(value));
+    }
+    std::size_t const part = next++ % files;
+    parts[part][name] = {type, shape, stored};
+    index["weight_map"][name] = "part-" + std::to_string(part) + ".safetensors";
+  }
+  fs::remove(directory / "model.safetensors");
+  if (files == 1) {
+    write_safetensors(directory / "model.safetensors", parts[0]);
+  } else {
+    for (std::size_t p = 0; p < files; ++p) {
+      write_safetensors(directory / ("part-" + std::to_string(p) + ".safetensors"), parts[p]);
+    }
+    write_file(directory / "model.safetensors.index.json", index.dump());
+  }
+  write_file(directory / "config.json", config.dump());
+  return values;
+}
+
+// ---- the forward pass once more, in loops ----
+
+using table = std::vector<std::vector<double>>;  // [token][feature]
+
+table multiply(table const& x, std::vector<double> const& weight) {
+  std::size_t const in = x[0].size();
+  table y(x.size(), std::vector<double>(weight.size() / in));
+  for (std::size_t t = 0; t < x.size(); ++t) {
+    for (std::size_t o = 0; o < y[t].size(); ++o) {
+      for (std::size_t i = 0; i < in; ++i) y[t][o] += weight[o * in + i] * x[t][i];
+    }
+  }
+  return y;
+}
+
+table normalize(table x, std::vector<double> const& weight, double epsilon) {
+  for (auto& row : x) {
+    double sum = 0.0;
+    for (double const v : row) sum += v * v;
+    double const factor = 1.0 / std::sqrt(sum / static_cast<double>(row.size()) + epsilon);
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] *= factor * weight[i];
+  }
+  return x;
+}
+
+/// Logits [token][vocabulary].
+table reference_logits(json const& config, weights const& w, std::vector<double> const& frequencies,
+                       std::vector<token> const& tokens) {
+  auto const hidden = size_of(config, "hidden_size");
+  auto const heads = size_of(config, "num_attention_heads");
+  auto const sharing = heads / size_of(config, "num_key_value_heads");
+  auto const head = config.value("head_dim", hidden / heads);
+  auto const epsilon = config.at("rms_norm_eps").get<double>();
+  auto const rotate = [&](table& x) {
+    for (std::size_t t = 0; t < x.size(); ++t) {
+      for (std::size_t at = 0; at < x[t].size(); at += head) {
+        for (std::size_t i = 0; i < head / 2; ++i) {
+          double const angle = static_cast<double>(t) * frequencies[i];
+          double& low = x[t][at + i];
+          double& high = x[t][at + i + head / 2];
+          double const turned = low * std::cos(angle) - high * std::sin(angle);
+          high = high * std::cos(angle) + low * std::sin(angle);
+          low = turned;
+        }
+      }
+    }
+  };
+  auto const add = [](table& x, table const& y) {
+    for (std::size_t t = 0; t < x.size(); ++t) {
+      for (std::size_t i = 0; i < x[t].size(); ++i) x[t][i] += y[t][i];
+    }
+  };
+
+  auto const& embedding = w.at("model.embed_tokens.weight");
+  table x;
+  for (token const id : tokens) {
+    auto const* const row = embedding.data() + static_cast<std::size_t>(id) * hidden;
+    x.emplace_back(row, row + hidden);
+  }
+  for (std::size_t l = 0; l < size_of(config, "num_hidden_layers"); ++l) {
+    auto const of = [&](std::string const& name) -> std::vector<double> const& {
+      return w.at("model.layers." + std::to_string(l) + "." + name + ".weight");
+    };
+    table const a = normalize(x, of("input_layernorm"), epsilon);
+    table q = multiply(a, of("self_attn.q_proj"));
+    table k = multiply(a, of("self_attn.k_proj"));
+    table const v = multiply(a, of("self_attn.v_proj"));
+    rotate(q);
+    rotate(k);
+    table mixed(x.size(), std::vector<double>(heads * head));
+    for (std::size_t h = 0; h < heads; ++h) {
+      std::size_t const own = h * head;
+      std::size_t const shared = h / sharing * head;
+      for (std::size_t t = 0; t < x.size(); ++t) {
+        std::vector<double> score(t + 1);
+        double sum = 0.0;
+        for (std::size_t s = 0; s <= t; ++s) {
+          for (std::size_t i = 0; i < head; ++i) score[s] += q[t][own + i] * k[s][shared + i];
+          score[s] = std::exp(score[s] / std::sqrt(static_cast<double>(head)));
+          sum += score[s];
+        }
+        for (std::size_t s = 0; s <= t; ++s) {
+          for (std::size_t i = 0; i < head; ++i) mixed[t][own + i] += score[s] / sum * v[s][shared + i];
+        }
+      }
+    }
+    add(x, multiply(mixed, of("self_attn.o_proj")));
+    table const m = normalize(x, of("post_attention_layernorm"), epsilon);
+    table inner = multiply(m, of("mlp.up_proj"));
+    table const gate = multiply(m, of("mlp.gate_proj"));
+    for (std::size_t t = 0; t < x.size(); ++t) {
+      for (std::size_t i = 0; i < inner[t].size(); ++i)
+        inner[t][i] *= gate[t][i] / (1.0 + std::exp(-gate[t][i]));
+    }
+    add(x, multiply(inner, of("mlp.down_proj")));
+  }
+  x = normalize(x, w.at("model.norm.weight"), epsilon);
+  return multiply(x, w.contains("lm_head.weight") ? w.at("lm_head.weight") : embedding);
+}
+
+double reference_perplexity(table const& logits, std::vector<token> const& tokens) {
+  double total = 0.0;
+  for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
+    double sum = 0.0;
+    for (double const logit : logits[t]) sum += std::exp(logit);
+    total += std::log(sum) - logits[t][static_cast<std::size_t>(tokens[t + 1])];
+  }
+  return std::exp(total / static_cast<double>(tokens.size() - 1));
+}
+
+std::vector<double> plain_frequencies(double theta, int head) {
+  std::vector<double> frequencies;
+  for (int i = 0; i < head; i += 2) frequencies.push_back(std::pow(theta, -i / static_cast<double>(head)));
+  return frequencies;
+}
+
+std::vector<token> random_tokens(std::size_t count, token vocab, unsigned seed = 2) {
+  std::mt19937 random(seed);
+  std::vector<token> tokens(count);
+  for (token& id : tokens) id = static_cast<token>(random() % static_cast<unsigned>(vocab));
+  return tokens;
+}
+
+/// Logits of the example's own pieces: [tokens, vocabulary].
+gptq::matrix logits_of(llama::model const& m, std::vector<token> const& tokens) {
+  auto const& c = m.config();
+  auto const angles = llama::make_rotations(c, static_cast<std::int64_t>(tokens.size()));
+  gptq::matrix x = m.embed(tokens);
+  for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) llama::run_layer({c, angles}, m.load(i, 1), x);
+  return llama::rms_norm(x, m.final_norm(), c.rms_norm_eps) * m.output_rows(0, c.vocab_size).transpose();
+}
+
+double largest_difference(gptq::matrix const& a, table const& b) {
+  double largest = 0.0;
+  for (std::size_t t = 0; t < b.size(); ++t) {
+    for (std::size_t i = 0; i < b[t].size(); ++i) {
+      auto const value = a(static_cast<Eigen::Index>(t), static_cast<Eigen::Index>(i));
+      largest = std::max(largest, std::abs(static_cast<double>(value) - b[t][i]));
+    }
+  }
+  return largest;
+}
+
+// Logits here are of the order of 1 to 10 and pass through some hundred float operations each.
+constexpr double logit_tolerance = 2e-4;
+
+json const llama3_scaling{{"rope_type", "llama3"},
+                          {"factor", 8.0},
+                          {"low_freq_factor", 1.0},
+                          {"high_freq_factor", 4.0},
+                          {"original_max_position_embeddings", 64}};
+
+}  // namespace
+
+TEST_CASE("the forward pass agrees with plain loops in double") {
+  scratch const dir;
+  json config = small_config();
+  dtype type = dtype::f32;
+  std::size_t files = 1;
+  std::vector<double> frequencies = plain_frequencies(1e4, 8);
+
+  SECTION("as it is") {}
+  SECTION("float16") { type = dtype::f16; }
+  SECTION("bfloat16 in three files") {
+    type = dtype::bf16;
+    files = 3;
+  }
+  SECTION("heads that share keys and values") { config["num_key_value_heads"] = 2; }
+  SECTION("one key and value head, heads of an explicit size") {
+    config["num_key_value_heads"] = 1;
+    config["head_dim"] = 16;
+    frequencies = plain_frequencies(1e4, 16);
+  }
+  SECTION("tied embeddings, another theta") {
+    config["tie_word_embeddings"] = true;
+    config["rope_theta"] = 500.0;
+    frequencies = plain_frequencies(500.0, 8);
+  }
+  SECTION("Llama 3's scaling of rotary embeddings") {
+    config["head_dim"] = 16;
+    config["rope_scaling"] = llama3_scaling;
+    // From transformers' _compute_llama3_parameters in PyTorch.
+    frequencies = {1.0,
+                   0.24438458681106567,
+                   0.013042256236076355,
+                   0.0039528473280370235,
+                   0.0012499999720603228,
+                   0.00039528473280370235,
+                   0.0001250000059371814,
+                   3.9528473280370235e-05};
+  }
+
+  auto const w = write_model(dir.path, config, type, files);
+  llama::model const m(dir.path);
+  auto const tokens = random_tokens(40, 80);
+  auto const expected = reference_logits(config, w, frequencies, tokens);
+  CHECK(largest_difference(logits_of(m, tokens), expected) < logit_tolerance);
+
+  std::vector<llama::token_window> const windows{tokens, tokens};
+  for (int const threads : {1, 3}) {
+    CHECK(llama::perplexity(m, windows, threads) ==
+          Approx(reference_perplexity(expected, tokens)).epsilon(1e-5));
+  }
+}
+
+TEST_CASE("rotary frequencies of Llama 3.2") {
+  llama::config c{};
+  c.head_dim = 64;
+  c.rope_theta = 500000.0;
+  c.rope_scaling = llama::rope_scaling{32.0, 1.0, 4.0, 8192.0};
+  // Elements 0, 5, 14 (the last unscaled one), 15, 17 (blended), 18 and 31 of transformers' result in
+  // PyTorch.
+  std::vector<std::pair<std::size_t, double>> const expected{{0, 1.0},
+                                                             {5, 0.12868738174438477},
+                                                             {14, 0.0032114461064338684},
+                                                             {15, 0.0012905480107292533},
+                                                             {17, 9.708286233944818e-05},
+                                                             {18, 1.9461638657958247e-05},
+                                                             {31, 9.418306490260875e-08}};
+  auto const frequencies = llama::rope_frequencies(c);
+  REQUIRE(frequencies.size() == 32);
+  for (auto const& [i, value] : expected) CHECK(frequencies[i] == Approx(value).epsilon(2e-6));
+}
+
+TEST_CASE("a token sees nothing that comes after it") {
+  scratch const dir;
+  json config = small_config();
+  config["num_key_value_heads"] = 2;
+  config["max_position_embeddings"] = 300;
+  write_model(dir.path, config, dtype::f32);
+  llama::model const m(dir.path);
+  auto tokens = random_tokens(300, 80);  // more than a block of queries
+  gptq::matrix const before = logits_of(m, tokens);
+  constexpr int changed = 200;
+  for (std::size_t t = changed; t < tokens.size(); ++t) tokens[t] = (tokens[t] + 1) % 80;
+  gptq::matrix const after = logits_of(m, tokens);
+  CHECK(before.topRows(changed) == after.topRows(changed));
+  CHECK(before.row(changed) != after.row(changed));
+}
+
+TEST_CASE("tokens one by one through the cache are the same as all at once") {
+  scratch const dir;
+  json config = small_config();
+  config["num_key_value_heads"] = 2;
+  write_model(dir.path, config, dtype::f32);
+  llama::model const m(dir.path);
+  auto const& c = m.config();
+  auto const tokens = random_tokens(20, 80);
+  auto const angles = llama::make_rotations(c, 20);
+
+  gptq::matrix whole = m.embed(tokens);
+  std::vector<gptq::matrix> pieces;
+  std::vector<llama::kv_cache> caches(2);
+  for (std::int64_t i = 0; i < 2; ++i) llama::run_layer({c, angles}, m.load(i, 1), whole);
+  for (std::size_t t = 0; t < tokens.size(); t += t == 0 ? 5 : 1) {
+    gptq::matrix x = m.embed(std::span(tokens).subspan(t, t == 0 ? 5 : 1));
+    for (std::int64_t i = 0; i < 2; ++i) {
+      llama::run_layer({c, angles}, m.load(i, 1), x, &caches[static_cast<std::size_t>(i)]);
+    }
+    CHECK((x - whole.middleRows(static_cast<Eigen::Index>(t), x.rows())).cwiseAbs().maxCoeff() < 1e-4F);
+  }
+
+  SECTION("so greedy generation takes the likeliest token of the whole text, again and again") {
+    auto text = std::vector<token>(tokens.begin(), tokens.begin() + 5);
+    auto const generated = llama::generate(m, text, 12, {}, 2);
+    CHECK(generated.size() == 12);
+    for (token const next : generated) {
+      gptq::matrix const logits = logits_of(m, text);
+      Eigen::Index likeliest = 0;
+      logits.bottomRows(1).row(0).maxCoeff(&likeliest);
+      CHECK(next == likeliest);
+      text.push_back(next);
+    }
+  }
+  SECTION("and it ends before an end token") {
+    auto const text = std::vector<token>(tokens.begin(), tokens.begin() + 5);
+    auto const generated = llama::generate(m, text, 12, {}, 1);
+    config["eos_token_id"] = json::array({7, generated[3]});
+    write_file(dir.path / "config.json", config.dump());
+    auto const until = std::find(generated.begin(), generated.end(), generated[3]) - generated.begin();
+    auto const shorter = llama::generate(llama::model(dir.path), text, 12, {}, 1);
+    CHECK(shorter == std::vector<token>(generated.begin(), generated.begin() + until));
+  }
+  SECTION("a text longer than the model is an error") {
+    CHECK(contains(error_of([&] { llama::generate(m, tokens, 45, {}, 1); }), "64 positions"));
+    CHECK(contains(error_of([&] { llama::generate(m, {}, 1, {}, 1); }), "no tokens"));
+  }
+}
+
+TEST_CASE("choosing a token") {
+  llama::row_vector logits(4);
+  logits << std::log(0.1F), std::log(0.4F), std::log(0.2F), std::log(0.3F);
+  CHECK(llama::choose(logits, {}, 0.99) == 1);
+  llama::sampling how{.temperature = 1.0};  // in falling order: token 1, 3, 2, 0
+  CHECK(llama::choose(logits, how, 0.0) == 1);
+  CHECK(llama::choose(logits, how, 0.39) == 1);
+  CHECK(llama::choose(logits, how, 0.41) == 3);
+  CHECK(llama::choose(logits, how, 0.71) == 2);
+  CHECK(llama::choose(logits, how, 0.91) == 0);
+  how.top_p = 0.6;  // tokens 1 and 3, in the ratio 4 to 3
+  CHECK(llama::choose(logits, how, 0.57) == 1);
+  CHECK(llama::choose(logits, how, 0.58) == 3);
+  CHECK(llama::choose(logits, how, 0.9999) == 3);
+  how.top_p = 0.0;
+  CHECK(llama::choose(logits, how, 0.9999) == 1);
+  how = {.temperature = 0.5};  // probabilities squared: 1, 16, 4, 9 of 30
+  CHECK(llama::choose(logits, how, 0.53) == 1);
+  CHECK(llama::choose(logits, how, 0.54) == 3);
+}
+
+TEST_CASE("quantizing a model") {
+  scratch const dir;
+  json config = small_config();
+  config["num_key_value_heads"] = 2;
+  write_model(dir.path, config, dtype::f32);
+  auto const calibration = random_tokens(16 * 48, 80);
+  auto const evaluation = random_tokens(8 * 48, 80, 3);
+  auto const windows = llama::cut_windows(calibration, 48, 0);
+  auto const held_out = llama::cut_windows(evaluation, 48, 0);
+
+  struct outcome {
+    std::vector<llama::linear_report> reports;
+    double perplexity;
+  };
+  auto const run = [&](llama::quantization const& how) {
+    llama::model m(dir.path);
+    outcome result{};
+    llama::quantize_model(m, windows, how, [&](auto const& r) { result.reports.push_back(r); });
+    result.perplexity = llama::perplexity(m, held_out, 1);
+    return result;
+  };
+  llama::quantization how;
+  how.quantize.format = {"asymmetric", 8, 32};
+  how.threads = how.quantize.options.threads = 1;
+  double const before = llama::perplexity(llama::model(dir.path), held_out, 1);
+
+  SECTION("reports every linear layer, in the published order") {
+    auto const reports = run(how).reports;
+    std::vector<std::string> const names{"self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj",
+                                         "self_attn.o_proj", "mlp.up_proj",      "mlp.gate_proj",
+                                         "mlp.down_proj"};
+    REQUIRE(reports.size() == 14);
+    for (std::size_t i = 0; i < 14; ++i) {
+      CHECK(reports[i].name == "model.layers." + std::to_string(i / 7) + "." + names[i % 7]);
+      CHECK(reports[i].quality.snr_db > 35.0);
+    }
+    CHECK(reports[0].out == 16);
+    CHECK(reports[0].in == 32);
+    CHECK(reports[6].out == 32);
+    CHECK(reports[6].in == 48);
+  }
+  SECTION("8 bits change the perplexity a little, 2 bits a lot") {
+    CHECK(run(how).perplexity == Approx(before).epsilon(0.01));
+    CHECK(run(how).perplexity != before);
+    how.quantize.format.bits = 2;
+    CHECK(std::abs(run(how).perplexity / before - 1.0) > 0.05);
+  }
+  SECTION("what is evaluated is what was packed") {
+    how.quantize.format.bits = 2;
+    how.quantize.round_to_nearest = true;
+    llama::model m(dir.path);
+    llama::decoder_layer const original = m.load(1, 1);
+    llama::quantize_model(m, windows, how, [](auto const&) {});
+    llama::decoder_layer const loaded = m.load(1, 1);
+    for (std::size_t l = 0; l < llama::linears; ++l) {
+      // Rounding to nearest does not depend on activations, so it can be repeated.
+      using format = gptq::format<gptq::asymmetric, 2, 32>;
+      auto const rounded = gptq::dequantize(gptq::round_to_nearest<format>(original.weights[l]));
+      CHECK(loaded.weights[l] == rounded);
+    }
+    CHECK(loaded.attention_norm == original.attention_norm);
+  }
+  SECTION("true sequential or not differs from the second stage on") {
+    how.quantize.format.bits = 2;
+    auto const at_once = run(how).reports;
+    how.true_sequential = true;
+    auto const sequential = run(how).reports;
+    for (std::size_t i = 0; i < 3; ++i) {
+      CHECK(at_once[i].quality.loss == Approx(sequential[i].quality.loss).epsilon(1e-6));
+    }
+    CHECK(at_once[3].quality.loss != Approx(sequential[3].quality.loss).epsilon(1e-3));
+  }
+  SECTION("the number of threads does not matter") {
+    how.true_sequential = GENERATE(false, true);
+    auto const one = run(how);
+    how.threads = how.quantize.options.threads = 3;
+    auto const three = run(how);
+    CHECK(one.perplexity == Approx(three.perplexity).epsilon(1e-5));  // not exact with a threaded BLAS
+    for (std::size_t i = 0; i < 14; ++i) {
+      CHECK(one.reports[i].quality.loss == Approx(three.reports[i].quality.loss).epsilon(1e-2));
+    }
+  }
+  SECTION("GPTQ loses less than rounding to nearest") {
+    how.quantize.format.bits = 3;
+    auto const gptq = run(how).reports;
+    how.quantize.round_to_nearest = true;
+    auto const nearest = run(how).reports;
+    for (std::size_t i = 0; i < 3; ++i) CHECK(gptq[i].quality.output_error < nearest[i].quality.output_error);
+  }
+  SECTION("what is not finite is named") {
+    std::vector<float> embedding(80 * 32, std::numeric_limits<float>::quiet_NaN());
+    gptq::checkpoint::safetensors_file const file(dir.path / "model.safetensors");
+    tensor_map tensors = file.tensors();
+    tensors["model.embed_tokens.weight"].bytes = std::as_bytes(std::span(embedding));
+    write_safetensors(dir.path / "model.safetensors", tensors);
+    CHECK(contains(error_of([&] { run(how); }), "input of model.layers.0.self_attn"));
+  }
+}
+
+TEST_CASE("tokens from files") {
+  scratch const dir;
+  llama::config c{};
+  c.vocab_size = 256;
+  SECTION("a byte-level model reads bytes") {
+    write_file(dir.path / "x.txt", "A\n\xff");
+    CHECK(llama::read_tokens(dir.path / "x.txt", dir.path, c) == std::vector<token>{65, 10, 255});
+    CHECK(llama::make_tokenizer(dir.path, c).decode(std::vector<token>{72, 105}) == "Hi");
+  }
+  SECTION("token ids are int32") {
+    std::string contents("\x05\0\0\0\xff\0\0\0", 8);
+    write_file(dir.path / "x.i32", contents);
+    CHECK(llama::read_tokens(dir.path / "x.i32", dir.path, c) == std::vector<token>{5, 255});
+    write_file(dir.path / "x.i32", contents + "\x01");
+    CHECK(contains(error_of([&] { llama::read_tokens(dir.path / "x.i32", dir.path, c); }), "9 bytes"));
+    c.vocab_size = 255;
+    write_file(dir.path / "x.i32", contents);
+    CHECK(contains(error_of([&] { llama::read_tokens(dir.path / "x.i32", dir.path, c); }), "token 1 is 255"));
+    write_file(dir.path / "x.i32", std::string("\xff\xff\xff\xff", 4));
+    CHECK(contains(error_of([&] { llama::read_tokens(dir.path / "x.i32", dir.path, c); }), "token 0 is -1"));
+  }
+  SECTION("other models need a tokenizer") {
+    c.vocab_size = 1000;
+    write_file(dir.path / "x.txt", "text");
+    CHECK(
+        contains(error_of([&] { llama::read_tokens(dir.path / "x.txt", dir.path, c); }), "tokenizer.model"));
+    write_file(dir.path / "tokenizer.model", "nonsense");
+    CHECK(contains(error_of([&] { llama::read_tokens(dir.path / "x.txt", dir.path, c); }), "sentencepiece"));
+  }
+  SECTION("windows are whole and do not overlap") {
+    auto const tokens = random_tokens(25, 80);
+    auto const windows = llama::cut_windows(tokens, 10, 0);
+    REQUIRE(windows.size() == 2);
+    CHECK(windows[1].data() == tokens.data() + 10);
+    CHECK(windows[1].size() == 10);
+    CHECK(llama::cut_windows(tokens, 10, 1).size() == 1);
+    CHECK(llama::cut_windows(tokens, 26, 0).empty());
+  }
+}
+
+TEST_CASE("config.json") {
+  scratch const dir;
+  auto const read = [&](json const& config) {
+    write_file(dir.path / "config.json", config.dump());
+    return llama::read_config(dir.path);
+  };
+  SECTION("missing keys have the defaults of transformers") {
+    json config = small_config();
+    for (auto const* key : {"num_key_value_heads", "rms_norm_eps", "rope_theta", "max_position_embeddings",
+                            "hidden_act", "tie_word_embeddings", "architectures"}) {
+      config.erase(key);
+    }
+    config["head_dim"] = nullptr;
+    config["rope_scaling"] = nullptr;
+    auto const c = read(config);
+    CHECK(c.num_key_value_heads == 4);
+    CHECK(c.head_dim == 8);
+    CHECK(c.rms_norm_eps == 1e-6);
+    CHECK(c.rope_theta == 10000.0);
+    CHECK(c.max_position_embeddings == 2048);
+    CHECK_FALSE(c.tie_word_embeddings);
+    CHECK_FALSE(c.rope_scaling);
+  }
+  SECTION("rotary parameters in their three forms") {
+    json config = small_config();
+    config["rope_scaling"] = llama3_scaling;
+    CHECK(read(config).rope_scaling->factor == 8.0);
+    config["rope_scaling"].erase("rope_type");
+    config["rope_scaling"]["type"] = "llama3";
+    CHECK(read(config).rope_scaling->high_freq_factor == 4.0);
+    config = small_config();
+    config["rope_parameters"] = llama3_scaling;
+    config["rope_parameters"]["rope_theta"] = 77.0;
+    CHECK(read(config).rope_scaling->original_max_position_embeddings == 64.0);
+    CHECK(read(config).rope_theta == 77.0);
+    config["rope_parameters"] = {{"rope_type", "default"}};
+    CHECK_FALSE(read(config).rope_scaling);
+  }
+  SECTION("what is not implemented, or wrong, is named") {
+    struct change {
+      std::string key;
+      json value;
+    };
+    auto const cases = std::vector<change>{{"model_type", "mistral"},
+                                           {"architectures", {"MistralForCausalLM"}},
+                                           {"hidden_act", "gelu"},
+                                           {"attention_bias", true},
+                                           {"mlp_bias", true},
+                                           {"quantization_config", json::object()},
+                                           {"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}},
+                                           {"rope_scaling", {{"rope_type", "llama3"}}},
+                                           {"rope_scaling", 3},
+                                           {"hidden_size", 0},
+                                           {"hidden_size", -32},
+                                           {"hidden_size", 32.5},
+                                           {"hidden_size", "32"},
+                                           {"vocab_size", 1'000'000'000},
+                                           {"num_key_value_heads", 3},
+                                           {"num_attention_heads", 5},
+                                           {"rms_norm_eps", -1.0},
+                                           {"rope_theta", "large"},
+                                           {"tie_word_embeddings", 1},
+                                           {"eos_token_id", 80},
+                                           {"eos_token_id", {1, -1}}};
+    for (auto const& [key, value] : cases) {
+      json config = small_config();
+      config[key] = value;
+      std::string const message = error_of([&] { read(config); });
+      INFO(key << " " << value << ": " << message);
+      CHECK(contains(message, "config.json"));
+      CHECK(contains(message, key));
+    }
+    for (auto const* const key : {"model_type", "hidden_size", "intermediate_size", "num_hidden_layers",
+                                  "num_attention_heads", "vocab_size"}) {
+      json config = small_config();
+      config.erase(key);
+      INFO(key);
+      CHECK(contains(error_of([&] { read(config); }), std::string("has no '") + key));
+    }
+    json config = small_config();
+    config["head_dim"] = 7;
+    CHECK(contains(error_of([&] { read(config); }), "odd"));
+    CHECK(contains(error_of([&] { read(json::array()); }), "not a JSON object"));
+    write_file(dir.path / "config.json", "{");
+    CHECK(contains(error_of([&] { llama::read_config(dir.path); }), "not valid JSON"));
+    CHECK(contains(error_of([&] { llama::read_config(dir.path / "none"); }), "is not a directory"));
+  }
+}
+
+TEST_CASE("tensors that do not fit config.json") {
+  scratch const dir;
+  json config = small_config();
+  write_model(dir.path, config, dtype::f32);
+  auto const open = [&] { return error_of([&] { llama::model const m(dir.path); }); };
+  CHECK(open().empty());
+  config["intermediate_size"] = 49;
+  write_file(dir.path / "config.json", config.dump());
+  CHECK(contains(open(), "mlp.up_proj.weight' is F32 [48, 32], but config.json makes it F32 [49, 32]"));
+  config = small_config();
+  config["num_hidden_layers"] = 3;
+  write_file(dir.path / "config.json", config.dump());
+  CHECK(contains(open(), "has no tensor 'model.layers.2.input_layernorm.weight'"));
+  write_file(dir.path / "config.json", small_config().dump());
+
+  gptq::checkpoint::safetensors_file const file(dir.path / "model.safetensors");
+  tensor_map tensors = file.tensors();
+  tensors["model.norm.weight"].type = dtype::i32;
+  write_safetensors(dir.path / "model.safetensors", tensors);
+  CHECK(contains(open(), "'model.norm.weight' is I32 [32]"));
+}
+
+#ifdef GPTQ_QUANTIZE_LLAMA
+namespace {
+
+struct result {
+  int status;
+  std::string errors;
+};
+
+/// Runs the program and collects what it writes to stderr; stdout goes to `output`.
+result run_program(std::string const& arguments, fs::path const& output = "/dev/null") {
+  std::string const command = "'" GPTQ_QUANTIZE_LLAMA "' " + arguments + " 2>&1 >'" + output.string() + "'";
+  std::FILE* const pipe = ::popen(command.c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  result r{};
+  char buffer[256];
+  while (std::fgets(buffer, sizeof buffer, pipe) != nullptr) r.errors += buffer;
+  int const status = ::pclose(pipe);
+  r.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return r;
+}
+
+}  // namespace
+
+TEST_CASE("the program") {
+  scratch const dir;
+  json config = small_config();
+  config["vocab_size"] = 256;
+  write_model(dir.path, config, dtype::bf16);
+  std::string text;
+  for (int i = 0; i < 2000; ++i) text += static_cast<char>('a' + i * i % 26);
+  write_file(dir.path / "text.txt", text);
+  std::string const model = "'" + dir.path.string() + "'";
+  std::string const file = "'" + (dir.path / "text.txt").string() + "'";
+
+  SECTION("quantizes, evaluates, generates") {
+    auto const r = run_program(model + " --calibration " + file + " --evaluation " + file +
+                                   " --group-size 32 --samples 8 --window 32 --generate abc"
+                                   " --generate-tokens 5 --json '" +
+                                   (dir.path / "out.json").string() + "'",
+                               dir.path / "out.txt");
+    CHECK(r.errors == "");
+    REQUIRE(r.status == 0);
+    auto const out = json::parse(std::ifstream(dir.path / "out.json"));
+    REQUIRE(out.at("layers").size() == 14);
+    CHECK(out.at("layers")[13].at("name") == "model.layers.1.mlp.down_proj");
+    CHECK(out.at("layers")[13].at("shape") == json::array({32, 48}));
+    CHECK(out.at("float32_perplexity").get<double>() > 1.0);
+    CHECK(out.at("perplexity").get<double>() ==
+          Approx(out.at("float32_perplexity").get<double>()).epsilon(0.2));
+    std::ifstream in(dir.path / "out.txt");
+    std::string const printed((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    for (auto const* const part :
+         {"model.layers.0.self_attn.k_proj", "32 x 48", "perplexity", "quantized    abc"}) {
+      CHECK(contains(printed, part));
+    }
+  }
+  SECTION("has help") {
+    CHECK(run_program("--help").status == 0);
+    CHECK(run_program("--help").errors == "");
+  }
+  SECTION("ends with one line and status 2 when something is wrong") {
+    write_file(dir.path / "short.txt", "abc");
+    std::string const good = " --calibration " + file + " --window 32 --group-size 32 ";
+    std::vector<std::pair<std::string, std::string>> const cases{
+        {"", "MODEL"},
+        {model, "--calibration"},
+        {"/none" + good, "/none: is not a directory"},
+        {model + " --calibration /none", "/none: cannot be opened"},
+        {model + " --calibration '" + dir.path.string() + "'", "cannot be opened"},
+        {model + good + "--evaluation '" + (dir.path / "short.txt").string() + "'",
+         "3 tokens do not fill a window"},
+        {model + good + "--bits 5", "--bits"},
+        {model + " --group-size 48 --calibration " + file, "--group-size"},
+        {model + good + "--scheme none", "--scheme"},
+        {model + good + "--grid none", "--grid"},
+        {model + good + "--scale float64", "--scale"},
+        {model + " --window 65 --calibration " + file, "64 positions"},
+        {model + " --window 1 --calibration " + file, "--window"},
+        {model + good + "--samples 0", "--samples"},
+        {model + good + "--generate abc --generate-tokens 62", "64 positions"},
+        {model + good + "--json /none/x", "/none/x: cannot be written"},
+        {model + good + "--reference --scale float16", "--reference"},
+        {model + good + "--nonsense", "--nonsense"},
+    };
+    for (auto const& [arguments, message] : cases) {
+      auto const r = run_program(arguments);
+      INFO(arguments << ": " << r.errors);
+      CHECK(r.status == 2);
+      CHECK(contains(r.errors, message));
+      CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);
+    }
+    config["model_type"] = "mistral";
+    write_file(dir.path / "config.json", config.dump());
+    auto const r = run_program(model + good);
+    CHECK(r.status == 2);
+    CHECK(contains(r.errors, "only llama is implemented"));
+    CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);
+  }
+}
+#endif

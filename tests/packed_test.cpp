@@ -1,0 +1,381 @@
+// Where codes lie: the bytes against a second writer of the documented layout, and back, for every format.
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <type_traits>
+
+#include <gptq/packed.hpp>
+
+#include "catch.hpp"
+#include "support.hpp"
+
+using gptq::format;
+using gptq::index_t;
+using gptq::quantized_layer;
+using gptq::whole_row;
+
+namespace {
+
+static_assert(std::is_trivially_copyable_v<gptq::packed_view<format<gptq::asymmetric, 3, 24>>>);
+
+std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+/// A layer of a format known by its values: most of this file is compiled once, not once a format.
+struct plain_layer {
+  gptq::format_spec spec;
+  gptq::code_levels levels;
+  index_t out;
+  index_t in;
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales;
+  std::vector<std::uint8_t> zeros;
+  std::vector<std::int32_t> order;
+
+  index_t group_columns() const { return spec.group_size == whole_row ? in : spec.group_size; }
+  index_t groups() const { return (in + group_columns() - 1) / group_columns(); }
+  float weight(index_t row, index_t p) const {
+    auto const group = at(row * groups() + p / group_columns());
+    return levels.decode(codes[at(row * in + p)], {scales[group], zeros.empty() ? 0 : int{zeros[group]}});
+  }
+  bool operator==(plain_layer const& other) const {
+    return out == other.out && in == other.in && codes == other.codes && scales == other.scales &&
+           zeros == other.zeros && order == other.order;
+  }
+};
+
+/// Random codes, scales and zeros, all of them legal; with `permuted`, in a random column order.
+plain_layer random_layer(gptq::format_spec const& spec, gptq::code_levels const& levels, index_t out,
+                         index_t in, bool permuted, test::random& random) {
+  plain_layer layer{spec, levels, out, in, {}, {}, {}, {}};
+  layer.codes.resize(at(out * in));
+  for (auto& code : layer.codes) {
+    code = static_cast<std::uint8_t>(levels.min_code + random.below(levels.max_code - levels.min_code + 1));
+  }
+  layer.scales.resize(at(out * layer.groups()));
+  for (float& scale : layer.scales) {
+    scale = std::exp2(static_cast<float>(random.below(20) - 12)) * random.uniform();
+    if (spec.scales == gptq::scale_type::float16) scale = gptq::float16(scale);
+  }
+  if (levels.has_zero_point) {
+    layer.zeros.resize(layer.scales.size());
+    for (auto& zero : layer.zeros) zero = static_cast<std::uint8_t>(random.below(1 << spec.bits));
+  }
+  if (permuted) {
+    layer.order.resize(at(in));
+    std::iota(layer.order.begin(), layer.order.end(), 0);
+    for (index_t i = in - 1; i > 0; --i) {
+      std::swap(layer.order[at(i)], layer.order[at(random.below(static_cast<int>(i) + 1))]);
+    }
+  }
+  return layer;
+}
+
+template <class Format>
+quantized_layer<Format> typed(plain_layer const& layer) {
+  return {layer.out, layer.in, layer.codes, layer.scales, layer.zeros, layer.order, {}};
+}
+
+template <class Format>
+quantized_layer<Format> random_layer(index_t out, index_t in, bool permuted, test::random& random) {
+  return typed<Format>(random_layer(gptq::spec_of<Format>(), Format::levels, out, in, permuted, random));
+}
+
+/// What the head of packed.hpp says, written down a second time: codes, scales, zeros as bytes.
+struct documented_bytes {
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales;
+  std::vector<std::uint8_t> zeros;
+
+  bool operator==(documented_bytes const&) const = default;
+};
+
+/// ORs `value` into a byte.
+void put(std::uint8_t& byte, int bit, int value) { byte = static_cast<std::uint8_t>(byte | value << bit); }
+
+documented_bytes bytes_as_documented(plain_layer const& layer) {
+  int const bits = layer.spec.bits;
+  int const unit_columns = bits == 4 ? 8 : bits == 2 ? 16 : bits == 3 ? 32 : 4;
+  int const unit_bytes = bits == 3 ? 192 : 64;
+  index_t const group_size = layer.group_columns();
+  documented_bytes bytes;
+  for (index_t block = 0; block < layer.out; block += 16) {
+    for (index_t first = 0, group = 0; first < layer.in; first += group_size, ++group) {
+      index_t const end = std::min(first + group_size, layer.in);
+      for (index_t unit = first; unit < end; unit += unit_columns) {
+        std::size_t const base = bytes.codes.size();
+        bytes.codes.resize(base + at(unit_bytes));
+        for (index_t row = block; row < std::min(block + 16, layer.out); ++row) {
+          std::uint8_t* const lane = &bytes.codes[base + at(4 * (row - block))];
+          for (index_t column = unit; column < std::min(unit + unit_columns, end); ++column) {
+            int const code = layer.codes[at(row * layer.in + column)];
+            index_t const c = column - unit;
+            int const t = static_cast<int>(c) / 4;
+            if (bits == 8) put(lane[c], 0, code);
+            if (bits == 4) put(lane[c % 4], 4 * t, code);
+            if (bits == 2) put(lane[c % 4], 2 * t, code);
+            if (bits == 3) {
+              put(lane[(c < 16 ? 0 : 64) + c % 4], 2 * (t % 4), code & 3);
+              put(lane[128 + c % 4], t, code >> 2);
+            }
+          }
+        }
+      }
+      std::size_t const zeros = bytes.zeros.size();
+      if (layer.levels.has_zero_point) bytes.zeros.resize(zeros + at(2 * bits));
+      for (index_t r = 0; r < 16; ++r) {
+        bool const inside = block + r < layer.out;
+        auto const entry = at((block + r) * layer.groups() + group);
+        bytes.scales.push_back(inside ? layer.scales[entry] : 0.0F);
+        if (!layer.levels.has_zero_point || !inside) continue;
+        for (int b = 0; b < bits; ++b) {
+          int const bit = static_cast<int>(r) * bits + b;
+          put(bytes.zeros[zeros + at(bit / 8)], bit % 8, layer.zeros[entry] >> b & 1);
+        }
+      }
+    }
+  }
+  return bytes;
+}
+
+/// A packed matrix and what its view gives back.
+struct packed_values {
+  documented_bytes bytes;
+  plain_layer unpacked;
+  std::vector<std::uint8_t> view_codes;
+  std::vector<float> view_scales;
+  std::vector<int> view_zeros;
+  std::vector<float> dequantized;
+  index_t total_bytes;
+  bool aligned;
+};
+
+template <class Format>
+packed_values pack_and_back(plain_layer const& layer) {
+  auto const packed = gptq::pack(typed<Format>(layer));
+  auto view = packed.view();
+  auto const layout = view.layout();
+  packed_values values{{}, layer, {}, {}, {}, std::vector<float>(layer.codes.size()), packed.bytes(), true};
+  values.aligned = reinterpret_cast<std::uintptr_t>(view.codes) % 64 == 0;
+  values.bytes.codes.assign(view.codes, view.codes + layout.code_bytes());
+  values.bytes.scales.assign(view.scales, view.scales + layout.scale_count());
+  if (view.zeros != nullptr) values.bytes.zeros.assign(view.zeros, view.zeros + layout.zero_bytes());
+
+  // What follows reads the bytes at an odd address, as in a file mapped to memory.
+  std::vector<std::uint8_t> moved_codes(values.bytes.codes.size() + 1);
+  std::vector<std::uint8_t> moved_zeros(values.bytes.zeros.size() + 1);
+  std::copy(values.bytes.codes.begin(), values.bytes.codes.end(), moved_codes.begin() + 1);
+  std::copy(values.bytes.zeros.begin(), values.bytes.zeros.end(), moved_zeros.begin() + 1);
+  view.codes = moved_codes.data() + 1;
+  if (view.zeros != nullptr) view.zeros = moved_zeros.data() + 1;
+  for (index_t row = 0; row < layer.out; ++row) {
+    for (index_t p = 0; p < layer.in; ++p) {
+      values.view_codes.push_back(static_cast<std::uint8_t>(view.code(row, p)));
+    }
+    for (index_t group = 0; group < layout.groups(); ++group) {
+      gptq::grid const g = view.grid(row, group);
+      values.view_scales.push_back(g.scale);
+      values.view_zeros.push_back(g.zero);
+    }
+  }
+  auto const back = gptq::unpack(view);
+  values.unpacked = {layer.spec, layer.levels, back.out,   back.in,
+                     back.codes, back.scales,  back.zeros, back.order};
+  gptq::dequantize(view, values.dequantized.data());
+  return values;
+}
+
+/// The first promise of packed.hpp that a random layer of this shape breaks, or "".
+std::string broken_promise(packed_values (&pack)(plain_layer const&), gptq::format_spec const& spec,
+                           gptq::code_levels const& levels, index_t out, index_t in, std::uint32_t seed) {
+  test::random random(seed);
+  auto const layer = random_layer(spec, levels, out, in, seed % 2 == 1, random);
+  auto const values = pack(layer);
+  auto const expected = bytes_as_documented(layer);
+  if (values.bytes.codes != expected.codes) return "bytes of codes";
+  if (values.bytes.scales != expected.scales) return "order of scales";
+  if (values.bytes.zeros != expected.zeros) return "bytes of zeros";
+  std::size_t const scale_bytes = spec.scales == gptq::scale_type::float16 ? 2 : 4;
+  if (at(values.total_bytes) != expected.codes.size() + scale_bytes * expected.scales.size() +
+                                    expected.zeros.size() + 4 * layer.order.size()) {
+    return "bytes()";
+  }
+  if (!values.aligned) return "alignment";
+  if (!(values.unpacked == layer)) return "unpack(pack(layer))";
+  if (values.view_codes != layer.codes) return "view.code()";
+  if (values.view_scales != layer.scales) return "view.grid().scale";
+  if (levels.has_zero_point &&
+      !std::equal(layer.zeros.begin(), layer.zeros.end(), values.view_zeros.begin())) {
+    return "view.grid().zero";
+  }
+  for (index_t row = 0; row < out; ++row) {
+    for (index_t p = 0; p < in; ++p) {
+      index_t const column = layer.order.empty() ? p : index_t{layer.order[at(p)]};
+      if (values.dequantized[at(row * in + column)] != layer.weight(row, p)) return "dequantize()";
+    }
+  }
+  return "";
+}
+
+/// Checks a shape; a failure is reported for the smallest shape found to fail.
+void check_shape(packed_values (&pack)(plain_layer const&), gptq::format_spec const& spec,
+                 gptq::code_levels const& levels, index_t out, index_t in, std::uint32_t seed) {
+  auto const broken = [&](index_t rows, index_t columns) {
+    return rows < 1 || columns < 1 ? "" : broken_promise(pack, spec, levels, rows, columns, seed);
+  };
+  std::string promise = broken(out, in);
+  if (promise.empty()) return;
+  for (bool smaller = true; smaller;) {
+    smaller = false;
+    for (auto const& [rows, columns] :
+         {std::pair(out / 2, in), {out, in / 2}, {out - 1, in}, {out, in - 1}}) {
+      std::string const still = broken(rows, columns);
+      if (still.empty()) continue;
+      promise = still;
+      out = rows;
+      in = columns;
+      smaller = true;
+      break;
+    }
+  }
+  FAIL_CHECK(gptq::to_string(spec) << ", " << out << " x " << in << ", seed " << seed << ": " << promise);
+}
+
+template <class Scheme>
+using formats_of = gptq::combinations<gptq::schemes<Scheme>, test::all_widths,
+                                      gptq::group_sizes<8, 24, 32, 64, 128, whole_row>>;
+using float32_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::half_step>, test::all_widths,
+                                           gptq::group_sizes<24, whole_row>, gptq::scale_types<float>>;
+
+template <class List>
+void check_formats() {
+  test::for_each_format(List{}, []<class Format>() {
+    auto const check = [](index_t out, index_t in, std::uint32_t seed) {
+      check_shape(pack_and_back<Format>, gptq::spec_of<Format>(), Format::levels, out, in, seed);
+    };
+    for (auto const& [out, in] :
+         {std::pair<index_t, index_t>{1, 1}, {1, 200}, {35, 1}, {16, 128}, {17, 288}}) {
+      check(out, in, 0);
+      check(out, in, 1);
+    }
+    for (std::uint32_t seed = 2; seed < 8; ++seed) {
+      test::random random(seed);
+      index_t const out = 1 + random.below(40);
+      check(out, 1 + random.below(300), seed);
+    }
+  });
+}
+
+using q3 = format<gptq::symmetric, 3, 32>;
+using a4 = format<gptq::asymmetric, 4, 64>;
+
+template <class Layer, class Change>
+std::string error_of_changed(Layer layer, Change&& change) {
+  change(layer);
+  return test::error_of([&] { gptq::pack(layer); });
+}
+
+}  // namespace
+
+TEST_CASE("packed asymmetric matrices", "[packed]") { check_formats<formats_of<gptq::asymmetric>>(); }
+TEST_CASE("packed symmetric matrices", "[packed]") { check_formats<formats_of<gptq::symmetric>>(); }
+TEST_CASE("packed fixed-zero matrices", "[packed]") { check_formats<formats_of<gptq::fixed_zero>>(); }
+TEST_CASE("packed half-step matrices", "[packed]") { check_formats<formats_of<gptq::half_step>>(); }
+TEST_CASE("packed matrices with float32 scales", "[packed]") { check_formats<float32_formats>(); }
+TEST_CASE("packed matrices of a stranger's schemes", "[packed]") { check_formats<test::stranger_formats>(); }
+
+TEST_CASE("known bytes", "[packed]") {
+  // Row 1 of 4 bits, columns 0..8: the ninth is the next unit's.
+  quantized_layer<format<gptq::fixed_zero, 4, 16>> layer;
+  layer.out = 2;
+  layer.in = 9;
+  layer.codes = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  layer.scales = {1.0F, 2.0F};
+  auto const packed = gptq::pack(layer);
+  auto const* codes = packed.view().codes;
+  CHECK(packed.layout().code_bytes() == 128);
+  CHECK((codes[4] == 0x51 && codes[5] == 0x62 && codes[6] == 0x73 && codes[7] == 0x84));
+  CHECK(codes[64 + 4] == 9);
+  CHECK(packed.view().scales[1].bits == 0x4000);
+
+  // A column of 3 bits: code 6 in column 21 is 2 in the second unit, bits 2..3, and 1 in bit 5 of the third.
+  quantized_layer<q3> three;
+  three.out = 1;
+  three.in = 32;
+  three.codes.assign(32, 4);  // zero: low bits 0, high bit 1
+  three.codes[21] = 6;
+  three.scales = {1.0F};
+  auto const packed_three = gptq::pack(three);
+  auto const* bytes = packed_three.view().codes;
+  CHECK(packed_three.layout().code_bytes() == 192);
+  CHECK((bytes[0] == 0 && bytes[64] == 0 && bytes[65] == 2 << 2 && bytes[66] == 0));
+  CHECK((bytes[128] == 0xff && bytes[129] == 0xff));
+}
+
+TEST_CASE("sizes in bits a weight", "[packed]") {
+  CHECK(gptq::packed_matrix<format<gptq::symmetric, 4, 128>>(4096, 4096).bits_per_weight() == 4.125);
+  CHECK(gptq::packed_matrix<format<gptq::asymmetric, 3, 64>>(256, 512).bits_per_weight() == 3.0 + 19.0 / 64);
+  CHECK(gptq::packed_matrix<format<gptq::symmetric, 2, 32, float>>(16, 32).bits_per_weight() == 3.0);
+}
+
+TEST_CASE("an empty packed matrix decodes to zeros", "[packed]") {
+  gptq::packed_matrix<format<gptq::fixed_zero, 4, 32>> const matrix(3, 40);
+  std::vector<float> weights(120, 1.0F);
+  gptq::dequantize(matrix.view(), weights.data());
+  CHECK(weights == std::vector<float>(120, 0.0F));
+  CHECK(gptq::packed_matrix<a4>().bytes() == 0);
+  CHECK(gptq::packed_matrix<a4>().bits_per_weight() == 0.0);
+  CHECK(gptq::packed_matrix<a4>(0, 64).bytes() == 0);
+  CHECK(gptq::packed_matrix<format<gptq::symmetric, 4, whole_row>>(64, 0).bytes() == 0);
+  CHECK(test::contains(test::error_of([] { gptq::packed_matrix<a4>(-1, 4); }), "-1 x 4"));
+}
+
+TEST_CASE("scales of either sign and any size survive", "[packed]") {
+  quantized_layer<format<gptq::fixed_zero, 4, 8>> layer;
+  layer.out = 1;
+  layer.in = 40;
+  layer.codes.assign(40, 15);
+  layer.scales = {-0.5F, 65504.0F, 0x1p-24F, 0.0F, -65504.0F};
+  CHECK(gptq::unpack(gptq::pack(layer).view()).scales == layer.scales);
+}
+
+TEST_CASE("pack refuses a layer that is not one", "[packed]") {
+  test::random random(6);
+  auto const good = random_layer<q3>(20, 70, true, random);
+  auto const zeros = random_layer<a4>(20, 70, false, random);
+  using test::contains;
+  CHECK(error_of_changed(good, [](auto&) {}).empty());
+  CHECK(contains(error_of_changed(good, [](auto& l) { l.out = -1; }), "negative shape"));
+  CHECK(contains(error_of_changed(good, [](auto& l) { l.codes.pop_back(); }),
+                 "codes has 1399 entries, not 1400"));
+  CHECK(contains(error_of_changed(good, [](auto& l) { l.in = 71; }), "codes has 1400 entries, not 1420"));
+  CHECK(contains(error_of_changed(good, [](auto& l) { l.scales.push_back(1); }),
+                 "scales has 61 entries, not 60"));
+  CHECK(contains(error_of_changed(good, [](auto& l) { l.zeros.resize(60); }), "zeros has 60 entries, not 0"));
+  CHECK(contains(error_of_changed(zeros, [](auto& l) { l.zeros.clear(); }), "zeros has 0 entries, not 40"));
+  CHECK(
+      contains(error_of_changed(good, [](auto& l) { l.order.pop_back(); }), "order has 69 entries, not 70"));
+  CHECK(contains(error_of_changed(good, [](auto& l) { l.codes[70 + 3] = 0; }),
+                 "code 0 at row 1, position 3 is not between 1 and 7"));
+  CHECK(
+      contains(error_of_changed(good, [](auto& l) { l.codes[1399] = 8; }), "code 8 at row 19, position 69"));
+  CHECK(contains(error_of_changed(zeros, [](auto& l) { l.codes[0] = 16; }), "not between 0 and 15"));
+  CHECK(contains(error_of_changed(zeros, [](auto& l) { l.zeros[3] = 16; }),
+                 "zero point 16 at row 1, position 1"));
+  for (float const scale : {0.1F, 1e5F, -1e6F, 1e-9F, std::numeric_limits<float>::infinity(),
+                            std::numeric_limits<float>::quiet_NaN()}) {
+    CAPTURE(scale);
+    CHECK(contains(error_of_changed(good, [&](auto& l) { l.scales[4] = scale; }),
+                   "at row 1, position 1 is not a finite float16"));
+  }
+  for (std::int32_t const entry : {-1, 70, good.order[6]}) {
+    CHECK(contains(error_of_changed(good, [&](auto& l) { l.order[5] = entry; }),
+                   "not a permutation of 0..69: entry "));
+  }
+  auto const wide = random_layer<format<gptq::symmetric, 3, 32, float>>(2, 32, false, random);
+  CHECK(error_of_changed(wide, [](auto& l) { l.scales[0] = 1e30F; }).empty());
+  CHECK(
+      contains(error_of_changed(wide, [](auto& l) { l.scales[0] = std::numeric_limits<float>::infinity(); }),
+               "not a finite float32"));
+}
