@@ -1,0 +1,177 @@
+#include "command_line.hpp"
+
+#include <limits>
+#include <map>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
+
+namespace llama {
+namespace {
+
+constexpr auto no_limit = std::numeric_limits<std::int64_t>::max();
+
+// The checks of CLI11, without what they add to the help.
+CLI::Validator between(auto low, auto high) { return CLI::Range(low, high).description(""); }
+
+template <class Value>
+CLI::Validator one_of(std::initializer_list<Value> values) {
+  return CLI::IsMember(values).description("");
+}
+
+template <class Value>
+CLI::Validator translate(std::map<std::string, Value> names) {
+  return CLI::CheckedTransformer(std::move(names)).description("");
+}
+
+void add_text_options(CLI::App& app, command_line& args) {
+  app.add_option("--calibration", args.calibration,
+                 "What the model typically reads: token ids as int32 (NAME.i32) or\n"
+                 "text, as bytes for a vocabulary of 256, otherwise through the\n"
+                 "directory's tokenizer.model")
+      ->required()
+      ->type_name("FILE");
+  app.add_option("--evaluation", args.evaluation,
+                 "Held-out text to measure the perplexity on, before and after;\n"
+                 "without it, none is measured")
+      ->type_name("FILE");
+  app.add_option("--window", args.window, "Tokens in a sequence [the model's maximum, at most 2048]")
+      ->check(between(std::int64_t{2}, no_limit))
+      ->type_name("N");
+  app.add_option("--samples", args.samples, "Calibrate on the first N windows")
+      ->check(between(std::int64_t{1}, no_limit))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--eval-windows", args.eval_windows, "Evaluate on the first N windows [all]")
+      ->check(between(std::int64_t{1}, no_limit))
+      ->type_name("N");
+}
+
+void add_format_options(CLI::App& app, gptq::format_spec& format) {
+  app.add_option("--scheme", format.scheme,
+                 "What a code means: asymmetric (a zero point a group) or, without a\n"
+                 "zero point, symmetric (-7..7 at 4 bits), fixed_zero (-8..7),\n"
+                 "half_step (-7.5..7.5)")
+      ->check(one_of({"asymmetric", "symmetric", "fixed_zero", "half_step"}))
+      ->type_name("NAME")
+      ->capture_default_str();
+  app.add_option("--bits", format.bits, "Width of a code: 2, 3, 4 or 8")
+      ->check(one_of({2, 3, 4, 8}))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--group-size", format.group_size,
+                 "Weights that share a scale: 32, 64, 128, or -1 for a whole row")
+      ->check(one_of({32, 64, 128, gptq::whole_row}))
+      ->type_name("N")
+      ->capture_default_str();
+}
+
+void add_method_options(CLI::App& app, quantization& how) {
+  gptq::quantize_options& options = how.quantize.options;
+  app.add_flag("--rtn", how.quantize.round_to_nearest, "Round to nearest instead of GPTQ");
+  app.add_flag("--act-order", options.act_order, "Quantize the inputs that matter most first");
+  app.add_flag("--static-groups", options.static_groups,
+               "Find all scales before the first column is quantized");
+  app.add_flag("--true-sequential", how.true_sequential,
+               "Within a decoder layer, calibrate on what is quantized already");
+  app.add_option("--grid", options.grid, "How a scale is found: published, amax, signed_amax [published]")
+      ->transform(translate<gptq::grid_rule>({{"published", gptq::grid_rule::published},
+                                              {"amax", gptq::grid_rule::amax},
+                                              {"signed_amax", gptq::grid_rule::signed_amax}}))
+      ->type_name("RULE");
+  app.add_flag("--mse", options.mse, "Search for the range of least error, not the weights' own");
+  app.add_option("--damping", options.damping, "Added to the Hessian's diagonal: a fraction of its mean")
+      ->check(between(0.0, 1.0))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--block-size", options.block_size,
+                 "Columns between two large updates; changes rounding only")
+      ->check(between(1, 1 << 16))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_flag("--reference", options.reference,
+               "The published arithmetic with its defects, for comparisons;\n"
+               "implies --scale float32");
+}
+
+void add_writing_options(CLI::App& app, command_line& args) {
+  app.add_option("--generate", args.prompt, "Continue this text")->type_name("PROMPT");
+  app.add_option("--generate-tokens", args.generate_tokens, "At most N new tokens")
+      ->check(between(std::int64_t{1}, no_limit))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--temperature", args.sampling.temperature,
+                 "0: always the likeliest token; 1: by the model's probabilities")
+      ->check(between(0.0, 1e3))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--top-p", args.sampling.top_p,
+                 "Draw among the likeliest tokens that have this probability\n"
+                 "together")
+      ->check(between(0.0, 1.0))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--seed", args.sampling.seed, "Of the random numbers")
+      ->type_name("N")
+      ->capture_default_str();
+}
+
+}  // namespace
+
+std::optional<command_line> parse_command_line(int argc, char** argv) {
+  command_line args;
+  gptq::format_spec& format = args.how.quantize.format;
+  gptq::quantize_options& options = args.how.quantize.options;
+  format.scheme = "asymmetric";
+  std::optional<gptq::scale_type> scales;
+
+  CLI::App app(
+      "Quantizes the linear layers of a LLaMA by GPTQ and measures what that costs: the loss of every\n"
+      "layer, and the perplexity before and after on text that the quantizer has not seen.\n\n"
+      "  quantize_llama MODEL --calibration some.txt --evaluation other.txt\n",
+      "quantize_llama");
+  app.get_formatter()->column_width(30);
+  app.add_option("MODEL", args.model, "Hugging Face directory: config.json and safetensors, sharded or not")
+      ->required()
+      ->type_name("");
+  auto const group = [&](char const* name) { app.option_defaults()->group(name); };
+  group("Text and how much of it");
+  add_text_options(app, args);
+  group("Format");
+  add_format_options(app, format);
+  app.add_option("--scale", scales, "How scales are stored: float16 or float32 [float16]")
+      ->transform(translate<gptq::scale_type>(
+          {{"float16", gptq::scale_type::float16}, {"float32", gptq::scale_type::float32}}))
+      ->type_name("TYPE");
+  group("Method");
+  add_method_options(app, args.how);
+  group("A text from the model, before and after");
+  add_writing_options(app, args);
+  group("Other");
+  app.add_flag("--no-float-baseline", args.no_float_baseline,
+               "Do not run the unquantized model for comparison");
+  app.add_option("--json", args.json, "Write the table and the summary to this file, too")->type_name("FILE");
+  app.add_option("--threads", args.how.threads, "Threads to use [one a core]")
+      ->check(between(1, 4096))
+      ->type_name("N");
+  app.set_help_flag("-h,--help", "Print this and exit");
+
+  try {
+    app.parse(argc, argv);
+  } catch (CLI::CallForHelp const&) {
+    fmt::print("{}", app.help());
+    return std::nullopt;
+  } catch (CLI::ParseError const& e) {
+    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
+  }
+  if (options.reference && scales == gptq::scale_type::float16) {
+    throw gptq::error("--reference does not round scales: it cannot go with --scale float16");
+  }
+  format.scales = scales.value_or(options.reference ? gptq::scale_type::float32 : gptq::scale_type::float16);
+  options.threads = args.how.threads;
+  return args;
+}
+
+}  // namespace llama

@@ -1,0 +1,32 @@
+// What quantize_llama is asked to do.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "generate.hpp"
+#include "quantize_model.hpp"
+
+namespace llama {
+
+struct command_line {
+  std::filesystem::path model;
+  std::filesystem::path calibration;
+  std::filesystem::path evaluation;  ///< empty: no perplexity
+  std::int64_t window = 0;           ///< tokens in a sequence; 0: as many as suit the model
+  std::int64_t samples = 128;        ///< calibration windows, at most
+  std::int64_t eval_windows = 0;     ///< evaluation windows, at most; 0: all
+  quantization how;
+  bool no_float_baseline = false;
+  std::string prompt;  ///< empty: no text is generated
+  std::int64_t generate_tokens = 64;
+  llama::sampling sampling;
+  std::filesystem::path json;  ///< empty: none is written
+};
+
+/// Nothing after --help, which it prints. Throws gptq::error when an option is wrong.
+std::optional<command_line> parse_command_line(int argc, char** argv);
+
+}  // namespace llama

@@ -1,0 +1,177 @@
+#include "config.hpp"
+
+#include <cmath>
+#include <fstream>
+#include <string>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include <gptq/error.hpp>
+
+namespace llama {
+namespace {
+
+using nlohmann::json;
+
+/// The keys of one JSON object. A key that is null counts as missing, as it does in transformers.
+class reader {
+ public:
+  reader(json const& object, std::string where) : object_(object), where_(std::move(where)) {
+    if (!object_.is_object()) throw gptq::error(where_ + ": is not a JSON object");
+  }
+
+  json const* find(char const* key) const {
+    auto const found = object_.find(key);
+    return found == object_.end() || found->is_null() ? nullptr : &*found;
+  }
+
+  json const& at(char const* key) const {
+    auto const* const value = find(key);
+    if (value == nullptr) throw gptq::error(fmt::format("{}: has no '{}'", where_, key));
+    return *value;
+  }
+
+  [[noreturn]] void refuse(char const* key, std::string const& why) const {
+    throw gptq::error(fmt::format("{}: '{}' is {}: {}", where_, key, at(key).dump(), why));
+  }
+
+  std::int64_t size(char const* key) const {
+    constexpr std::int64_t limit = std::int64_t{1} << 24;
+    json const& value = at(key);
+    if (!value.is_number_integer() || value < 1 || value > limit) {
+      refuse(key, fmt::format("not a whole number between 1 and {}", limit));
+    }
+    return value.get<std::int64_t>();
+  }
+  std::int64_t size(char const* key, std::int64_t missing) const { return find(key) ? size(key) : missing; }
+
+  double positive(char const* key) const {
+    json const& value = at(key);
+    if (!value.is_number() || !(value.get<double>() > 0.0) || !std::isfinite(value.get<double>())) {
+      refuse(key, "not a positive number");
+    }
+    return value.get<double>();
+  }
+  double positive(char const* key, double missing) const { return find(key) ? positive(key) : missing; }
+
+  bool flag(char const* key, bool missing) const {
+    if (find(key) == nullptr) return missing;
+    if (!at(key).is_boolean()) refuse(key, "neither true nor false");
+    return at(key).get<bool>();
+  }
+
+  std::string text(char const* key, std::string const& missing) const {
+    if (find(key) == nullptr) return missing;
+    if (!at(key).is_string()) refuse(key, "not a string");
+    return at(key).get<std::string>();
+  }
+
+  /// One token id, or a list of them; none when missing.
+  std::vector<std::int32_t> tokens(char const* key, std::int64_t vocab_size) const {
+    std::vector<std::int32_t> ids;
+    auto const* const value = find(key);
+    if (value == nullptr) return ids;
+    for (json const& id : value->is_array() ? *value : json::array({*value})) {
+      if (!id.is_number_integer() || id < 0 || id >= vocab_size) refuse(key, "not a token of the vocabulary");
+      ids.push_back(id.get<std::int32_t>());
+    }
+    return ids;
+  }
+
+  reader object(char const* key) const { return {at(key), fmt::format("{}: '{}'", where_, key)}; }
+
+ private:
+  json const& object_;
+  std::string where_;
+};
+
+json parse(std::filesystem::path const& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw gptq::error(path.string() + ": cannot be opened");
+  try {
+    return json::parse(in);
+  } catch (json::exception const& e) {
+    throw gptq::error(path.string() + ": not valid JSON: " + e.what());
+  }
+}
+
+void check_architecture(reader const& keys) {
+  if (keys.text("model_type", "") != "llama") {
+    keys.at("model_type");
+    keys.refuse("model_type", "only llama is implemented");
+  }
+  if (auto const* const names = keys.find("architectures");
+      names != nullptr && *names != json::array({"LlamaForCausalLM"})) {
+    keys.refuse("architectures", "only LlamaForCausalLM is implemented");
+  }
+  if (keys.text("hidden_act", "silu") != "silu") keys.refuse("hidden_act", "only silu is implemented");
+  for (auto const* const key : {"attention_bias", "mlp_bias"}) {
+    if (keys.flag(key, false)) keys.refuse(key, "biases are not implemented");
+  }
+  if (keys.find("quantization_config") != nullptr) {
+    keys.refuse("quantization_config", "the model is quantized already");
+  }
+}
+
+/// The scaling that a "rope_scaling" or "rope_parameters" object asks for.
+std::optional<rope_scaling> parse_scaling(reader const& keys) {
+  char const* const key = keys.find("rope_type") != nullptr ? "rope_type" : "type";  // older files: "type"
+  std::string const type = keys.text(key, "default");
+  if (type == "default") return std::nullopt;
+  if (type != "llama3") keys.refuse(key, "only llama3 is implemented");
+  rope_scaling const scaling{keys.positive("factor"), keys.positive("low_freq_factor"),
+                             keys.positive("high_freq_factor"),
+                             keys.positive("original_max_position_embeddings")};
+  if (!(scaling.low_freq_factor < scaling.high_freq_factor)) {
+    keys.refuse("low_freq_factor", "not below high_freq_factor");
+  }
+  return scaling;
+}
+
+}  // namespace
+
+config read_config(std::filesystem::path const& directory) {
+  if (!std::filesystem::is_directory(directory)) {
+    throw gptq::error(directory.string() + ": is not a directory");
+  }
+  auto const path = directory / "config.json";
+  json const document = parse(path);
+  reader const keys(document, path.string());
+  check_architecture(keys);
+
+  config c{};
+  c.hidden_size = keys.size("hidden_size");
+  c.intermediate_size = keys.size("intermediate_size");
+  c.num_hidden_layers = keys.size("num_hidden_layers");
+  c.num_attention_heads = keys.size("num_attention_heads");
+  c.vocab_size = keys.size("vocab_size");
+  // From here on a missing key has the default of transformers' LlamaConfig.
+  c.num_key_value_heads = keys.size("num_key_value_heads", c.num_attention_heads);
+  c.max_position_embeddings = keys.size("max_position_embeddings", 2048);
+  c.rms_norm_eps = keys.positive("rms_norm_eps", 1e-6);
+  c.tie_word_embeddings = keys.flag("tie_word_embeddings", false);
+  c.eos_token_id = keys.tokens("eos_token_id", c.vocab_size);
+  if (auto const bos = keys.tokens("bos_token_id", c.vocab_size); !bos.empty()) c.bos_token_id = bos.front();
+
+  if (keys.find("head_dim") == nullptr && c.hidden_size % c.num_attention_heads != 0) {
+    keys.refuse("num_attention_heads", "does not divide hidden_size, and there is no head_dim");
+  }
+  c.head_dim = keys.size("head_dim", c.hidden_size / c.num_attention_heads);
+  if (c.head_dim % 2 != 0) throw gptq::error(path.string() + ": heads of an odd size cannot be rotated");
+  if (c.num_attention_heads % c.num_key_value_heads != 0) {
+    keys.refuse("num_key_value_heads", "does not divide num_attention_heads");
+  }
+
+  c.rope_theta = keys.positive("rope_theta", 10000.0);
+  if (keys.find("rope_scaling") != nullptr) c.rope_scaling = parse_scaling(keys.object("rope_scaling"));
+  if (keys.find("rope_parameters") != nullptr) {  // transformers 5 keeps both in one place
+    reader const rope = keys.object("rope_parameters");
+    c.rope_theta = rope.positive("rope_theta", c.rope_theta);
+    c.rope_scaling = parse_scaling(rope);
+  }
+  return c;
+}
+
+}  // namespace llama

@@ -1,0 +1,44 @@
+// config.json of a Hugging Face LLaMA directory: what the model's shape is, and whether we can run it.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+namespace llama {
+
+/// Llama 3's way of stretching rotary embeddings over longer contexts ("rope_type": "llama3").
+struct rope_scaling {
+  double factor;
+  double low_freq_factor;
+  double high_freq_factor;
+  double original_max_position_embeddings;
+};
+
+/// Names as in config.json; sizes are positive and small enough that any product of two fits 48 bits.
+struct config {
+  std::int64_t hidden_size;
+  std::int64_t intermediate_size;
+  std::int64_t num_hidden_layers;
+  std::int64_t num_attention_heads;
+  std::int64_t num_key_value_heads;
+  std::int64_t head_dim;
+  std::int64_t vocab_size;
+  std::int64_t max_position_embeddings;
+  double rms_norm_eps;
+  double rope_theta;
+  std::optional<llama::rope_scaling> rope_scaling;
+  bool tie_word_embeddings;
+  std::optional<std::int32_t> bos_token_id;
+  std::vector<std::int32_t> eos_token_id;  ///< any of these ends a text; may be empty
+
+  std::int64_t query_size() const { return num_attention_heads * head_dim; }
+  std::int64_t key_value_size() const { return num_key_value_heads * head_dim; }
+};
+
+/// Reads directory/config.json. Throws gptq::error, naming the file and the key, when something is missing,
+/// is out of range, or asks for an architecture that is not implemented here.
+config read_config(std::filesystem::path const& directory);
+
+}  // namespace llama

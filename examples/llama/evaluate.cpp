@@ -1,0 +1,80 @@
+#include "evaluate.hpp"
+
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "forward.hpp"
+#include "threads.hpp"
+
+namespace llama {
+namespace {
+
+using Eigen::Index;
+
+/// log of a sum of exponentials that arrive in pieces, and the one term that is asked about.
+struct running_softmax {
+  float largest = -std::numeric_limits<float>::infinity();
+  double sum = 0.0;  ///< of exp(logit - largest)
+  float target = 0.0F;
+
+  void add(Eigen::Ref<row_vector const> const& logits) {
+    float const top = std::max(largest, logits.maxCoeff());
+    sum = sum * std::exp(static_cast<double>(largest) - static_cast<double>(top)) +
+          static_cast<double>((logits.array() - top).exp().sum());
+    largest = top;
+  }
+  double negative_log_likelihood() const {
+    return std::log(sum) + static_cast<double>(largest) - static_cast<double>(target);
+  }
+};
+
+}  // namespace
+
+double perplexity(model const& m, std::span<token_window const> windows, int threads,
+                  std::function<void()> const& advance) {
+  config const& c = m.config();
+  auto const count = static_cast<std::ptrdiff_t>(windows.size());
+  auto const length = static_cast<Index>(windows.front().size());
+  auto const angles = make_rotations(c, length);
+  context const ctx{c, angles};
+
+  std::vector<matrix> x(windows.size());
+  auto const at = [](auto& items, std::ptrdiff_t w) -> auto& { return items[static_cast<std::size_t>(w)]; };
+  for_each(count, threads, [&](std::ptrdiff_t w) { at(x, w) = m.embed(at(windows, w)); });
+  for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
+    decoder_layer const layer = m.load(i, threads);
+    for_each(count, threads, [&](std::ptrdiff_t w) {
+      run_layer(ctx, layer, at(x, w));
+      advance();
+    });
+  }
+
+  // The last position predicts a token that is not in the window.
+  for_each(count, threads, [&](std::ptrdiff_t w) {
+    at(x, w) = rms_norm(at(x, w).topRows(length - 1), m.final_norm(), c.rms_norm_eps);
+    advance();
+  });
+  std::vector<std::vector<running_softmax>> tokens(
+      windows.size(), std::vector<running_softmax>(static_cast<std::size_t>(length - 1)));
+  for (std::int64_t first = 0; first < c.vocab_size; first += output_slice) {
+    matrix const output = m.output_rows(first, std::min(output_slice, c.vocab_size - first));
+    for_each(count, threads, [&](std::ptrdiff_t w) {
+      matrix const logits = at(x, w) * output.transpose();
+      for (Index t = 0; t < logits.rows(); ++t) {
+        running_softmax& softmax = at(at(tokens, w), t);
+        softmax.add(logits.row(t));
+        Index const target = at(windows, w)[static_cast<std::size_t>(t + 1)] - first;
+        if (target >= 0 && target < logits.cols()) softmax.target = logits(t, target);
+      }
+    });
+  }
+
+  double total = 0.0;
+  for (auto const& window : tokens) {
+    for (auto const& softmax : window) total += softmax.negative_log_likelihood();
+  }
+  return std::exp(total / static_cast<double>(count * (length - 1)));
+}
+
+}  // namespace llama

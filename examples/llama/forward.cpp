@@ -1,0 +1,165 @@
+#include "forward.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+namespace llama {
+namespace {
+
+using Eigen::Index;
+
+/// Rotates each head of rows [tokens, heads * head_dim], the first row being at position `first`. Element i
+/// of a head pairs with element i + head_dim / 2 (the Hugging Face order, not the interleaved one of the
+/// paper).
+void rotate(matrix& rows, rotations const& angles, Index head_dim, Index first) {
+  Index const half = head_dim / 2;
+  auto const cos = angles.cos.middleRows(first, rows.rows()).array();
+  auto const sin = angles.sin.middleRows(first, rows.rows()).array();
+  for (Index at = 0; at < rows.cols(); at += head_dim) {
+    auto low = rows.middleCols(at, half).array();
+    auto high = rows.middleCols(at + half, half).array();
+    matrix const turned = (low * cos - high * sin).matrix();
+    high = high * cos + low * sin;
+    low = turned.array();
+  }
+}
+
+/// Turns scores[rows, keys] into attention weights in place; row r sees the first `seen + r` keys.
+void causal_softmax(matrix& scores, Index seen) {
+  for (Index r = 0; r < scores.rows(); ++r) {
+    auto visible = scores.row(r).head(seen + r).array();
+    visible = (visible - visible.maxCoeff()).exp();
+    visible *= 1.0F / visible.sum();
+    scores.row(r).tail(scores.cols() - seen - r).setZero();
+  }
+}
+
+/// softmax(q k' / sqrt(head_dim)) v for each head; the last query sees all keys, each one before it one key
+/// less.
+/// @param q     [tokens, query_size], consumed
+/// @param k, v  [positions, key_value_size]; several heads of q share one of k and v
+matrix attention(config const& c, matrix q, matrix const& k, matrix const& v) {
+  constexpr Index block = 128;  // of queries: keys after a block's last one are not multiplied at all
+  Index const size = c.head_dim;
+  Index const sharing = c.num_attention_heads / c.num_key_value_heads;
+  Index const earlier = k.rows() - q.rows();
+  q *= 1.0F / std::sqrt(static_cast<float>(size));
+
+  matrix result(q.rows(), q.cols());
+  matrix scores;
+  for (Index head = 0; head < c.num_attention_heads; ++head) {
+    Index const column = head * size;
+    Index const shared_column = head / sharing * size;
+    for (Index first = 0; first < q.rows(); first += block) {
+      Index const rows = std::min(block, q.rows() - first);
+      Index const keys = earlier + first + rows;
+      scores.noalias() =
+          q.block(first, column, rows, size) * k.block(0, shared_column, keys, size).transpose();
+      causal_softmax(scores, earlier + first + 1);
+      result.block(first, column, rows, size).noalias() = scores * v.block(0, shared_column, keys, size);
+    }
+  }
+  return result;
+}
+
+void append(matrix& rows, matrix const& more) {
+  rows.conservativeResize(rows.rows() + more.rows(), more.cols());
+  rows.bottomRows(more.rows()) = more;
+}
+
+matrix project(matrix const& x, matrix const& weight) {
+  matrix y(x.rows(), weight.rows());
+  y.noalias() = x * weight.transpose();
+  return y;
+}
+
+matrix self_attention(context const& ctx, decoder_layer const& layer, matrix const& input, kv_cache* cache) {
+  Index const first = cache == nullptr ? 0 : cache->keys.rows();
+  matrix q = project(input, layer[linear::q_proj]);
+  matrix k = project(input, layer[linear::k_proj]);
+  matrix v = project(input, layer[linear::v_proj]);
+  rotate(q, ctx.angles, ctx.c.head_dim, first);
+  rotate(k, ctx.angles, ctx.c.head_dim, first);
+  if (cache == nullptr) return attention(ctx.c, std::move(q), k, v);
+  append(cache->keys, k);
+  append(cache->values, v);
+  return attention(ctx.c, std::move(q), cache->keys, cache->values);
+}
+
+}  // namespace
+
+std::vector<double> rope_frequencies(config const& c) {
+  std::vector<double> frequencies;
+  for (std::int64_t i = 0; i < c.head_dim; i += 2) {
+    frequencies.push_back(std::pow(c.rope_theta, -static_cast<double>(i) / static_cast<double>(c.head_dim)));
+  }
+  if (!c.rope_scaling) return frequencies;
+
+  // Long waves are stretched by `factor`, short ones stay, and those between are blended.
+  rope_scaling const& s = *c.rope_scaling;
+  for (double& frequency : frequencies) {
+    double const waves = s.original_max_position_embeddings * frequency / (2.0 * std::numbers::pi);
+    double const kept =
+        std::clamp((waves - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0);
+    frequency *= kept + (1.0 - kept) / s.factor;
+  }
+  return frequencies;
+}
+
+rotations make_rotations(config const& c, std::int64_t positions) {
+  auto const frequencies = rope_frequencies(c);
+  rotations r{matrix(positions, c.head_dim / 2), matrix(positions, c.head_dim / 2)};
+  for (Index p = 0; p < positions; ++p) {
+    for (Index i = 0; i < c.head_dim / 2; ++i) {
+      double const angle = static_cast<double>(p) * frequencies[static_cast<std::size_t>(i)];
+      r.cos(p, i) = static_cast<float>(std::cos(angle));
+      r.sin(p, i) = static_cast<float>(std::sin(angle));
+    }
+  }
+  return r;
+}
+
+matrix rms_norm(matrix const& x, row_vector const& weight, double epsilon) {
+  matrix y(x.rows(), x.cols());
+  for (Index t = 0; t < x.rows(); ++t) {
+    float const mean_square = x.row(t).squaredNorm() / static_cast<float>(x.cols());
+    y.row(t) =
+        (x.row(t) * (1.0F / std::sqrt(mean_square + static_cast<float>(epsilon)))).cwiseProduct(weight);
+  }
+  return y;
+}
+
+void run_stage(context const& ctx, decoder_layer const& layer, stage s, matrix& x, matrix& input,
+               kv_cache* cache) {
+  switch (s) {
+    case stage::query_key_value:
+      input = rms_norm(x, layer.attention_norm, ctx.c.rms_norm_eps);
+      return;
+    case stage::output:
+      input = self_attention(ctx, layer, input, cache);
+      return;
+    case stage::gate_up:
+      x.noalias() += input * layer[linear::o_proj].transpose();
+      input = rms_norm(x, layer.mlp_norm, ctx.c.rms_norm_eps);
+      return;
+    case stage::down: {
+      matrix gate = project(input, layer[linear::gate_proj]);
+      input = project(input, layer[linear::up_proj]);
+      input.array() *= gate.array() / (1.0F + (-gate.array()).exp());
+      return;
+    }
+  }
+}
+
+void finish(decoder_layer const& layer, matrix& x, matrix const& input) {
+  x.noalias() += input * layer[linear::down_proj].transpose();
+}
+
+void run_layer(context const& ctx, decoder_layer const& layer, matrix& x, kv_cache* cache) {
+  matrix input;
+  for (stage const s : stages) run_stage(ctx, layer, s, x, input, cache);
+  finish(layer, x, input);
+}
+
+}  // namespace llama

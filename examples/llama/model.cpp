@@ -1,0 +1,163 @@
+#include "model.hpp"
+
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
+
+#include "threads.hpp"
+
+namespace llama {
+namespace {
+
+using gptq::checkpoint::tensor_view;
+
+constexpr std::array<char const*, linears> names{"self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj",
+                                                 "self_attn.o_proj", "mlp.up_proj",      "mlp.gate_proj",
+                                                 "mlp.down_proj"};
+constexpr char const* embedding_name = "model.embed_tokens.weight";
+constexpr char const* output_name = "lm_head.weight";
+constexpr char const* final_norm_name = "model.norm.weight";
+
+std::string norm_name(std::int64_t layer, char const* which) {
+  return fmt::format("model.layers.{}.{}_layernorm.weight", layer, which);
+}
+constexpr char const* attention_norm_name = "input";
+constexpr char const* mlp_norm_name = "post_attention";
+
+std::pair<std::int64_t, std::int64_t> shape_of(config const& c, linear l) {
+  switch (l) {
+    case linear::k_proj:
+    case linear::v_proj:
+      return {c.key_value_size(), c.hidden_size};
+    case linear::q_proj:
+      return {c.query_size(), c.hidden_size};
+    case linear::o_proj:
+      return {c.hidden_size, c.query_size()};
+    case linear::up_proj:
+    case linear::gate_proj:
+      return {c.intermediate_size, c.hidden_size};
+    case linear::down_proj:
+      return {c.hidden_size, c.intermediate_size};
+  }
+  return {};
+}
+
+/// All tensors that a model of this configuration has, with their shapes: visit(name, shape).
+template <class Visit>
+void for_each_tensor(config const& c, Visit&& visit) {
+  using shape = std::vector<std::size_t>;
+  auto const hidden = static_cast<std::size_t>(c.hidden_size);
+  auto const vocab = static_cast<std::size_t>(c.vocab_size);
+  visit(embedding_name, shape{vocab, hidden});
+  for (std::int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+    visit(norm_name(layer, attention_norm_name), shape{hidden});
+    visit(norm_name(layer, mlp_norm_name), shape{hidden});
+    for (std::size_t l = 0; l < linears; ++l) {
+      auto const [out, in] = shape_of(c, linear(l));
+      visit(full_name(layer, linear(l)) + ".weight",
+            shape{static_cast<std::size_t>(out), static_cast<std::size_t>(in)});
+    }
+  }
+  visit(final_norm_name, shape{hidden});
+  if (!c.tie_word_embeddings) visit(output_name, shape{vocab, hidden});
+}
+
+row_vector to_vector(tensor_view const& tensor) {
+  row_vector values(static_cast<Eigen::Index>(tensor.shape[0]));
+  gptq::checkpoint::to_float(tensor, 0, {values.data(), tensor.shape[0]});
+  return values;
+}
+
+}  // namespace
+
+std::span<linear const> linears_of(stage s) {
+  static constexpr std::array all{linear::k_proj,  linear::v_proj,    linear::q_proj,   linear::o_proj,
+                                  linear::up_proj, linear::gate_proj, linear::down_proj};
+  std::span<linear const> const view(all);
+  switch (s) {
+    case stage::query_key_value:
+      return view.subspan(0, 3);
+    case stage::output:
+      return view.subspan(3, 1);
+    case stage::gate_up:
+      return view.subspan(4, 2);
+    case stage::down:
+      return view.subspan(6, 1);
+  }
+  return {};
+}
+
+std::int64_t input_size(config const& c, stage s) { return shape_of(c, linears_of(s).front()).second; }
+
+std::string full_name(std::int64_t layer, linear l) {
+  return fmt::format("model.layers.{}.{}", layer, names[static_cast<std::size_t>(l)]);
+}
+
+model::model(std::filesystem::path const& directory) : config_(read_config(directory)), files_(directory) {
+  for_each_tensor(config_, [&](std::string const& name, std::vector<std::size_t> const& shape) {
+    tensor_view const& tensor = files_.at(name);
+    if (tensor.shape != shape) {
+      throw gptq::error(fmt::format("{}: tensor '{}' is {}, but config.json makes it {}", directory.string(),
+                                    name, to_string(tensor), to_string(tensor_view{tensor.type, shape, {}})));
+    }
+    if (!gptq::checkpoint::is_float(tensor.type)) {
+      throw gptq::error(fmt::format("{}: tensor '{}' is {}: only F32, F16 and BF16 can be read",
+                                    directory.string(), name, to_string(tensor)));
+    }
+  });
+  final_norm_ = to_vector(files_.at(final_norm_name));
+  packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
+}
+
+std::int64_t model::parameters() const {
+  std::size_t count = 0;
+  for_each_tensor(config_, [&](std::string const&, std::vector<std::size_t> const& shape) {
+    count += shape.size() == 1 ? shape[0] : shape[0] * shape[1];
+  });
+  return static_cast<std::int64_t>(count);
+}
+
+matrix model::rows(tensor_view const& tensor, std::int64_t first, std::int64_t count) const {
+  auto const columns = tensor.shape[1];
+  matrix values(count, static_cast<Eigen::Index>(columns));
+  gptq::checkpoint::to_float(tensor, static_cast<std::size_t>(first) * columns,
+                             {values.data(), static_cast<std::size_t>(count) * columns});
+  return values;
+}
+
+matrix model::embed(std::span<token const> tokens) const {
+  tensor_view const& table = files_.at(embedding_name);
+  matrix x(static_cast<Eigen::Index>(tokens.size()), config_.hidden_size);
+  for (Eigen::Index t = 0; t < x.rows(); ++t) x.row(t) = rows(table, tokens[static_cast<std::size_t>(t)], 1);
+  return x;
+}
+
+decoder_layer model::load(std::int64_t layer, int threads) const {
+  decoder_layer result;
+  result.attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
+  result.mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
+  auto const& packed = packed_[static_cast<std::size_t>(layer)];
+  for_each(linears, threads, [&](std::ptrdiff_t i) {
+    auto const l = linear(i);
+    auto const [out, in] = shape_of(config_, l);
+    if (auto const& replacement = packed[static_cast<std::size_t>(i)]; replacement != nullptr) {
+      result[l].resize(out, in);
+      replacement->dequantize(result[l].data());
+    } else {
+      result[l] = rows(files_.at(full_name(layer, l) + ".weight"), 0, out);
+    }
+  });
+  return result;
+}
+
+matrix model::output_rows(std::int64_t first, std::int64_t count) const {
+  return rows(files_.at(config_.tie_word_embeddings ? embedding_name : output_name), first, count);
+}
+
+void model::replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed) {
+  packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)] = std::move(packed);
+}
+
+}  // namespace llama

@@ -1,0 +1,83 @@
+// A LLaMA's weights: which there are, where they come from, one decoder layer at a time.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <gptq/checkpoint/safetensors.hpp>
+#include <gptq/hessian.hpp>
+
+#include "config.hpp"
+#include "linear.hpp"
+#include "tokens.hpp"
+
+namespace llama {
+
+using gptq::matrix;
+using row_vector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
+
+/// The linear layers of a decoder layer, in the order in which they are quantized.
+enum class linear { k_proj, v_proj, q_proj, o_proj, up_proj, gate_proj, down_proj };
+inline constexpr std::size_t linears = 7;
+
+/// A decoder layer computes in four stages; the linear layers that take part in a stage share their input.
+enum class stage { query_key_value, output, gate_up, down };
+inline constexpr std::array stages{stage::query_key_value, stage::output, stage::gate_up, stage::down};
+
+/// The linear layers of a stage.
+std::span<linear const> linears_of(stage s);
+/// Width of their input.
+std::int64_t input_size(config const& c, stage s);
+/// "model.layers.0.self_attn.q_proj"
+std::string full_name(std::int64_t layer, linear l);
+
+/// Rows of the output layer that are best in float32 at a time.
+inline constexpr std::int64_t output_slice = 1024;
+
+/// One decoder layer in float32.
+struct decoder_layer {
+  row_vector attention_norm;            ///< [hidden]
+  row_vector mlp_norm;                  ///< [hidden]
+  std::array<matrix, linears> weights;  ///< [out, in] each
+
+  matrix& operator[](linear l) { return weights[static_cast<std::size_t>(l)]; }
+  matrix const& operator[](linear l) const { return weights[static_cast<std::size_t>(l)]; }
+};
+
+/// A model directory. Weights stay in the mapped files, or packed once they are replaced, until they are
+/// asked for.
+class model {
+ public:
+  /// Throws gptq::error when a file, a tensor or a shape is wrong; afterwards loading cannot fail.
+  explicit model(std::filesystem::path const& directory);
+
+  llama::config const& config() const { return config_; }
+  /// Weights of all tensors that the model uses.
+  std::int64_t parameters() const;
+
+  /// Embeddings of some tokens: [tokens, hidden].
+  matrix embed(std::span<token const> tokens) const;
+  /// A decoder layer, decoding what was replaced; on `threads` threads.
+  decoder_layer load(std::int64_t layer, int threads) const;
+  row_vector const& final_norm() const { return final_norm_; }
+  /// Rows [first, first + count) of the output layer: [count, hidden].
+  matrix output_rows(std::int64_t first, std::int64_t count) const;
+
+  /// From now on, load() takes this linear layer from its packed form.
+  void replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed);
+
+ private:
+  matrix rows(gptq::checkpoint::tensor_view const& tensor, std::int64_t first, std::int64_t count) const;
+
+  llama::config config_;
+  gptq::checkpoint::safetensors_directory files_;
+  std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;
+  row_vector final_norm_;
+};
+
+}  // namespace llama

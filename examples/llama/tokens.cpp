@@ -1,0 +1,117 @@
+#include "tokens.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
+
+#ifdef GPTQ_WITH_SENTENCEPIECE
+#include <sentencepiece_processor.h>
+#endif
+
+namespace llama {
+namespace {
+
+std::string read_file(std::filesystem::path const& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in || std::filesystem::is_directory(path)) throw gptq::error(path.string() + ": cannot be opened");
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+}
+
+tokenizer byte_tokenizer() {
+  return {[](std::string_view text) {
+            std::vector<token> ids;
+            ids.reserve(text.size());
+            for (char const c : text) ids.push_back(static_cast<unsigned char>(c));
+            return ids;
+          },
+          [](std::span<token const> ids) {
+            std::string text;
+            for (token const id : ids) text += static_cast<char>(id);
+            return text;
+          },
+          false};
+}
+
+#ifdef GPTQ_WITH_SENTENCEPIECE
+tokenizer sentencepiece_tokenizer(std::filesystem::path const& path, config const& c) {
+  auto const model = std::make_shared<sentencepiece::SentencePieceProcessor>();
+  if (auto const status = model->Load(path.string()); !status.ok()) {
+    throw gptq::error(path.string() + ": sentencepiece: " + status.ToString());
+  }
+  if (model->GetPieceSize() > c.vocab_size) {
+    throw gptq::error(fmt::format("{}: {} pieces, more than the model's vocabulary of {}", path.string(),
+                                  model->GetPieceSize(), c.vocab_size));
+  }
+  return {[model](std::string_view text) {
+            std::vector<int> ids;
+            if (auto const status = model->Encode({text.data(), text.size()}, &ids); !status.ok()) {
+              throw gptq::error("sentencepiece: " + status.ToString());
+            }
+            return std::vector<token>(ids.begin(), ids.end());
+          },
+          [model](std::span<token const> ids) {
+            std::vector<int> known;
+            std::copy_if(ids.begin(), ids.end(), std::back_inserter(known),
+                         [&](token id) { return id < model->GetPieceSize(); });
+            std::string text;
+            if (auto const status = model->Decode(known, &text); !status.ok()) {
+              throw gptq::error("sentencepiece: " + status.ToString());
+            }
+            return text;
+          },
+          true};
+}
+#else
+tokenizer sentencepiece_tokenizer(std::filesystem::path const& path, config const&) {
+  throw gptq::error(path.string() + ": this program was built without sentencepiece; give token ids (.i32)");
+}
+#endif
+
+}  // namespace
+
+tokenizer make_tokenizer(std::filesystem::path const& directory, config const& c) {
+  if (c.vocab_size == 256) return byte_tokenizer();
+  auto const path = directory / "tokenizer.model";
+  if (!std::filesystem::exists(path)) {
+    throw gptq::error(directory.string() +
+                      ": text needs a sentencepiece tokenizer.model; give token ids (.i32)");
+  }
+  return sentencepiece_tokenizer(path, c);
+}
+
+std::vector<token> read_tokens(std::filesystem::path const& file, std::filesystem::path const& directory,
+                               config const& c) {
+  std::string const contents = read_file(file);
+  if (file.extension() != ".i32") return make_tokenizer(directory, c).encode(contents);
+
+  if (contents.size() % sizeof(token) != 0) {
+    throw gptq::error(
+        fmt::format("{}: {} bytes are not a whole number of int32", file.string(), contents.size()));
+  }
+  std::vector<token> ids(contents.size() / sizeof(token));
+  std::memcpy(ids.data(), contents.data(), contents.size());
+  auto const bad =
+      std::find_if(ids.begin(), ids.end(), [&](token id) { return id < 0 || id >= c.vocab_size; });
+  if (bad != ids.end()) {
+    throw gptq::error(fmt::format("{}: token {} is {}, outside the model's vocabulary of {}", file.string(),
+                                  bad - ids.begin(), *bad, c.vocab_size));
+  }
+  return ids;
+}
+
+std::vector<token_window> cut_windows(std::span<token const> tokens, std::int64_t length, std::int64_t most) {
+  auto const size = static_cast<std::size_t>(length);
+  std::size_t count = tokens.size() / size;
+  if (most > 0) count = std::min(count, static_cast<std::size_t>(most));
+  std::vector<token_window> windows;
+  for (std::size_t w = 0; w < count; ++w) windows.push_back(tokens.subspan(w * size, size));
+  return windows;
+}
+
+}  // namespace llama

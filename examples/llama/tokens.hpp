@@ -1,0 +1,40 @@
+// Where tokens come from: a file of token ids, or text.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "config.hpp"
+
+namespace llama {
+
+using token = std::int32_t;
+using token_window = std::span<token const>;
+
+/// Turns text into a model's tokens and back.
+struct tokenizer {
+  std::function<std::vector<token>(std::string_view)> encode;  ///< adds no token of its own
+  std::function<std::string(std::span<token const>)> decode;
+  bool wants_bos;  ///< whether a text starts with the configuration's bos_token_id
+};
+
+/// The bytes themselves for a vocabulary of 256 (a byte-level model); otherwise sentencepiece with
+/// directory/tokenizer.model. Throws gptq::error when there is no such file, or this program was built
+/// without sentencepiece.
+tokenizer make_tokenizer(std::filesystem::path const& directory, config const& c);
+
+/// Reads a file of tokens: NAME.i32 holds ids as little-endian int32, anything else is text for
+/// make_tokenizer(). Throws gptq::error for a file that cannot be read and for ids outside the vocabulary,
+/// with their position.
+std::vector<token> read_tokens(std::filesystem::path const& file, std::filesystem::path const& directory,
+                               config const& c);
+
+/// Cuts tokens into whole windows of `length`, without overlap, at most `most` of them (0: all).
+std::vector<token_window> cut_windows(std::span<token const> tokens, std::int64_t length, std::int64_t most);
+
+}  // namespace llama
