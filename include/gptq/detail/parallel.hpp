@@ -2,6 +2,10 @@
 // because the pieces are fixed beforehand and share nothing.
 #pragma once
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
@@ -12,9 +16,14 @@
 
 namespace gptq::detail {
 
-/// The number of threads to use for a request; 0 stands for one a core.
+/// The number of threads to use for a request; 0 stands for one a core that this process may run on.
 inline int thread_count(int requested) {
-  return requested > 0 ? requested : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  if (requested > 0) return requested;
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return std::max(1, CPU_COUNT(&allowed));
+#endif
+  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
 }
 
 /// Calls piece(i) for i in 0..count-1, in any order, on up to `threads` threads; rethrows the first
