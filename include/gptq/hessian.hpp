@@ -104,7 +104,7 @@ inline hessian hessian::from_matrix(Eigen::Ref<Eigen::MatrixXf const> const& h, 
 
 inline void hessian::check_input(Eigen::Ref<matrix const> const& x, std::span<float const> weights,
                                  index_t first) const {
-  if (!x.allFinite()) {
+  if (!detail::all_rows_finite(x)) {
     for (index_t t = 0; t < x.rows(); ++t) {
       for (index_t i = 0; i < x.cols(); ++i) {
         if (!std::isfinite(x(t, i))) {

@@ -7,7 +7,9 @@
 // OpenMP, define EIGEN_DONT_PARALLELIZE: Eigen would otherwise start threads of its own inside ours.)
 #pragma once
 
+#include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include <Eigen/Core>
 
@@ -33,6 +35,25 @@ void for_row_tiles(Eigen::Index rows, int threads, Tile&& tile) {
   }
   parallel_for((rows + tile_rows - 1) / tile_rows, threads,
                [&](Eigen::Index i) { tile(i * tile_rows, std::min(tile_rows, rows - i * tile_rows)); });
+}
+
+/// Whether none of n numbers is a NaN or an infinity. (Eigen's allFinite does not vectorize.)
+inline bool all_finite(float const* x, Eigen::Index n) {
+  constexpr std::uint32_t exponent = 0x7f800000u;
+  std::uint32_t found = 0;
+  for (Eigen::Index i = 0; i < n; ++i) {
+    found |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(x[i]) & exponent) == exponent);
+  }
+  return found == 0;
+}
+
+/// The same for every row of a row-major matrix.
+template <class Rows>
+bool all_rows_finite(Rows const& x) {
+  for (Eigen::Index row = 0; row < x.rows(); ++row) {
+    if (!all_finite(x.data() + row * x.outerStride(), x.cols())) return false;
+  }
+  return true;
 }
 
 /// c += alpha a b
@@ -67,6 +88,49 @@ void add_rank_update(C&& c, float alpha, U const& u, int threads) {
       tile.noalias() += alpha * (left * right.transpose());
     }
   });
+}
+
+/// Rows that the column sweep handles together: a few registers a column, and a block of columns fits into
+/// the L1 cache.
+inline constexpr Eigen::Index strip_rows = 64;
+using strip_matrix = Eigen::Matrix<float, strip_rows, Eigen::Dynamic>;
+
+/// `Vectors` x 16 rows and `Columns` columns of add_strip_product, held in registers.
+template <int Vectors, int Columns>
+void add_strip_tile(float* c, float alpha, float const* a, Eigen::Index depth, float const* b,
+                    Eigen::Index b_stride) {
+  using vector [[gnu::vector_size(64), gnu::aligned(4), gnu::may_alias]] = float;
+  vector sums[Columns][Vectors] = {};
+  for (Eigen::Index k = 0; k < depth; ++k) {
+    for (int j = 0; j < Columns; ++j) {
+      for (int v = 0; v < Vectors; ++v) {
+        sums[j][v] += *reinterpret_cast<vector const*>(a + k * strip_rows + 16 * v) * b[k + j * b_stride];
+      }
+    }
+  }
+  for (int j = 0; j < Columns; ++j) {
+    for (int v = 0; v < Vectors; ++v) {
+      *reinterpret_cast<vector*>(c + j * strip_rows + 16 * v) += alpha * sums[j][v];
+    }
+  }
+}
+
+/// c += alpha a b for c[64, columns], a[64, depth], b[depth, columns], all by columns; those of b are
+/// b_stride apart. Not left to Eigen, because a threaded BLAS behind it must not be called from several
+/// threads at once for products as small as these.
+inline void add_strip_product(float* c, float alpha, float const* a, Eigen::Index depth, float const* b,
+                              Eigen::Index b_stride, Eigen::Index columns) {
+  if (depth == 0) return;
+  Eigen::Index column = 0;
+  for (; column + 4 <= columns; column += 4) {
+    for (Eigen::Index row = 0; row < strip_rows; row += 16) {
+      add_strip_tile<1, 4>(c + column * strip_rows + row, alpha, a + row, depth, b + column * b_stride,
+                           b_stride);
+    }
+  }
+  for (; column < columns; ++column) {
+    add_strip_tile<4, 1>(c + column * strip_rows, alpha, a, depth, b + column * b_stride, b_stride);
+  }
 }
 
 /// Sum over the rows w of `rows` of w S w', S symmetric and given by its lower triangle, in double beyond

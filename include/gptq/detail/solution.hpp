@@ -76,7 +76,7 @@ inline void check_weight(Eigen::Ref<matrix const> const& weight) {
     throw error("quantize: the weight is empty (" + std::to_string(weight.rows()) + " x " +
                 std::to_string(weight.cols()) + ")");
   }
-  if (weight.allFinite()) return;
+  if (all_rows_finite(weight)) return;
   for (index_t row = 0; row < weight.rows(); ++row) {
     for (index_t column = 0; column < weight.cols(); ++column) {
       if (!std::isfinite(weight(row, column))) {
@@ -94,8 +94,7 @@ inline void check_hessian(hessian const& h, index_t in, char const* which) {
   }
   if (h.sequences() == 0) throw error(std::string("quantize: the ") + which + " has seen no activations");
   for (index_t j = 0; j < in; ++j) {
-    auto const column = h.sum().col(j).tail(in - j);
-    if (column.allFinite()) continue;
+    if (all_finite(h.sum().col(j).data() + j, in - j)) continue;
     for (index_t i = j; i < in; ++i) {
       if (!std::isfinite(h.sum()(i, j))) {
         throw error(std::string("quantize: entry (") + std::to_string(i) + ", " + std::to_string(j) +
@@ -163,10 +162,6 @@ quantized_layer<Format> layer_of(solution&& s, index_t out, index_t in) {
   layer.report = s.report;
   return layer;
 }
-
-/// Rows that are handled together: 64 floats are a few registers, and 128 columns of them fit into the L1
-/// cache.
-inline constexpr index_t strip_rows = 64;
 
 /// Calls strip(first, count) for strips of rows, on threads.
 template <class Strip>

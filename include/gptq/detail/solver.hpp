@@ -69,8 +69,6 @@ class solver {
   }
 
  private:
-  using strip_matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic>;
-
   index_t original(index_t position) const { return order_[static_cast<std::size_t>(position)]; }
   bool is_dead(index_t column) const { return hessian_.sum()(column, column) == 0.0F; }
   /// Whether groups are runs of positions whose grid is found when the first of them is reached.
@@ -178,7 +176,8 @@ class solver {
   void sweep() {
     index_t const rows = work_.rows();
     std::vector<double> losses(static_cast<std::size_t>((rows + strip_rows - 1) / strip_rows));
-    strip_matrix panel;  // w_now of the positions first..end, without their own feedback, in reversed order
+    Eigen::MatrixXf
+        panel;  // w_now of the positions first..end, without their own feedback, in reversed order
     for (index_t first = 0; first < columns_;) {
       index_t const end = panel_end(first);
       panel.resize(rows, end - first);
@@ -220,25 +219,33 @@ class solver {
     // Position p is column b.reach - 1 - p of these; the block itself is their last columns.
     index_t const a0 = columns_ - b.reach;
     index_t const width = b.reach - b.first;
-    auto const factor = factor_.block(a0, a0, width, width);
-    strip_matrix now = all_now.middleRows(first_row, rows);
-    strip_matrix difference = work_.block(first_row, a0, rows, width);
-    Eigen::Matrix<std::uint8_t, Eigen::Dynamic, Eigen::Dynamic> codes(rows, width);
-    // Columns c1..done are quantized; what they owe to columns c0..c1 is added just before it is needed.
-    auto const bring_up_to_date = [&](index_t c0, index_t c1, index_t done) {
-      now.middleCols(c0, c1 - c0).noalias() +=
-          difference.middleCols(c1, done - c1) * factor.block(c1, c0, done - c1, c1 - c0);
+    strip_matrix now(strip_rows, width);
+    strip_matrix difference(strip_rows, width);
+    now.bottomRows(strip_rows - rows).setZero();
+    difference.bottomRows(strip_rows - rows).setZero();
+    now.topRows(rows) = all_now.middleRows(first_row, rows);
+    difference.topRows(rows) = work_.block(first_row, a0, rows, width);
+    Eigen::Matrix<std::uint8_t, strip_rows, Eigen::Dynamic> codes(strip_rows, width);
+    // target[c0..c1] += alpha source[c1..end] L
+    auto const add = [&](strip_matrix& target, float alpha, strip_matrix const& source, index_t c0,
+                         index_t c1, index_t end) {
+      add_strip_product(target.col(c0).data(), alpha, source.data() + c1 * strip_rows, end - c1,
+                        factor_.data() + (a0 + c0) * columns_ + a0 + c1, columns_, c1 - c0);
     };
     // w_now assumes that the columns before it are final. The published weights, from which groups take their
     // grids, assume that the columns not yet quantized will move to where the loss is least: w + d with
     // d L = w_now - w over the columns c0..c1 that follow the quantized ones.
     auto const expected_weights = [&](index_t c0, index_t c1) {
-      strip_matrix weights = now.middleCols(c0, c1 - c0) - difference.middleCols(c0, c1 - c0);
-      factor.block(c0, c0, c1 - c0, c1 - c0)
-          .template triangularView<Eigen::UnitLower>()
-          .template solveInPlace<Eigen::OnTheRight>(weights);
-      weights += difference.middleCols(c0, c1 - c0);
-      return weights;
+      strip_matrix moved(strip_rows, width);
+      moved.middleCols(c0, c1 - c0) = now.middleCols(c0, c1 - c0) - difference.middleCols(c0, c1 - c0);
+      for (index_t s1 = c1; s1 > c0;) {
+        index_t const s0 = std::max(c0, s1 - 32);
+        add(moved, -1.0F, moved, s0, s1, c1);
+        for (index_t c = s1 - 2; c >= s0; --c) add(moved, -1.0F, moved, c, c + 1, s1);
+        s1 = s0;
+      }
+      moved.middleCols(c0, c1 - c0) += difference.middleCols(c0, c1 - c0);
+      return strip_matrix(moved.middleCols(c0, c1 - c0));
     };
     grid_lanes grids;
     double loss = 0.0;
@@ -248,17 +255,16 @@ class solver {
       index_t const c1 = b.reach - first;
       if (dynamic_groups() && first % format_.group_columns == 0) {
         index_t const group_end = std::min(first + format_.group_columns, columns_);
-        bring_up_to_date(b.reach - group_end, c1, width);
-        find_group_grids(expected_weights(b.reach - group_end, c1), first, first_row);
+        add(now, 1.0F, difference, b.reach - group_end, c1, width);
+        find_group_grids(expected_weights(b.reach - group_end, c1), first, first_row, rows);
       } else {
-        bring_up_to_date(c0, c1, width);
+        add(now, 1.0F, difference, c0, c1, width);
       }
       for (index_t s1 = c1; s1 > c0;) {
         index_t const s0 = std::max(c0, s1 - 32);
-        bring_up_to_date(s0, s1, c1);
+        add(now, 1.0F, difference, s0, s1, c1);
         for (index_t c = s1 - 1; c >= s0; --c) {
-          index_t const done = s1 - c - 1;
-          now.col(c).noalias() += difference.middleCols(c + 1, done) * factor.col(c).segment(c + 1, done);
+          add(now, 1.0F, difference, c, c + 1, s1);
           load_grids(grids, group_of(b.reach - 1 - c), first_row, rows);
           loss += quantize_column<HalfStep>(grids, diagonal_(a0 + c), rows, now.col(c).data(),
                                             difference.col(c).data(), codes.col(c).data());
@@ -268,7 +274,8 @@ class solver {
       first = end;
     }
     index_t const ahead = b.reach - b.end;
-    work_.block(first_row, columns_ - b.end, rows, width - ahead) = difference.rightCols(width - ahead);
+    work_.block(first_row, columns_ - b.end, rows, width - ahead) =
+        difference.topRightCorner(rows, width - ahead);
     for (index_t r = 0; r < rows; ++r) {
       std::uint8_t* const row = result_.codes.data() + (first_row + r) * columns_;
       for (index_t c = ahead; c < width; ++c) {
@@ -298,9 +305,9 @@ class solver {
 
   /// Finds the grids of the group that starts at position `first`, from the weights of a strip of rows, which
   /// lie in reversed order.
-  void find_group_grids(strip_matrix const& weights, index_t first, index_t first_row) {
+  void find_group_grids(strip_matrix const& weights, index_t first, index_t first_row, index_t rows) {
     Eigen::VectorXf group(weights.cols());
-    for (index_t r = 0; r < weights.rows(); ++r) {
+    for (index_t r = 0; r < rows; ++r) {
       group = weights.row(r).reverse();
       result_.set_grid(first_row + r, first / format_.group_columns,
                        format_.find({group.data(), static_cast<std::size_t>(group.size())}));
