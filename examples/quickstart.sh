@@ -21,12 +21,12 @@ cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="$fla
   -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DGPTQ_BUILD_TESTS=OFF -DGPTQ_BUILD_BENCHMARKS=OFF \
   >$build.log 2>&1 || { cat $build.log; exit 1; }
 cmake --build $build --target quantize_llama
-program=$(find $build -name quantize_llama -type f)
+program=$build/examples/llama/quantize_llama
 
 # The first 64 of 413 evaluation windows are enough to see the difference, and keep this short.
 quantize() {
   "$program" $model --calibration $model/calibration.txt --evaluation $model/evaluation.txt --eval-windows 64 \
-    --bits 4 --group-size 128 --act-order --generate "And God said" "$@"
+    --bits 4 --group-size 128 --act-order --true-sequential --generate "And God said" "$@"
 }
 
 step "Quantize with a zero point a group (the asymmetric baseline)"

@@ -4,12 +4,14 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <map>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
 #include <gptq/checkpoint/gptq.hpp>
 #include <gptq/checkpoint/safetensors.hpp>
 #include <gptq/gptq.hpp>
-#include <map>
-#include <nlohmann/json.hpp>
-#include <string>
 
 #include "catch.hpp"
 

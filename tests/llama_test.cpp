@@ -16,14 +16,17 @@
 #include <sys/wait.h>
 
 #include <gptq/checkpoint/safetensors.hpp>
+#include <gptq/quantize.hpp>
 
 #include "catch.hpp"
 #include "config.hpp"
 #include "evaluate.hpp"
+#include "files.hpp"
 #include "forward.hpp"
 #include "generate.hpp"
 #include "model.hpp"
 #include "quantize_model.hpp"
+#include "support.hpp"
 #include "tokens.hpp"
 
 namespace {
@@ -33,30 +36,10 @@ using gptq::checkpoint::dtype;
 using gptq::checkpoint::tensor_map;
 using llama::token;
 using nlohmann::json;
-
-/// A directory of this test's own, removed in the end.
-struct scratch {
-  fs::path path = fs::temp_directory_path() / ("gptq_llama_test_" + std::to_string(::getpid()));
-  scratch() { fs::create_directories(path); }
-  ~scratch() { fs::remove_all(path); }
-};
-
-void write_file(fs::path const& path, std::string const& contents) {
-  std::ofstream(path, std::ios::binary) << contents;
-}
-
-std::string error_of(auto&& action) {
-  try {
-    action();
-    return "";
-  } catch (gptq::error const& e) {
-    return e.what();
-  }
-}
-
-bool contains(std::string const& text, std::string const& part) {
-  return text.find(part) != std::string::npos;
-}
+using test::contains;
+using test::error_of;
+using test::scratch;
+using test::write_file;
 
 // ---- a random model ----
 
@@ -111,7 +94,9 @@ weights write_model(fs::path const& directory, json const& config, dtype type, s
   std::vector<tensor_map> parts(files);
   json index;
   std::size_t next = 0;
-  for (auto const& [name, shape] : shapes) {
+  for (auto const& entry : shapes) {
+    std::string const& name = entry.first;
+    auto const& shape = entry.second;
     std::size_t const count = shape.size() == 1 ? shape[0] : shape[0] * shape[1];
     float const center = shape.size() == 1 ? 1.0F : 0.0F;  // norms scale by about 1
     auto& stored = bytes[name];

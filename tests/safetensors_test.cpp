@@ -9,26 +9,21 @@
 #include <gptq/checkpoint/safetensors.hpp>
 
 #include "catch.hpp"
+#include "files.hpp"
+#include "support.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
+using test::contains;
+using test::error_of;
+using test::scratch;
+using test::write_file;
 using namespace gptq::checkpoint;
-
-/// A directory of this test's own, removed in the end.
-struct scratch {
-  fs::path path = fs::temp_directory_path() / ("gptq_safetensors_test_" + std::to_string(::getpid()));
-  scratch() { fs::create_directories(path); }
-  ~scratch() { fs::remove_all(path); }
-};
 
 template <class T>
 std::span<std::byte const> bytes_of(std::vector<T> const& values) {
   return std::as_bytes(std::span(values));
-}
-
-void write_file(fs::path const& path, std::string const& contents) {
-  std::ofstream(path, std::ios::binary) << contents;
 }
 
 /// A safetensors file with this header and `data_bytes` bytes of data.
@@ -37,21 +32,6 @@ std::string file_of(std::string const& header, std::size_t data_bytes) {
   std::uint64_t const size = header.size();
   std::memcpy(contents.data(), &size, 8);
   return contents + header + std::string(data_bytes, '\x3f');
-}
-
-/// The error of `action`, or "" when there is none.
-template <class Action>
-std::string error_of(Action&& action) {
-  try {
-    action();
-    return "";
-  } catch (gptq::error const& e) {
-    return e.what();
-  }
-}
-
-bool contains(std::string const& text, std::string const& part) {
-  return text.find(part) != std::string::npos;
 }
 
 }  // namespace
