@@ -141,7 +141,8 @@ quantized_layer<Format> quantize(Weight&& weight, hessian const& h, quantize_opt
   detail::check_hessian(h, in, "hessian");
   if (held_out != nullptr) detail::check_hessian(*held_out, in, "held-out hessian");
   detail::format_values const format = detail::values_of<Format>(in, options);
-  return detail::layer_of<Format>(detail::solve(std::move(weight), h, format, options, held_out), out, in);
+  return detail::layer_of<Format>(detail::solve(std::forward<Weight>(weight), h, format, options, held_out),
+                                  out, in);
 }
 
 template <storage_format Format>
