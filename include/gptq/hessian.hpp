@@ -44,7 +44,7 @@ class hessian {
   /// token (padding) out, and tokens() grows by the sum. Throws gptq::error on a wrong shape, a NaN or an
   /// infinity, naming its token and input; nothing is added then.
   void add(Eigen::Ref<matrix const> const& x, std::span<float const> token_weights = {});
-  /// The same from raw pointers, x[tokens, in] row-major in float16 or bfloat16; converted in slices.
+  /// The same from raw pointers, x[tokens, in] row-major in float16 or bfloat16; converted to float first.
   void add(float16 const* x, index_t tokens, std::span<float const> token_weights = {});
   void add(bfloat16 const* x, index_t tokens, std::span<float const> token_weights = {});
   void add(float const* x, index_t tokens, std::span<float const> token_weights = {});
