@@ -32,7 +32,7 @@ struct grid {
 /// the lowest and the highest code.
 ///
 /// Optionally `static grid find_grid(std::span<float const> weights, int bits)`: the scheme's own way to find
-/// a group's scale, used as its `grid_rule::published` (grid.hpp).
+/// a group's scale, used as its `grid_rule::published` (grid.hpp); the mse search leaves it alone.
 template <class Scheme>
 concept quantization_scheme = requires(int bits) {
   { Scheme::name } -> std::convertible_to<std::string_view>;

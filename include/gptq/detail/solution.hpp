@@ -49,6 +49,10 @@ struct format_values {
       return find_grid(weights, levels, grids);
     }
     grid g = own_grid(weights, bits);
+    if (levels.has_zero_point && (g.zero < 0 || g.zero >= 1 << bits)) {
+      throw error("quantize: the scheme's find_grid gave the zero point " + std::to_string(g.zero) +
+                  ", which does not fit into " + std::to_string(bits) + " bits");
+    }
     g.scale = stored_scale(g.scale, grids.scales);
     return g;
   }
