@@ -42,3 +42,13 @@ function(gptq_require package)
     FetchContent_MakeAvailable(${package})
   endif()
 endfunction()
+
+# gptq_use_xsimd(<target>): xsimd's headers, if they are on this machine, for kernels on a CPU that has none of
+# its own. Not its package: Debian's links a library that is not there.
+function(gptq_use_xsimd target)
+  find_path(GPTQ_XSIMD_INCLUDE_DIR xsimd/xsimd.hpp)
+  mark_as_advanced(GPTQ_XSIMD_INCLUDE_DIR)
+  if(GPTQ_XSIMD_INCLUDE_DIR)
+    target_include_directories(${target} SYSTEM INTERFACE $<BUILD_INTERFACE:${GPTQ_XSIMD_INCLUDE_DIR}>)
+  endif()
+endfunction()

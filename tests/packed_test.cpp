@@ -9,68 +9,20 @@
 #include <gptq/packed.hpp>
 
 #include "catch.hpp"
+#include "plain_layer.hpp"
 #include "support.hpp"
 
 using gptq::format;
 using gptq::index_t;
 using gptq::quantized_layer;
 using gptq::whole_row;
+using test::at;
+using test::documented_bytes;
+using test::plain_layer;
 
 namespace {
 
 static_assert(std::is_trivially_copyable_v<gptq::packed_view<format<gptq::asymmetric, 3, 24>>>);
-
-std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
-
-/// A layer of a format known by its values: most of this file is compiled once, not once a format.
-struct plain_layer {
-  gptq::format_spec spec;
-  gptq::code_levels levels;
-  index_t out;
-  index_t in;
-  std::vector<std::uint8_t> codes;
-  std::vector<float> scales;
-  std::vector<std::uint8_t> zeros;
-  std::vector<std::int32_t> order;
-
-  index_t group_columns() const { return spec.group_size == whole_row ? in : spec.group_size; }
-  index_t groups() const { return (in + group_columns() - 1) / group_columns(); }
-  float weight(index_t row, index_t p) const {
-    auto const group = at(row * groups() + p / group_columns());
-    return levels.decode(codes[at(row * in + p)], {scales[group], zeros.empty() ? 0 : int{zeros[group]}});
-  }
-  bool operator==(plain_layer const& other) const {
-    return out == other.out && in == other.in && codes == other.codes && scales == other.scales &&
-           zeros == other.zeros && order == other.order;
-  }
-};
-
-/// Random codes, scales and zeros, all of them legal; with `permuted`, in a random column order.
-plain_layer random_layer(gptq::format_spec const& spec, gptq::code_levels const& levels, index_t out,
-                         index_t in, bool permuted, test::random& random) {
-  plain_layer layer{spec, levels, out, in, {}, {}, {}, {}};
-  layer.codes.resize(at(out * in));
-  for (auto& code : layer.codes) {
-    code = static_cast<std::uint8_t>(levels.min_code + random.below(levels.max_code - levels.min_code + 1));
-  }
-  layer.scales.resize(at(out * layer.groups()));
-  for (float& scale : layer.scales) {
-    scale = std::exp2(static_cast<float>(random.below(20) - 12)) * random.uniform();
-    if (spec.scales == gptq::scale_type::float16) scale = gptq::float16(scale);
-  }
-  if (levels.has_zero_point) {
-    layer.zeros.resize(layer.scales.size());
-    for (auto& zero : layer.zeros) zero = static_cast<std::uint8_t>(random.below(1 << spec.bits));
-  }
-  if (permuted) {
-    layer.order.resize(at(in));
-    std::iota(layer.order.begin(), layer.order.end(), 0);
-    for (index_t i = in - 1; i > 0; --i) {
-      std::swap(layer.order[at(i)], layer.order[at(random.below(static_cast<int>(i) + 1))]);
-    }
-  }
-  return layer;
-}
 
 template <class Format>
 quantized_layer<Format> typed(plain_layer const& layer) {
@@ -79,64 +31,8 @@ quantized_layer<Format> typed(plain_layer const& layer) {
 
 template <class Format>
 quantized_layer<Format> random_layer(index_t out, index_t in, bool permuted, test::random& random) {
-  return typed<Format>(random_layer(gptq::spec_of<Format>(), Format::levels, out, in, permuted, random));
-}
-
-/// What the head of packed.hpp says, written down a second time: codes, scales, zeros as bytes.
-struct documented_bytes {
-  std::vector<std::uint8_t> codes;
-  std::vector<float> scales;
-  std::vector<std::uint8_t> zeros;
-
-  bool operator==(documented_bytes const&) const = default;
-};
-
-/// ORs `value` into a byte.
-void put(std::uint8_t& byte, int bit, int value) { byte = static_cast<std::uint8_t>(byte | value << bit); }
-
-documented_bytes bytes_as_documented(plain_layer const& layer) {
-  int const bits = layer.spec.bits;
-  int const unit_columns = bits == 4 ? 8 : bits == 2 ? 16 : bits == 3 ? 32 : 4;
-  int const unit_bytes = bits == 3 ? 192 : 64;
-  index_t const group_size = layer.group_columns();
-  documented_bytes bytes;
-  for (index_t block = 0; block < layer.out; block += 16) {
-    for (index_t first = 0, group = 0; first < layer.in; first += group_size, ++group) {
-      index_t const end = std::min(first + group_size, layer.in);
-      for (index_t unit = first; unit < end; unit += unit_columns) {
-        std::size_t const base = bytes.codes.size();
-        bytes.codes.resize(base + at(unit_bytes));
-        for (index_t row = block; row < std::min(block + 16, layer.out); ++row) {
-          std::uint8_t* const lane = &bytes.codes[base + at(4 * (row - block))];
-          for (index_t column = unit; column < std::min(unit + unit_columns, end); ++column) {
-            int const code = layer.codes[at(row * layer.in + column)];
-            index_t const c = column - unit;
-            int const t = static_cast<int>(c) / 4;
-            if (bits == 8) put(lane[c], 0, code);
-            if (bits == 4) put(lane[c % 4], 4 * t, code);
-            if (bits == 2) put(lane[c % 4], 2 * t, code);
-            if (bits == 3) {
-              put(lane[(c < 16 ? 0 : 64) + c % 4], 2 * (t % 4), code & 3);
-              put(lane[128 + c % 4], t, code >> 2);
-            }
-          }
-        }
-      }
-      std::size_t const zeros = bytes.zeros.size();
-      if (layer.levels.has_zero_point) bytes.zeros.resize(zeros + at(2 * bits));
-      for (index_t r = 0; r < 16; ++r) {
-        bool const inside = block + r < layer.out;
-        auto const entry = at((block + r) * layer.groups() + group);
-        bytes.scales.push_back(inside ? layer.scales[entry] : 0.0F);
-        if (!layer.levels.has_zero_point || !inside) continue;
-        for (int b = 0; b < bits; ++b) {
-          int const bit = static_cast<int>(r) * bits + b;
-          put(bytes.zeros[zeros + at(bit / 8)], bit % 8, layer.zeros[entry] >> b & 1);
-        }
-      }
-    }
-  }
-  return bytes;
+  return typed<Format>(
+      test::random_layer(gptq::spec_of<Format>(), Format::levels, out, in, permuted, random));
 }
 
 /// A packed matrix and what its view gives back.
@@ -190,9 +86,9 @@ packed_values pack_and_back(plain_layer const& layer) {
 std::string broken_promise(packed_values (&pack)(plain_layer const&), gptq::format_spec const& spec,
                            gptq::code_levels const& levels, index_t out, index_t in, std::uint32_t seed) {
   test::random random(seed);
-  auto const layer = random_layer(spec, levels, out, in, seed % 2 == 1, random);
+  auto const layer = test::random_layer(spec, levels, out, in, seed % 2 == 1, random);
   auto const values = pack(layer);
-  auto const expected = bytes_as_documented(layer);
+  auto const expected = test::bytes_as_documented(layer);
   if (values.bytes.codes != expected.codes) return "bytes of codes";
   if (values.bytes.scales != expected.scales) return "order of scales";
   if (values.bytes.zeros != expected.zeros) return "bytes of zeros";
@@ -299,18 +195,18 @@ TEST_CASE("known bytes", "[packed]") {
   CHECK(codes[64 + 4] == 9);
   CHECK(packed.view().scales[1].bits == 0x4000);
 
-  // A column of 3 bits: code 6 in column 21 is 2 in the second unit, bits 2..3, and 1 in bit 5 of the third.
+  // A column of 3 bits: code 6 in column 21, that is t = 5, is in bits 4..6 of the second byte of part 2.
   quantized_layer<q3> three;
   three.out = 1;
   three.in = 32;
-  three.codes.assign(32, 4);  // zero: low bits 0, high bit 1
+  three.codes.assign(32, 4);
   three.codes[21] = 6;
   three.scales = {1.0F};
   auto const packed_three = gptq::pack(three);
   auto const* bytes = packed_three.view().codes;
   CHECK(packed_three.layout().code_bytes() == 192);
-  CHECK((bytes[0] == 0 && bytes[64] == 0 && bytes[65] == 2 << 2 && bytes[66] == 0));
-  CHECK((bytes[128] == 0xff && bytes[129] == 0xff));
+  CHECK((bytes[0] == 0x24 && bytes[1] == 0x24 && bytes[64] == 0x24 && bytes[65] == 0x24));
+  CHECK((bytes[128] == 0xcc && bytes[129] == 0xec && bytes[130] == 0xcc));
 }
 
 TEST_CASE("sizes in bits a weight", "[packed]") {

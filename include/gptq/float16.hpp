@@ -7,8 +7,9 @@
 // padding, so that a buffer of them may be read from a file or handed over by another library.
 #pragma once
 
-#include <bit>
 #include <cstdint>
+
+#include <gptq/arch/isa.hpp>
 
 namespace gptq {
 
@@ -21,7 +22,7 @@ struct float16 {
   explicit constexpr float16(float value);
   constexpr operator float() const;  ///< exact
 
-  static constexpr float16 from_bits(std::uint16_t b) {
+  GPTQ_INLINE static constexpr float16 from_bits(std::uint16_t b) {
     float16 h;
     h.bits = b;
     return h;
@@ -37,7 +38,7 @@ struct bfloat16 {
   explicit constexpr bfloat16(float value);
   constexpr operator float() const;  ///< exact
 
-  static constexpr bfloat16 from_bits(std::uint16_t b) {
+  GPTQ_INLINE static constexpr bfloat16 from_bits(std::uint16_t b) {
     bfloat16 h;
     h.bits = b;
     return h;
@@ -46,8 +47,18 @@ struct bfloat16 {
 
 // ---- implementation -------------------------------------------------------------------------------------
 
-constexpr float16::float16(float value) : bits{} {
-  std::uint32_t const word = std::bit_cast<std::uint32_t>(value);
+namespace detail {
+
+/// std::bit_cast for kernels: a part of whoever uses it, see GPTQ_INLINE.
+template <class To, class From>
+GPTQ_INLINE constexpr To bit_cast(From from) {
+  return __builtin_bit_cast(To, from);
+}
+
+}  // namespace detail
+
+GPTQ_INLINE constexpr float16::float16(float value) : bits{} {
+  std::uint32_t const word = detail::bit_cast<std::uint32_t>(value);
   std::uint32_t const sign = (word >> 16) & 0x8000u;
   std::uint32_t const magnitude = word & 0x7fffffffu;
   std::uint32_t half = 0;
@@ -70,18 +81,18 @@ constexpr float16::float16(float value) : bits{} {
   bits = static_cast<std::uint16_t>(sign | half);
 }
 
-constexpr float16::operator float() const {
+GPTQ_INLINE constexpr float16::operator float() const {
   std::uint32_t const sign = (bits & 0x8000u) * 0x10000u;
   std::uint32_t const exponent = (bits >> 10) & 0x1fu;
   std::uint32_t const fraction = bits & 0x3ffu;
-  if (exponent == 31u) return std::bit_cast<float>(sign | 0x7f800000u | (fraction << 13));
-  if (exponent != 0u) return std::bit_cast<float>(sign | ((exponent + 112u) << 23) | (fraction << 13));
+  if (exponent == 31u) return detail::bit_cast<float>(sign | 0x7f800000u | (fraction << 13));
+  if (exponent != 0u) return detail::bit_cast<float>(sign | ((exponent + 112u) << 23) | (fraction << 13));
   float const magnitude = static_cast<float>(fraction) * 0x1p-24f;
-  return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
+  return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(magnitude));
 }
 
-constexpr bfloat16::bfloat16(float value) : bits{} {
-  std::uint32_t const word = std::bit_cast<std::uint32_t>(value);
+GPTQ_INLINE constexpr bfloat16::bfloat16(float value) : bits{} {
+  std::uint32_t const word = detail::bit_cast<std::uint32_t>(value);
   if ((word & 0x7fffffffu) > 0x7f800000u) {
     bits = static_cast<std::uint16_t>((word >> 16) | 0x40u);
   } else {
@@ -89,8 +100,8 @@ constexpr bfloat16::bfloat16(float value) : bits{} {
   }
 }
 
-constexpr bfloat16::operator float() const {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+GPTQ_INLINE constexpr bfloat16::operator float() const {
+  return detail::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
 static_assert(sizeof(float16) == 2 && sizeof(bfloat16) == 2);

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include <gptq/arch/isa.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/grid.hpp>
@@ -59,11 +60,11 @@ struct format {
                 "gptq::format: the scheme's zero point must lie between its lowest and its highest code");
 
   /// Columns a group of a row of `in` columns; the last group may have fewer.
-  static constexpr index_t group_columns(index_t in) {
+  GPTQ_INLINE static constexpr index_t group_columns(index_t in) {
     return GroupSize == whole_row ? in : index_t{GroupSize};
   }
   /// Groups a row of `in` columns.
-  static constexpr index_t groups(index_t in) {
+  GPTQ_INLINE static constexpr index_t groups(index_t in) {
     return in == 0 ? 0 : (in + group_columns(in) - 1) / group_columns(in);
   }
 };

@@ -10,8 +10,11 @@
 //   unit:
 //       4 bits   8 columns    64 bytes   byte 4r+j: column j in the low nibble, column 4+j in the high one
 //       2 bits  16 columns    64 bytes   byte 4r+j: column 4t+j in bits 2t..2t+1
-//       3 bits  32 columns   192 bytes   two 2-bit units with the low bits of columns 0..15 and 16..31, then
-//                                        64 bytes whose byte 4r+j holds the top bit of column 4t+j in bit t
+//       3 bits  32 columns   192 bytes   three parts of 64 bytes. Byte 4r+j holds, of columns 4t+j,
+//                                        part 0: t = 0 in bits 0..2, t = 1 in bits 3..5, the lower bits of t
+//                                        = 6 part 1: t = 2 in bits 0..2, t = 3 in bits 3..5, the lower bits
+//                                        of t = 7 part 2: t = 4 in bits 0..2, t = 5 in bits 4..6, the top bit
+//                                        of t = 6 in bit 3 and of t = 7 in bit 7
 //       8 bits   4 columns    64 bytes   byte 4r+j: column j
 //     where r is the row in its block and j in 0..3: every 32-bit lane belongs to one row, and each mask of
 //     it gives four consecutive columns, as maddubs, vpdpbusd, sdot and AMX tiles want them;
@@ -26,6 +29,7 @@
 #include <new>
 #include <vector>
 
+#include <gptq/arch/isa.hpp>
 #include <gptq/format.hpp>
 #include <gptq/layer.hpp>
 
@@ -46,36 +50,36 @@ struct packed_layout {
   /// Bytes of the 16 zeros of a (row block, group) pair.
   static constexpr index_t zero_tile_bytes = Format::has_zero_point ? 2 * Format::bits : 0;
 
-  constexpr index_t row_blocks() const { return (out + packed_rows - 1) / packed_rows; }
-  constexpr index_t groups() const { return Format::groups(in); }
-  constexpr index_t group_columns() const { return Format::group_columns(in); }
+  GPTQ_INLINE constexpr index_t row_blocks() const { return (out + packed_rows - 1) / packed_rows; }
+  GPTQ_INLINE constexpr index_t groups() const { return Format::groups(in); }
+  GPTQ_INLINE constexpr index_t group_columns() const { return Format::group_columns(in); }
   /// Columns of one group: group_columns(), or what is left for the last one.
-  constexpr index_t columns_of(index_t group) const {
+  GPTQ_INLINE constexpr index_t columns_of(index_t group) const {
     index_t const left = in - group * group_columns();
     return left < group_columns() ? left : group_columns();
   }
   /// Bytes of the codes of a (row block, group) pair of `columns` columns.
-  static constexpr index_t tile_bytes(index_t columns) {
+  GPTQ_INLINE static constexpr index_t tile_bytes(index_t columns) {
     return (columns + unit_columns - 1) / unit_columns * unit_bytes;
   }
-  constexpr index_t row_block_bytes() const {
+  GPTQ_INLINE constexpr index_t row_block_bytes() const {
     return in == 0 ? 0 : (groups() - 1) * tile_bytes(group_columns()) + tile_bytes(columns_of(groups() - 1));
   }
 
-  constexpr index_t code_bytes() const { return row_blocks() * row_block_bytes(); }
-  constexpr index_t scale_count() const { return row_blocks() * groups() * packed_rows; }
-  constexpr index_t zero_bytes() const { return row_blocks() * groups() * zero_tile_bytes; }
+  GPTQ_INLINE constexpr index_t code_bytes() const { return row_blocks() * row_block_bytes(); }
+  GPTQ_INLINE constexpr index_t scale_count() const { return row_blocks() * groups() * packed_rows; }
+  GPTQ_INLINE constexpr index_t zero_bytes() const { return row_blocks() * groups() * zero_tile_bytes; }
 
   /// Byte offset of the codes of a (row block, group) pair.
-  constexpr index_t code_offset(index_t row_block, index_t group) const {
+  GPTQ_INLINE constexpr index_t code_offset(index_t row_block, index_t group) const {
     return row_block * row_block_bytes() + group * tile_bytes(group_columns());
   }
   /// Index of the first of the 16 scales of a (row block, group) pair.
-  constexpr index_t scale_offset(index_t row_block, index_t group) const {
+  GPTQ_INLINE constexpr index_t scale_offset(index_t row_block, index_t group) const {
     return (row_block * groups() + group) * packed_rows;
   }
   /// Byte offset of the zeros of a (row block, group) pair.
-  constexpr index_t zero_offset(index_t row_block, index_t group) const {
+  GPTQ_INLINE constexpr index_t zero_offset(index_t row_block, index_t group) const {
     return (row_block * groups() + group) * zero_tile_bytes;
   }
 };
@@ -94,7 +98,7 @@ struct packed_view {
   index_t out = 0;                      ///< rows
   index_t in = 0;                       ///< columns
 
-  constexpr packed_layout<Format> layout() const { return {out, in}; }
+  GPTQ_INLINE constexpr packed_layout<Format> layout() const { return {out, in}; }
   /// The code at (row, stored column).
   int code(index_t row, index_t stored_column) const;
   /// The scale and zero point of (row, group).
@@ -187,28 +191,35 @@ struct code_unit {
   /// codes[columns] -> lane[lanes]
   static void pack(std::uint8_t const* codes, std::uint32_t* lane) {
     if constexpr (Bits == 3) {
-      lane[0] = lane[1] = lane[2] = 0;
-      for (int t = 0; t < 8; ++t) {
-        std::uint32_t const word = four(codes + 4 * t);
-        lane[t / 4] |= (word & 0x03030303u) << (2 * (t % 4));
-        lane[2] |= ((word >> 2) & 0x01010101u) << t;
-      }
+      std::uint32_t w[8];
+      for (int t = 0; t < 8; ++t) w[t] = four(codes + 4 * t);
+      lane[0] = w[0] | w[1] << 3 | (w[6] & 0x03030303u) << 6;
+      lane[1] = w[2] | w[3] << 3 | (w[7] & 0x03030303u) << 6;
+      lane[2] = w[4] | w[5] << 4 | (w[6] & 0x04040404u) << 1 | (w[7] & 0x04040404u) << 5;
     } else {
       lane[0] = 0;
       for (int t = 0; t < 8 / Bits; ++t) lane[0] |= four(codes + 4 * t) << (Bits * t);
     }
   }
 
+  /// The codes of columns 4t..4t+3, one a byte.
+  static std::uint32_t four(std::uint32_t const* lane, int t) {
+    constexpr std::uint32_t mask = 0x01010101u * ((1u << Bits) - 1u);
+    if constexpr (Bits != 3) return (lane[0] >> (Bits * t)) & mask;
+    switch (t) {
+      case 6:
+        return ((lane[0] >> 6) & 0x03030303u) | ((lane[2] >> 1) & 0x04040404u);
+      case 7:
+        return ((lane[1] >> 6) & 0x03030303u) | ((lane[2] >> 5) & 0x04040404u);
+      default:
+        return (lane[t / 2] >> (t % 2 * (t == 5 ? 4 : 3))) & mask;
+    }
+  }
+
   /// lane[lanes] -> codes[columns]
   static void unpack(std::uint32_t const* lane, std::uint8_t* codes) {
-    constexpr std::uint32_t mask = 0x01010101u * ((1u << Bits) - 1u);
     for (int t = 0; t < columns / 4; ++t) {
-      std::uint32_t word = 0;
-      if constexpr (Bits == 3) {
-        word = ((lane[t / 4] >> (2 * (t % 4))) & 0x03030303u) | (((lane[2] >> t) & 0x01010101u) << 2);
-      } else {
-        word = (lane[0] >> (Bits * t)) & mask;
-      }
+      std::uint32_t const word = four(lane, t);
       std::memcpy(codes + 4 * t, &word, 4);
     }
   }
@@ -249,7 +260,7 @@ void pack_row(std::uint8_t const* codes, index_t columns, index_t packed_row, st
 
 /// Entry r of an LSB-first stream of codes. A 3-bit entry may straddle two bytes.
 template <int Bits>
-int stream_code(std::uint8_t const* stream, index_t r) {
+GPTQ_INLINE int stream_code(std::uint8_t const* stream, index_t r) {
   index_t const bit = r * Bits;
   int word = stream[bit / 8];
   if (bit % 8 + Bits > 8) word |= stream[bit / 8 + 1] << 8;
@@ -269,19 +280,18 @@ void set_stream_code(std::uint8_t* stream, index_t r, int code) {
 
 template <storage_format Format>
 int packed_view<Format>::code(index_t row, index_t stored_column) const {
-  constexpr int bits = Format::bits;
+  using unit = detail::code_unit<Format::bits>;
   auto const shape = layout();
   index_t const group = stored_column / shape.group_columns();
   index_t const column = stored_column % shape.group_columns();
-  index_t const t = column % shape.unit_columns / 4;
-  std::uint8_t const* const lane = codes + shape.code_offset(row / packed_rows, group) +
-                                   column / shape.unit_columns * shape.unit_bytes + row % packed_rows * 4 +
-                                   column % 4;
-  if constexpr (bits == 3) {
-    return ((lane[64 * (t / 4)] >> (2 * (t % 4))) & 3) | (((lane[128] >> t) & 1) << 2);
-  } else {
-    return (lane[0] >> (bits * t)) & ((1 << bits) - 1);
-  }
+  std::uint8_t const* const tile = codes + shape.code_offset(row / packed_rows, group) +
+                                   column / unit::columns * shape.unit_bytes + row % packed_rows * 4;
+  std::uint32_t lane[unit::lanes];
+  for (int l = 0; l < unit::lanes; ++l) std::memcpy(&lane[l], tile + 64 * l, 4);
+  std::uint32_t const word = unit::four(lane, static_cast<int>(column % unit::columns / 4));
+  std::uint8_t of_columns[4];
+  std::memcpy(of_columns, &word, 4);
+  return of_columns[column % 4];
 }
 
 template <storage_format Format>

@@ -1,0 +1,103 @@
+// Choosing kernels at run time: one program for every CPU of its kind, with kernels for several.
+//
+// The source file that holds the kernels is compiled once for each architecture (cmake/dispatch.cmake) and
+// fills a table of functions there; at its start the program takes the best table that its CPU can run.
+//
+//   CMakeLists.txt   gptq_dispatch(engine SOURCES kernels.cpp)
+//
+//   kernels.hpp      struct kernels { void (*gemv)(...); };          // whatever the program needs
+//                    template <class Isa> kernels kernels_for();     // declared here, defined per
+//                    architecture
+//
+//   kernels.cpp      template <> kernels kernels_for<gptq::isa::native>() { return {.gemv = gptq::gemv}; }
+//
+//   main.cpp         kernels const k =
+//                        gptq::dispatch(gptq::isa::dispatched{}, []<class Isa>() { return kernels_for<Isa>();
+//                        });
+//
+// The linker keeps one copy of a function that several object files have, and that may be the one for a
+// better CPU than this. Nothing of this library is shared so; in a file compiled for several architectures
+// keep to functions of its own (static, or in an unnamed namespace) and away from standard library templates.
+// examples/04_runtime_dispatch is a whole program.
+//
+// Without CMake: compile the file with -DGPTQ_ISA=avx2 and the flags for it (cmake/isa.cmake has a table),
+// and so on, and what includes this header with -DGPTQ_DISPATCH_ISAS=avx512vnni,avx2,generic, best first.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include <gptq/arch/isa.hpp>
+#include <gptq/error.hpp>
+
+namespace gptq {
+
+namespace isa {
+/// The architectures that gptq_dispatch() compiles this target's kernels for, best first. Where it was not
+/// called that is isa::native: the same sources make an ordinary program.
+#if defined(GPTQ_DISPATCH_ISAS)
+using dispatched = list<GPTQ_DISPATCH_ISAS>;
+#else
+using dispatched = list<native>;
+#endif
+}  // namespace isa
+
+/// Calls `f.template operator()<Isa>()` with the first architecture of the list that this CPU can run and
+/// returns its result, which has the same type for all of them. Throws gptq::error when there is none, which
+/// cannot be if isa::generic is among them.
+template <class... Isas, class F>
+decltype(auto) dispatch(isa::list<Isas...> isas, F&& f);
+
+/// The same with the architecture called `name`: for tests, and for those who know better. Throws gptq::error
+/// when it is not in the list, or this CPU cannot run it.
+template <class... Isas, class F>
+decltype(auto) dispatch(isa::list<Isas...> isas, std::string_view name, F&& f);
+
+// ---- implementation -------------------------------------------------------------------------------------
+
+namespace detail {
+
+template <class... Isas>
+std::string names_of(isa::list<Isas...>) {
+  std::string all;
+  ((all += all.empty() ? "" : ", ", all += Isas::name), ...);
+  return all;
+}
+
+template <class All, class F, class First, class... Rest>
+decltype(auto) dispatch_supported(F& f, isa::list<First, Rest...>) {
+  if (First::supported()) return f.template operator()<First>();
+  if constexpr (sizeof...(Rest) == 0) {
+    throw error("this CPU can run none of the kernels in this program: " + names_of(All{}));
+  } else {
+    return dispatch_supported<All>(f, isa::list<Rest...>{});
+  }
+}
+
+template <class All, class F, class First, class... Rest>
+decltype(auto) dispatch_named(std::string_view name, F& f, isa::list<First, Rest...>) {
+  if (name == First::name) {
+    if (!First::supported()) throw error("this CPU cannot run kernels for " + std::string(name));
+    return f.template operator()<First>();
+  }
+  if constexpr (sizeof...(Rest) == 0) {
+    throw error("no kernels for '" + std::string(name) + "' in this program, only for " + names_of(All{}));
+  } else {
+    return dispatch_named<All>(name, f, isa::list<Rest...>{});
+  }
+}
+
+}  // namespace detail
+
+template <class... Isas, class F>
+decltype(auto) dispatch(isa::list<Isas...> isas, F&& f) {
+  return detail::dispatch_supported<isa::list<Isas...>>(f, isas);
+}
+
+template <class... Isas, class F>
+decltype(auto) dispatch(isa::list<Isas...> isas, std::string_view name, F&& f) {
+  return detail::dispatch_named<isa::list<Isas...>>(name, f, isas);
+}
+
+}  // namespace gptq

@@ -1,0 +1,98 @@
+// gemv, gemm and prepare on several threads of yours: this library starts none.
+//
+//   auto a = gptq::parallel_prepare(w, x, tokens, workspace, executor, parts);
+//   gptq::parallel_gemm(w, a, y, executor, parts);
+//
+// An executor is anything that can be called as executor(parts, f): it calls f(0) ... f(parts-1), once each,
+// on whatever threads, and returns when all are done. f does not throw. To make one of a thread pool:
+//
+//   auto executor = [&](int parts, auto const& f) noexcept { pool.run(parts, f); };
+//
+// With OpenMP there is gptq::openmp{threads}. Results are those of one thread. Nothing here allocates, nor
+// throws unless the executor does.
+#pragma once
+
+#include <type_traits>
+
+#include <gptq/gemm.hpp>
+
+namespace gptq {
+
+/// Rows or tokens first..last-1.
+struct index_range {
+  index_t first = 0;
+  index_t last = 0;
+};
+
+/// Part `part` of `parts` of the rows of a matrix: contiguous, in order, cut at multiples of 32, where
+/// kernels best start, and as even as that allows. May be empty.
+GPTQ_INLINE constexpr index_range row_share(index_t out, int part, int parts) {
+  index_t const units = (out + 31) / 32;
+  index_t const last = units * (part + 1) / parts * 32;
+  return {units * part / parts * 32, last < out ? last : out};
+}
+
+/// The same for tokens, which may be cut anywhere.
+GPTQ_INLINE constexpr index_range token_share(index_t tokens, int part, int parts) {
+  return {tokens * part / parts, tokens * (part + 1) / parts};
+}
+
+namespace detail {
+struct no_work {
+  void operator()(int /*part*/) const noexcept {}
+};
+template <class Executor>
+inline constexpr bool nothrow_executor = std::is_nothrow_invocable_v<Executor&, int, no_work const&>;
+}  // namespace detail
+
+/// Callable as executor(parts, f); see the head of this file.
+template <class Executor>
+concept parallel_executor = std::is_invocable_v<Executor&, int, detail::no_work const&>;
+
+/// gemv(w, x, y) in `parts` row shares.
+template <class Isa = isa::native, storage_format Format, precision Precision, parallel_executor Executor>
+void parallel_gemv(packed_view<Format> const& w, activations<Precision> const& x, float* y,
+                   Executor&& executor, int parts) noexcept(detail::nothrow_executor<Executor>) {
+  executor(parts, [&](int part) noexcept {
+    index_range const rows = row_share(w.out, part, parts);
+    gemv<Isa>(w, x, y, rows.first, rows.last);
+  });
+}
+
+/// gemm(w, x, y) in `parts` row shares.
+template <class Isa = isa::native, storage_format Format, precision Precision, parallel_executor Executor>
+void parallel_gemm(packed_view<Format> const& w, activations<Precision> const& x, float* y,
+                   Executor&& executor, int parts) noexcept(detail::nothrow_executor<Executor>) {
+  executor(parts, [&](int part) noexcept {
+    index_range const rows = row_share(w.out, part, parts);
+    gemm<Isa>(w, x, y, rows.first, rows.last);
+  });
+}
+
+/// prepare(w, x, tokens, workspace) in `parts` shares of the tokens.
+template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T,
+          parallel_executor Executor>
+activations<Precision> parallel_prepare(packed_view<Format> const& w, T const* x, index_t tokens,
+                                        void* workspace, Executor&& executor,
+                                        int parts) noexcept(detail::nothrow_executor<Executor>) {
+  executor(parts, [&](int part) noexcept {
+    index_range const share = token_share(tokens, part, parts);
+    prepare<Precision, Isa>(w, x, tokens, workspace, share.first, share.last);
+  });
+  return prepare<Precision, Isa>(w, x, tokens, workspace, 0, 0);  // no work: where it all lies
+}
+
+#if defined(_OPENMP)
+/// An executor on OpenMP's threads.
+struct openmp {
+  int threads = 1;
+
+  template <class F>
+  void operator()(int parts, F const& f) const noexcept {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int part = 0; part < parts; ++part) f(part);
+  }
+};
+#endif
+
+}  // namespace gptq
