@@ -1,6 +1,6 @@
 // A stranger's inference engine: packed weights in memory of its own, and no Eigen anywhere.
 // Returns 0 when the result is what it should be.
-#include <gptq/packed.hpp>
+#include <gptq/gemm.hpp>
 #include <gptq/reference.hpp>
 
 #if __has_include(<Eigen/Core>)
@@ -20,8 +20,14 @@ int main() {
   std::vector<gptq::float16> const scales(16, gptq::float16{0.5F});
   gptq::packed_view<q4> const view{.codes = codes.data(), .scales = scales.data(), .out = 16, .in = 8};
 
-  std::vector<float> const x{1, 2, 3, 4, 5, 6, 7, 8};
-  std::vector<double> y(16);
-  gptq::reference::gemv(view, x.data(), y.data());
-  return y == std::vector<double>(16, 18.0) ? 0 : 1;
+  // Two tokens. Multiples of a 127th of the largest are exact in 8 bits.
+  std::vector<float> const x{127, 2, 3, 4, 5, 6, 7, 8, -127, 2, 3, 4, 5, 6, 7, 8};
+  std::vector<char> workspace(gptq::workspace_bytes(layout, 2));
+  std::vector<float> one(16), both(32);
+  std::vector<double> exact(32);
+  gptq::gemv(view, x.data(), one.data());
+  gptq::gemm(view, gptq::prepare(view, x.data(), 2, workspace.data()), both.data());
+  gptq::reference::gemm(view, x.data(), 2, exact.data());
+  return one == std::vector<float>(16, 81.0F) && std::vector<double>(both.begin(), both.end()) == exact ? 0
+                                                                                                        : 1;
 }

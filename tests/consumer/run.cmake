@@ -14,7 +14,7 @@ if(way STREQUAL "installed")
 else()
   list(APPEND options -D gptq_source=${gptq_source})
 endif()
-if(program STREQUAL "engine")  # a machine that has nothing and can fetch nothing
+if(NOT program STREQUAL "quantizer")  # a machine that has nothing and can fetch nothing
   list(APPEND options -D CMAKE_DISABLE_FIND_PACKAGE_Eigen3=ON -D CMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON
        -D FETCHCONTENT_FULLY_DISCONNECTED=ON)
 endif()
