@@ -19,7 +19,7 @@ namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 
-std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
+[[maybe_unused]] std::uint32_t bits_of(float value) { return std::bit_cast<std::uint32_t>(value); }
 
 /// What distinguishes the two types; everything below holds for both.
 template <class T>

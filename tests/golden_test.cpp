@@ -1,5 +1,6 @@
 // The solver's reference mode against the published implementations' own outputs (tests/README.md says how
 // they were made): 280 cases, three bit-exact tensors each where the original writes a checkpoint.
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstring>

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Everything a change has to survive, from a fresh Debian 12 on:
 #   tests/run.sh            all of it
-#   tests/run.sh --quick    g++ only: no clang, no sanitizers, no linters
+#   tests/run.sh --quick    g++ only: no clang, no sanitizers, no linters, no AArch64
 # Installs what is missing with apt; builds under build/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(g++ cmake ninja-build ccache libeigen3-dev libopenblas-dev nlohmann-json3-dev catch2 libbenchmark-dev
-  libcli11-dev libfmt-dev libsentencepiece-dev pkg-config)
+  libxsimd-dev libcli11-dev libfmt-dev libsentencepiece-dev pkg-config)
 quick=false
 case "${1-}" in
   --quick) quick=true ;;
-  "") packages+=(clang libclang-rt-dev clang-format clang-tidy) ;;
+  "") packages+=(clang libclang-rt-dev clang-format clang-tidy g++-aarch64-linux-gnu qemu-user) ;;
   *) sed -n '2,5s/^# \{0,1\}//p' tests/run.sh; exit 2 ;;
 esac
 
@@ -67,5 +67,8 @@ if ! $quick; then
 
   phase "address and undefined-behaviour sanitizers: build, test"
   build_and_test sanitize
+
+  phase "AArch64 under qemu: build the kernels, test"
+  build_and_test aarch64
 fi
 phase ""
