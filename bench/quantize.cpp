@@ -16,7 +16,7 @@
 
 #include <gptq/gptq.hpp>
 
-#include "roofline.hpp"
+#include "sgemm.hpp"
 
 namespace {
 

@@ -1,12 +1,10 @@
 // What this machine can do at best, measured in the run that uses it: these limits move with the neighbours
-// of a shared machine, so a figure from another day is no yardstick.
+// of a shared machine, so a figure from another day is no yardstick. Reading is here, products in sgemm.hpp.
 #pragma once
 
-#include <algorithm>
 #include <chrono>
-#include <vector>
-
-#include <gptq/hessian.hpp>
+#include <cstddef>
+#include <cstdint>
 
 namespace roofline {
 
@@ -16,28 +14,42 @@ inline double seconds_of(auto&& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Single-precision matrix products: the best rate seen so far, in floating-point operations a second. Every
-/// call of measure() times one product of 3072 x 3072 with everything that Eigen has behind it, on all
-/// threads.
-class sgemm {
- public:
-  void measure() {
-    double const operations = 2.0 * size * size * size;
-    best_ =
-        std::max(best_, operations / seconds_of([&] {
-                          gptq::detail::for_row_tiles(size, 0, [&](gptq::index_t first, gptq::index_t count) {
-                            c_.middleRows(first, count).noalias() = a_.middleRows(first, count) * b_;
-                          });
-                        }));
-  }
-  double best() const { return best_; }
+/// Reads memory and does nothing with it.
+using reader = void (*)(std::uint8_t const* first, std::uint8_t const* last);
 
- private:
-  static constexpr gptq::index_t size = 3072;
-  gptq::matrix a_ = gptq::matrix::Random(size, size);
-  gptq::matrix b_ = gptq::matrix::Random(size, size);
-  gptq::matrix c_ = gptq::matrix::Zero(size, size);
-  double best_ = 0.0;
-};
+#if defined(__AVX512F__)
+inline constexpr int widest_load = 64;
+#elif defined(__AVX__)
+inline constexpr int widest_load = 32;
+#else
+inline constexpr int widest_load = 16;
+#endif
+
+/// Into eight registers, as `Streams` streams that advance side by side; with `Ahead` each cache line is
+/// asked for that many bytes before it is due, otherwise that is the processor's affair. No reader is the
+/// fastest on every machine: take the best. Isa keeps those compiled with different flags apart.
+template <class Isa, int Streams, int Ahead>
+void read(std::uint8_t const* first, std::uint8_t const* last) {
+  typedef std::uint64_t vector __attribute__((vector_size(widest_load), aligned(1), may_alias));
+  constexpr int registers = 8;
+  constexpr std::ptrdiff_t step = registers / Streams * widest_load;
+  vector sums[registers] = {};
+  std::ptrdiff_t const stream = (last - first) / (Streams * step) * step;
+  std::uint8_t const* const end = first + stream;
+  for (; first != end; first += step) {
+#pragma GCC unroll 8
+    for (int r = 0; r < registers; ++r) {
+      std::uint8_t const* const p = first + r % Streams * stream + r / Streams * widest_load;
+      if constexpr (Ahead != 0) {
+        if (r * widest_load % 64 == 0) __builtin_prefetch(p + Ahead, 0, 2);
+      }
+      sums[r] |= *reinterpret_cast<vector const*>(p);
+    }
+  }
+  for (vector& sum : sums) asm volatile("" ::"m"(sum));
+}
+
+template <class Isa>
+inline constexpr reader readers[] = {read<Isa, 1, 0>, read<Isa, 1, 4096>, read<Isa, 2, 0>};
 
 }  // namespace roofline
