@@ -484,6 +484,9 @@ problem made_problem(format_values const& format, index_t out, index_t in, index
 TEST_CASE("the flags choose the architecture", "[kernels]") {
   // More than its own flags may be on the command line (-march=native), never fewer.
 #if !defined(GPTQ_TEST_MORE_FLAGS)
+#if defined(__aarch64__)
+  if (under_test.name == "generic") return;  // no flags leave AArch64 without its own kernels
+#endif
   CHECK(under_test.native == under_test.name);
 #endif
 }

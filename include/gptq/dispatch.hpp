@@ -5,15 +5,13 @@
 //
 //   CMakeLists.txt   gptq_dispatch(engine SOURCES kernels.cpp)
 //
-//   kernels.hpp      struct kernels { void (*gemv)(...); };          // whatever the program needs
-//                    template <class Isa> kernels kernels_for();     // declared here, defined per
-//                    architecture
+//   kernels.hpp      struct kernels { void (*gemv)(...); };       // whatever the program needs
+//                    template <class Isa> kernels kernels_for();  // kernels.cpp has one an architecture
 //
 //   kernels.cpp      template <> kernels kernels_for<gptq::isa::native>() { return {.gemv = gptq::gemv}; }
 //
-//   main.cpp         kernels const k =
-//                        gptq::dispatch(gptq::isa::dispatched{}, []<class Isa>() { return kernels_for<Isa>();
-//                        });
+//   main.cpp         auto const table = []<class Isa>() { return kernels_for<Isa>(); };
+//                    kernels const k = gptq::dispatch(gptq::isa::dispatched{}, table);
 //
 // The linker keeps one copy of a function that several object files have, and that may be the one for a
 // better CPU than this. Nothing of this library is shared so; in a file compiled for several architectures
@@ -26,7 +24,6 @@
 
 #include <string>
 #include <string_view>
-#include <type_traits>
 
 #include <gptq/arch/isa.hpp>
 #include <gptq/error.hpp>

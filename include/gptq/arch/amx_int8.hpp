@@ -2,6 +2,10 @@
 // fill a tile, and gemv, is done with AVX-512 VNNI.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_AMX_INT8)
+
 #include <gptq/arch/avx512vnni.hpp>
 
 namespace gptq::detail {
@@ -105,3 +109,5 @@ struct operations<isa::amx_int8> : operations<isa::avx512vnni> {
 };
 
 }  // namespace gptq::detail
+
+#endif

@@ -2,6 +2,10 @@
 // modulo 2^16. Exact: what is left in the end is within -32768..32767, see integer_sums::start().
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_AVX2)
+
 #include <gptq/arch/ymm.hpp>
 #include <gptq/detail/operations.hpp>
 
@@ -46,3 +50,5 @@ struct operations<isa::avx2> : ymm_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

@@ -1,6 +1,10 @@
 // AVX-512 without dot products: as avx2.hpp, in 512 bits.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_AVX512BW)
+
 #include <gptq/arch/zmm.hpp>
 #include <gptq/detail/operations.hpp>
 
@@ -38,3 +42,5 @@ struct operations<isa::avx512bw> : zmm_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

@@ -1,6 +1,10 @@
 // AVX-512 VNNI: vpdpbusd multiplies 64 codes with digits and adds fours into int32.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_AVX512VNNI)
+
 #include <gptq/arch/zmm.hpp>
 #include <gptq/detail/operations.hpp>
 
@@ -35,3 +39,5 @@ struct operations<isa::avx512vnni> : zmm_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

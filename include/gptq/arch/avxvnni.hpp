@@ -1,6 +1,10 @@
 // AVX-VNNI: as avx512vnni.hpp, in 256 bits.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_AVXVNNI)
+
 #include <gptq/arch/ymm.hpp>
 #include <gptq/detail/operations.hpp>
 
@@ -38,3 +42,5 @@ struct operations<isa::avxvnni> : ymm_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

@@ -2,6 +2,10 @@
 // four columns, so 64 columns add up to at most 16 * 15 * 128 < 2^15: exact, without a start below zero.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_NEON)
+
 #include <gptq/arch/q_registers.hpp>
 #include <gptq/detail/operations.hpp>
 
@@ -58,3 +62,5 @@ struct operations<isa::neon> : q_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

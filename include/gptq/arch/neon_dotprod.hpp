@@ -1,6 +1,10 @@
 // AArch64 with dot products: sdot multiplies 16 codes with digits and adds fours into int32.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_NEON_DOTPROD)
+
 #include <gptq/arch/q_registers.hpp>
 #include <gptq/detail/operations.hpp>
 
@@ -40,3 +44,5 @@ struct operations<isa::neon_dotprod> : q_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

@@ -1,6 +1,10 @@
 // What the architectures of AArch64 Advanced SIMD share: 16 rows are four q registers.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_NEON)
+
 #include <arm_neon.h>
 #include <cstdint>
 #include <cstring>
@@ -227,3 +231,5 @@ struct q_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

@@ -1,6 +1,10 @@
 // What the architectures of 256 bits share: 16 rows are two registers.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_AVX2)
+
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
@@ -159,3 +163,5 @@ struct ymm_operations {
 };
 
 }  // namespace gptq::detail
+
+#endif

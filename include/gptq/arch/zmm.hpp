@@ -1,6 +1,10 @@
 // What the architectures of 512 bits share: 16 rows are one register.
 #pragma once
 
+#include <gptq/arch/isa.hpp>
+
+#if defined(GPTQ_AVX512BW)
+
 #include <cstdint>
 #include <cstring>
 #include <immintrin.h>
@@ -129,4 +133,6 @@ struct zmm_operations {
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
+#endif
+
 #endif

@@ -491,21 +491,22 @@ inline constexpr bool has_tiles = requires {
   typename Ops::template tiles<1, 128>;
 };
 
-/// Tokens first_token..last_token-1, at most panel_tokens, of `Blocks` row blocks: y[token][Blocks * 16].
+/// Chunks first_chunk..last_chunk-1 of tokens first_token..last_token-1, at most panel_tokens, of `Blocks`
+/// row blocks, added to y[token][Blocks * 16].
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Scale, precision Precision>
 GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
-                       index_t first_token, index_t last_token, float* y) {
+                       index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
+                       float* y) {
   constexpr int planes = planes_of(Precision);
   constexpr int at_once = Ops::panel_rows / planes > 1 ? Ops::panel_rows / planes : 1;
   using source_type = packed_source<Ops, Bits>;
   alignas(64) std::uint8_t panels[Blocks][panel_bytes<Ops, Bits>];
   index_t const stride = w.chunks.stride();
   index_t const tokens = last_token - first_token;
-  for (index_t i = 0; i < tokens * Blocks * packed_rows; ++i) y[i] = 0.0F;
-  chunk_walk walk(w.chunks, 0);
-  std::uint8_t const* tile = w.codes + row_block * w.row_block_bytes;
-  index_t const chunks = w.chunks.count();
-  for (index_t chunk = 0; chunk < chunks; ++chunk) {
+  chunk_walk walk(w.chunks, first_chunk);
+  std::uint8_t const* tile =
+      w.codes + row_block * w.row_block_bytes + tile_offset<source_type>(w, first_chunk);
+  for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
     index_t const units = source_type::units(columns);
     panel_source<Ops, Bits> source[Blocks];
@@ -573,17 +574,17 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* const (&tile)[2], index_t column
 /// As panel(), for two row blocks, through tiles.
 template <class Ops, int Bits, zero_kind Zero, int Columns, class Scale, precision Precision>
 GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
-                       index_t first_token, index_t last_token, float* y) {
+                       index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
+                       float* y) {
   constexpr int planes = planes_of(Precision);
   using source_type = packed_source<Ops, Bits>;
   index_t const stride = w.chunks.stride();
   index_t const tokens = last_token - first_token;
-  for (index_t i = 0; i < tokens * 2 * packed_rows; ++i) y[i] = 0.0F;
-  chunk_walk walk(w.chunks, 0);
-  std::uint8_t const* tile[2] = {w.codes + row_block * w.row_block_bytes,
-                                 w.codes + (row_block + 1) * w.row_block_bytes};
-  index_t const chunks = w.chunks.count();
-  for (index_t chunk = 0; chunk < chunks; ++chunk) {
+  chunk_walk walk(w.chunks, first_chunk);
+  std::uint8_t const* const first =
+      w.codes + row_block * w.row_block_bytes + tile_offset<source_type>(w, first_chunk);
+  std::uint8_t const* tile[2] = {first, first + w.row_block_bytes};
+  for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
     group_values<Ops> const values[2] = {load_group<Ops, Bits, Zero>(w, row_block, walk.group),
                                          load_group<Ops, Bits, Zero>(w, row_block + 1, walk.group)};
@@ -599,14 +600,17 @@ GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a,
 /// tiled() or panel().
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Scale, precision Precision>
 GPTQ_INLINE void many_tokens(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
-                             index_t first_token, index_t last_token, float* y) {
+                             index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
+                             float* y) {
   if constexpr (has_tiles<Ops> && Blocks == 2) {
     // Rows shorter than a full chunk may not fill the tiles made for it.
     if (w.chunks.stride() % Ops::template tile_columns<Columns> == 0) {
-      return tiled<Ops, Bits, Zero, Columns>(w, a, row_block, first_token, last_token, y);
+      return tiled<Ops, Bits, Zero, Columns>(w, a, row_block, first_token, last_token, first_chunk,
+                                             last_chunk, y);
     }
   }
-  panel<Ops, Bits, Zero, Columns, Blocks>(w, a, row_block, first_token, last_token, y);
+  panel<Ops, Bits, Zero, Columns, Blocks>(w, a, row_block, first_token, last_token, first_chunk, last_chunk,
+                                          y);
 }
 
 // ---- float32 activations --------------------------------------------------------------------------------
@@ -697,6 +701,18 @@ GPTQ_INLINE void store_rows(float* y, index_t row_block, index_t first, index_t 
   }
 }
 
+/// What store_rows() has stored.
+template <class Ops>
+GPTQ_INLINE typename Ops::floats load_rows(float const* y, index_t row_block, index_t first, index_t last) {
+  index_t const row = row_block * packed_rows;
+  if (first <= row && row + packed_rows <= last) return Ops::load(y + row);
+  alignas(64) float rows[packed_rows] = {};
+  for (index_t r = 0; r < packed_rows; ++r) {
+    if (first <= row + r && row + r < last) rows[r] = y[row + r];
+  }
+  return Ops::load(rows);
+}
+
 /// How many row blocks and tokens direct() works on at once, within what the architecture has registers for.
 template <class Ops, precision Precision>
 inline constexpr int direct_tokens = Precision == precision::float32 ? 2
@@ -716,16 +732,8 @@ void direct_rows(packed_view<Format> const& view, activations<Precision> const& 
     typename Ops::floats values[Tokens][Blocks];
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
       unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-        alignas(64) float rows[packed_rows] = {};
-        index_t const row = (row_block + B) * packed_rows;
-        if (more) {
-          for (index_t r = 0; r < packed_rows; ++r) {
-            if (first <= row + r && row + r < last) rows[r] = y[(token + T) * view.out + row + r];
-          }
-          values[T][B] = Ops::load(rows);
-        } else {
-          values[T][B] = Ops::broadcast(0.0F);
-        }
+        values[T][B] = more ? load_rows<Ops>(y + (token + T) * view.out, row_block + B, first, last)
+                            : Ops::broadcast(0.0F);
       });
     });
     constexpr int bits = Format::bits;
@@ -768,11 +776,25 @@ void panel_rows(packed_view<Format> const& view, activations<Precision> const& a
   [[maybe_unused]]
   typename tiles_of<Ops, planes_of(Precision), static_columns<Ops, Format>>::type const tiles;
   alignas(64) float sums[panel_tokens * blocks * packed_rows];
-  auto const work = [&]<int Blocks>(index_t row_block, index_t first_token) __attribute__((always_inline)) {
+  // As many chunks of the tokens as the second-level cache has room for, again and again for all rows.
+  index_t const chunks = w.chunks.count();
+  index_t const fit = 262144 / (panel_tokens * planes_of(Precision) * w.chunks.stride());
+  index_t const at_once = fit > 1 ? fit : 1;
+  auto const work = [&]<int Blocks>(index_t row_block, index_t first_token, index_t first_chunk)
+      __attribute__((always_inline)) {
     index_t const left = a.tokens - first_token;
     index_t const tokens = left < panel_tokens ? left : panel_tokens;
+    index_t const last_chunk = first_chunk + at_once < chunks ? first_chunk + at_once : chunks;
+    for (index_t t = 0; t < tokens; ++t) {
+      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
+        float const* const of_token = y + (first_token + t) * view.out;
+        Ops::store(
+            sums + (t * Blocks + B) * packed_rows,
+            first_chunk == 0 ? Ops::broadcast(0.0F) : load_rows<Ops>(of_token, row_block + B, first, last));
+      });
+    }
     many_tokens<Ops, Format::bits, zero_kind_of<Format>, static_columns<Ops, Format>, Blocks>(
-        w, a, row_block, first_token, first_token + tokens, sums);
+        w, a, row_block, first_token, first_token + tokens, first_chunk, last_chunk, sums);
     for (index_t t = 0; t < tokens; ++t) {
       unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
         store_rows<Ops>(y + (first_token + t) * view.out, row_block + B, first, last,
@@ -782,10 +804,13 @@ void panel_rows(packed_view<Format> const& view, activations<Precision> const& a
   };
   index_t const end = (last + packed_rows - 1) / packed_rows;
   for (index_t first_token = 0; first_token < a.tokens; first_token += panel_tokens) {
-    index_t row_block = first / packed_rows;
-    for (; row_block + blocks <= end; row_block += blocks)
-      work.template operator()<blocks>(row_block, first_token);
-    for (; row_block < end; ++row_block) work.template operator()<1>(row_block, first_token);
+    for (index_t first_chunk = 0; first_chunk < chunks; first_chunk += at_once) {
+      index_t row_block = first / packed_rows;
+      for (; row_block + blocks <= end; row_block += blocks) {
+        work.template operator()<blocks>(row_block, first_token, first_chunk);
+      }
+      for (; row_block < end; ++row_block) work.template operator()<1>(row_block, first_token, first_chunk);
+    }
   }
 }
 
