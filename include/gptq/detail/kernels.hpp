@@ -778,7 +778,7 @@ void panel_rows(packed_view<Format> const& view, activations<Precision> const& a
   alignas(64) float sums[panel_tokens * blocks * packed_rows];
   // As many chunks of the tokens as the second-level cache has room for, again and again for all rows.
   index_t const chunks = w.chunks.count();
-  index_t const fit = 262144 / (panel_tokens * planes_of(Precision) * w.chunks.stride());
+  index_t const fit = 524288 / (panel_tokens * planes_of(Precision) * w.chunks.stride());
   index_t const at_once = fit > 1 ? fit : 1;
   auto const work = [&]<int Blocks>(index_t row_block, index_t first_token, index_t first_chunk)
       __attribute__((always_inline)) {
