@@ -27,8 +27,8 @@ foreach(part gemv gemm)
     if(NOT name MATCHES "isa::${isa}[>,]")
       continue()
     endif()
-    if(part STREQUAL "gemm" AND NOT name MATCHES "panel|tiled|tile_chunk" OR
-       part STREQUAL "gemv" AND (NOT name MATCHES "direct" OR name MATCHES "panel|tile"))
+    if(part STREQUAL "gemm" AND NOT name MATCHES "gemm|panel|tile" OR
+       part STREQUAL "gemv" AND (NOT name MATCHES "gemv|direct" OR name MATCHES "gemm|panel|tile"))
       continue()
     endif()
     math(EXPR seen "${seen} + 1")
