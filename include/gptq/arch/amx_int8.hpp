@@ -1,5 +1,6 @@
-// AMX: tiles of 16 tokens x 64 columns of digits times 64 columns x 16 rows of codes, for gemm; what does not
-// fill a tile, and gemv, is done with AVX-512 VNNI.
+// AMX: tiles of 16 tokens x 64 columns of digits times 64 columns x 16 rows of codes, for gemm, which fills
+// them up with zeros. gemv, few tokens, a single row block and rows shorter than a tile are left to AVX-512
+// VNNI.
 #pragma once
 
 #include <gptq/arch/isa.hpp>
