@@ -151,13 +151,13 @@ void check_formats() {
       check_shape(pack_and_back<Format>, gptq::spec_of<Format>(), Format::levels, out, in, seed);
     };
     for (auto const& [out, in] :
-         {std::pair<index_t, index_t>{1, 1}, {1, 200}, {35, 1}, {16, 128}, {17, 288}}) {
+         {std::pair<index_t, index_t>{1, 1}, {1, 200}, {67, 1}, {16, 128}, {17, 288}, {32, 64}, {33, 40}}) {
       check(out, in, 0);
       check(out, in, 1);
     }
     for (std::uint32_t seed = 2; seed < 8; ++seed) {
       test::random random(seed);
-      index_t const out = 1 + random.below(40);
+      index_t const out = 1 + random.below(70);
       check(out, 1 + random.below(300), seed);
     }
   });
@@ -190,10 +190,17 @@ TEST_CASE("known bytes", "[packed]") {
   layer.scales = {1.0F, 2.0F};
   auto const packed = gptq::pack(layer);
   auto const* codes = packed.view().codes;
-  CHECK(packed.layout().code_bytes() == 128);
+  CHECK(packed.layout().code_bytes() == 256);
   CHECK((codes[4] == 0x51 && codes[5] == 0x62 && codes[6] == 0x73 && codes[7] == 0x84));
-  CHECK(codes[64 + 4] == 9);
+  CHECK(codes[128 + 4] == 9);
   CHECK(packed.view().scales[1].bits == 0x4000);
+
+  // Row 18 is the third of the second half of the unit.
+  layer.out = 19;
+  layer.codes.assign(19 * 9, 0);
+  layer.codes[18 * 9 + 6] = 11;
+  layer.scales.assign(19, 1.0F);
+  CHECK(gptq::pack(layer).view().codes[64 + 4 * 2 + 2] == 11 << 4);
 
   // A column of 3 bits: code 6 in column 21, that is t = 5, is in bits 4..6 of the second byte of part 2.
   quantized_layer<q3> three;
@@ -204,7 +211,7 @@ TEST_CASE("known bytes", "[packed]") {
   three.scales = {1.0F};
   auto const packed_three = gptq::pack(three);
   auto const* bytes = packed_three.view().codes;
-  CHECK(packed_three.layout().code_bytes() == 192);
+  CHECK(packed_three.layout().code_bytes() == 384);
   CHECK((bytes[0] == 0x24 && bytes[1] == 0x24 && bytes[64] == 0x24 && bytes[65] == 0x24));
   CHECK((bytes[128] == 0xcc && bytes[129] == 0xec && bytes[130] == 0xcc));
 }
@@ -212,7 +219,7 @@ TEST_CASE("known bytes", "[packed]") {
 TEST_CASE("sizes in bits a weight", "[packed]") {
   CHECK(gptq::packed_matrix<format<gptq::symmetric, 4, 128>>(4096, 4096).bits_per_weight() == 4.125);
   CHECK(gptq::packed_matrix<format<gptq::asymmetric, 3, 64>>(256, 512).bits_per_weight() == 3.0 + 19.0 / 64);
-  CHECK(gptq::packed_matrix<format<gptq::symmetric, 2, 32, float>>(16, 32).bits_per_weight() == 3.0);
+  CHECK(gptq::packed_matrix<format<gptq::symmetric, 2, 32, float>>(32, 32).bits_per_weight() == 3.0);
 }
 
 TEST_CASE("an empty packed matrix decodes to zeros", "[packed]") {

@@ -86,17 +86,19 @@ inline void put(std::uint8_t& byte, int bit, int value) {
 inline documented_bytes bytes_as_documented(plain_layer const& layer) {
   int const bits = layer.spec.bits;
   int const unit_columns = bits == 4 ? 8 : bits == 2 ? 16 : bits == 3 ? 32 : 4;
-  int const unit_bytes = bits == 3 ? 192 : 64;
+  int const half_bytes = bits == 3 ? 192 : 64;
   index_t const group_size = layer.group_columns();
   documented_bytes bytes;
-  for (index_t block = 0; block < layer.out; block += 16) {
+  for (index_t block = 0; block < layer.out; block += 32) {
     for (index_t first = 0, group = 0; first < layer.in; first += group_size, ++group) {
       index_t const end = std::min(first + group_size, layer.in);
       for (index_t unit = first; unit < end; unit += unit_columns) {
         std::size_t const base = bytes.codes.size();
-        bytes.codes.resize(base + at(unit_bytes));
-        for (index_t row = block; row < std::min(block + 16, layer.out); ++row) {
-          std::uint8_t* const lane = &bytes.codes[base + at(4 * (row - block))];
+        bytes.codes.resize(base + at(2 * half_bytes));
+        for (index_t row = block; row < std::min(block + 32, layer.out); ++row) {
+          bool const upper = row - block >= 16;
+          std::uint8_t* const lane =
+              &bytes.codes[base + at(upper ? half_bytes + 4 * (row - block - 16) : 4 * (row - block))];
           for (index_t column = unit; column < std::min(unit + unit_columns, end); ++column) {
             int const code = layer.codes[at(row * layer.in + column)];
             index_t const c = column - unit;
@@ -115,8 +117,8 @@ inline documented_bytes bytes_as_documented(plain_layer const& layer) {
         }
       }
       std::size_t const zeros = bytes.zeros.size();
-      if (layer.levels.has_zero_point) bytes.zeros.resize(zeros + at(2 * bits));
-      for (index_t r = 0; r < 16; ++r) {
+      if (layer.levels.has_zero_point) bytes.zeros.resize(zeros + at(4 * bits));
+      for (index_t r = 0; r < 32; ++r) {
         bool const inside = block + r < layer.out;
         auto const entry = at((block + r) * layer.groups() + group);
         bytes.scales.push_back(inside ? layer.scales[entry] : 0.0F);

@@ -1,27 +1,27 @@
 // Where a code lies: packed weights, made for broadcast-and-dot-product kernels and the same on every CPU.
 //
 //   auto packed = gptq::pack(layer);                 // owner: aligned memory
-//   gptq::packed_view<q4> w = packed.view();         // pointers and a shape, trivially copyable: what
-//   kernels take
+//   gptq::packed_view<q4> w = packed.view();         // pointers and a shape: what kernels take
 //
-// Layout of a matrix of `out` rows and `in` columns (little endian). Rows are cut into blocks of 16, the last
+// Layout of a matrix of `out` rows and `in` columns (little endian). Rows are cut into blocks of 32, the last
 // one padded; columns, in stored order, into the format's groups. A (row block, group) pair owns
-//   - codes: units of 16 rows x U columns, the group's last unit padded with code 0; U and the bytes of a
-//   unit:
+//   - codes: units of 32 rows x U columns, the group's last unit padded with code 0. The first half of a unit
+//     has the rows 0..15 of the block, the second half the rows 16..31. U and the bytes of a half:
 //       4 bits   8 columns    64 bytes   byte 4r+j: column j in the low nibble, column 4+j in the high one
 //       2 bits  16 columns    64 bytes   byte 4r+j: column 4t+j in bits 2t..2t+1
 //       3 bits  32 columns   192 bytes   three parts of 64 bytes. Byte 4r+j holds, of columns 4t+j,
-//                                        part 0: t = 0 in bits 0..2, t = 1 in bits 3..5, the lower bits of t
-//                                        = 6 part 1: t = 2 in bits 0..2, t = 3 in bits 3..5, the lower bits
-//                                        of t = 7 part 2: t = 4 in bits 0..2, t = 5 in bits 4..6, the top bit
-//                                        of t = 6 in bit 3 and of t = 7 in bit 7
+//                                        part 0: t = 0 in bits 0..2, t = 1 in bits 3..5, the lower
+//                                                bits of t = 6 in bits 6..7
+//                                        part 1: t = 2, t = 3 and the lower bits of t = 7 likewise
+//                                        part 2: t = 4 in bits 0..2, t = 5 in bits 4..6, the top bit
+//                                                of t = 6 in bit 3 and of t = 7 in bit 7
 //       8 bits   4 columns    64 bytes   byte 4r+j: column j
-//     where r is the row in its block and j in 0..3: every 32-bit lane belongs to one row, and each mask of
+//     where r is the row in its half and j in 0..3: every 32-bit lane belongs to one row, and each mask of
 //     it gives four consecutive columns, as maddubs, vpdpbusd, sdot and AMX tiles want them;
-//   - 16 scales, and, with a stored zero point, 16 zeros as an LSB-first stream of codes (2 * bits bytes).
+//   - 32 scales, and, with a stored zero point, 32 zeros as an LSB-first stream of codes (4 * bits bytes).
 // Codes, scales and zeros are three separate arrays, each ordered by row block, then group, so that codes
-// stay aligned to 64 bytes whatever the scales are. Padding decodes to 0 * scale when its inputs are taken as
-// 0.
+// stay aligned to 64 bytes whatever the scales are, and a kernel that works on the rows of a block reads each
+// from its first byte to its last. Padding decodes to 0 * scale when its inputs are taken as 0.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +35,19 @@
 
 namespace gptq {
 
-/// Rows that share a block of the packed layout.
-inline constexpr index_t packed_rows = 16;
+/// Rows that share a block of the packed layout, and those of half a block.
+inline constexpr index_t packed_rows = 32;
+inline constexpr index_t half_block_rows = 16;
+
+namespace detail {
+
+/// Columns of a unit of codes, and the bytes of one half of its rows.
+template <int Bits>
+inline constexpr index_t unit_columns = Bits == 3 ? 32 : 32 / Bits;
+template <int Bits>
+inline constexpr index_t half_unit_bytes = Bits == 3 ? 192 : 64;
+
+}  // namespace detail
 
 /// Sizes and offsets of a packed matrix; see the head of this file. All constexpr, for callers that allocate.
 template <storage_format Format>
@@ -44,11 +55,11 @@ struct packed_layout {
   index_t out = 0;
   index_t in = 0;
 
-  /// Columns and bytes of a unit of codes (16 rows).
-  static constexpr index_t unit_columns = Format::bits == 3 ? 32 : 32 / Format::bits;
-  static constexpr index_t unit_bytes = Format::bits == 3 ? 192 : 64;
-  /// Bytes of the 16 zeros of a (row block, group) pair.
-  static constexpr index_t zero_tile_bytes = Format::has_zero_point ? 2 * Format::bits : 0;
+  /// Columns and bytes of a unit of codes.
+  static constexpr index_t unit_columns = detail::unit_columns<Format::bits>;
+  static constexpr index_t unit_bytes = 2 * detail::half_unit_bytes<Format::bits>;
+  /// Bytes of the 32 zeros of a (row block, group) pair.
+  static constexpr index_t zero_tile_bytes = Format::has_zero_point ? 4 * Format::bits : 0;
 
   GPTQ_INLINE constexpr index_t row_blocks() const { return (out + packed_rows - 1) / packed_rows; }
   GPTQ_INLINE constexpr index_t groups() const { return Format::groups(in); }
@@ -74,7 +85,7 @@ struct packed_layout {
   GPTQ_INLINE constexpr index_t code_offset(index_t row_block, index_t group) const {
     return row_block * row_block_bytes() + group * tile_bytes(group_columns());
   }
-  /// Index of the first of the 16 scales of a (row block, group) pair.
+  /// Index of the first of the 32 scales of a (row block, group) pair.
   GPTQ_INLINE constexpr index_t scale_offset(index_t row_block, index_t group) const {
     return (row_block * groups() + group) * packed_rows;
   }
@@ -180,7 +191,13 @@ namespace detail {
 template <int Bits>
 struct code_unit {
   static constexpr int lanes = Bits == 3 ? 3 : 1;
-  static constexpr int columns = Bits == 3 ? 32 : 32 / Bits;
+  static constexpr int columns = static_cast<int>(unit_columns<Bits>);
+  static constexpr index_t bytes = 2 * half_unit_bytes<Bits>;
+
+  /// From the start of a unit to the first lane of a row of its block; the others follow 64 bytes apart.
+  static constexpr index_t lane_offset(index_t row) {
+    return row / half_block_rows * half_unit_bytes<Bits> + row % half_block_rows * 4;
+  }
 
   static std::uint32_t four(std::uint8_t const* codes) {
     std::uint32_t word;
@@ -225,13 +242,14 @@ struct code_unit {
   }
 };
 
-/// The codes of one row of a (row block, group) pair: tile[packed_row] -> codes[columns].
+/// The codes of one row of a (row block, group) pair: tile[row of the block] -> codes[columns].
 template <int Bits>
-void unpack_row(std::uint8_t const* tile, index_t packed_row, index_t columns, std::uint8_t* codes) {
+void unpack_row(std::uint8_t const* tile, index_t row, index_t columns, std::uint8_t* codes) {
   using unit = code_unit<Bits>;
-  for (index_t first = 0; first < columns; first += unit::columns, tile += 64 * unit::lanes) {
+  tile += unit::lane_offset(row);
+  for (index_t first = 0; first < columns; first += unit::columns, tile += unit::bytes) {
     std::uint32_t lane[unit::lanes];
-    for (int l = 0; l < unit::lanes; ++l) std::memcpy(&lane[l], tile + 64 * l + 4 * packed_row, 4);
+    for (int l = 0; l < unit::lanes; ++l) std::memcpy(&lane[l], tile + 64 * l, 4);
     if (first + unit::columns <= columns) {
       unit::unpack(lane, codes + first);
     } else {
@@ -243,9 +261,10 @@ void unpack_row(std::uint8_t const* tile, index_t packed_row, index_t columns, s
 }
 
 template <int Bits>
-void pack_row(std::uint8_t const* codes, index_t columns, index_t packed_row, std::uint8_t* tile) {
+void pack_row(std::uint8_t const* codes, index_t columns, index_t row, std::uint8_t* tile) {
   using unit = code_unit<Bits>;
-  for (index_t first = 0; first < columns; first += unit::columns, tile += 64 * unit::lanes) {
+  tile += unit::lane_offset(row);
+  for (index_t first = 0; first < columns; first += unit::columns, tile += unit::bytes) {
     std::uint32_t lane[unit::lanes];
     if (first + unit::columns <= columns) {
       unit::pack(codes + first, lane);
@@ -254,7 +273,7 @@ void pack_row(std::uint8_t const* codes, index_t columns, index_t packed_row, st
       std::memcpy(padded, codes + first, static_cast<std::size_t>(columns - first));
       unit::pack(padded, lane);
     }
-    for (int l = 0; l < unit::lanes; ++l) std::memcpy(tile + 64 * l + 4 * packed_row, &lane[l], 4);
+    for (int l = 0; l < unit::lanes; ++l) std::memcpy(tile + 64 * l, &lane[l], 4);
   }
 }
 
@@ -285,7 +304,8 @@ int packed_view<Format>::code(index_t row, index_t stored_column) const {
   index_t const group = stored_column / shape.group_columns();
   index_t const column = stored_column % shape.group_columns();
   std::uint8_t const* const tile = codes + shape.code_offset(row / packed_rows, group) +
-                                   column / unit::columns * shape.unit_bytes + row % packed_rows * 4;
+                                   column / unit::columns * unit::bytes +
+                                   unit::lane_offset(row % packed_rows);
   std::uint32_t lane[unit::lanes];
   for (int l = 0; l < unit::lanes; ++l) std::memcpy(&lane[l], tile + 64 * l, 4);
   std::uint32_t const word = unit::four(lane, static_cast<int>(column % unit::columns / 4));
@@ -346,15 +366,16 @@ packed_matrix<Format> pack(quantized_layer<Format> const& layer) {
   auto const shape = packed.layout();
   for (index_t row = 0; row < layer.out; ++row) {
     index_t const block = row / packed_rows;
-    index_t const lane = row % packed_rows;
+    index_t const row_in_block = row % packed_rows;
     for (index_t group = 0; group < shape.groups(); ++group) {
       detail::pack_row<Format::bits>(layer.codes.data() + row * layer.in + group * shape.group_columns(),
-                                     shape.columns_of(group), lane,
+                                     shape.columns_of(group), row_in_block,
                                      packed.codes() + shape.code_offset(block, group));
       gptq::grid const g = layer.grid(row, group);
-      packed.scales()[shape.scale_offset(block, group) + lane] = typename Format::scale(g.scale);
+      packed.scales()[shape.scale_offset(block, group) + row_in_block] = typename Format::scale(g.scale);
       if constexpr (Format::has_zero_point) {
-        detail::set_stream_code<Format::bits>(packed.zeros() + shape.zero_offset(block, group), lane, g.zero);
+        detail::set_stream_code<Format::bits>(packed.zeros() + shape.zero_offset(block, group), row_in_block,
+                                              g.zero);
       }
     }
   }

@@ -16,8 +16,8 @@ struct operations<isa::avx512vnni> : zmm_operations {
   static constexpr bool offset_in_words = false;
   static constexpr bool fixed_chunks = true;
   static constexpr index_t prefetch_bytes = 2048;
-  template <int Bits>
-  static constexpr int gemv_blocks = 2;
+  template <int Bits, int Planes>
+  static constexpr bool shared_digits = true;
   static constexpr int direct_rows = 4;
   static constexpr int direct_tokens = 4;
   static constexpr int panel_rows = 8;

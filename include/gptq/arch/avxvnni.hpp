@@ -16,8 +16,8 @@ struct operations<isa::avxvnni> : ymm_operations {
   static constexpr bool offset_in_words = false;
   static constexpr bool fixed_chunks = true;
   static constexpr index_t prefetch_bytes = 1024;
-  template <int Bits>
-  static constexpr int gemv_blocks = Bits == 4 ? 2 : 1;
+  template <int Bits, int Planes>
+  static constexpr bool shared_digits = Bits == 4 && Planes == 1;
   static constexpr int direct_rows = 2;
   static constexpr int direct_tokens = 4;
   static constexpr int panel_rows = 4;

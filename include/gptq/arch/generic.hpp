@@ -18,8 +18,8 @@ struct operations<isa::generic> {
   static constexpr bool offset_in_words = false;
   static constexpr bool fixed_chunks = false;
   static constexpr index_t prefetch_bytes = 0;
-  template <int Bits>
-  static constexpr int gemv_blocks = 1;
+  template <int Bits, int Planes>
+  static constexpr bool shared_digits = true;
   static constexpr int direct_rows = 1;
   static constexpr int direct_tokens = 1;
   static constexpr int panel_rows = 1;
@@ -156,12 +156,16 @@ struct operations<isa::generic> {
     unrolled<registers>([&]<int I>()
                             __attribute__((always_inline)) { a.v[I].store_unaligned(p + I * lanes); });
   }
-  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1).
+  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1), over zero_weights().
   template <int Bits>
   GPTQ_INLINE static floats load_zeros(std::uint8_t const* p) {
     float values[16];
     for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(stream_code<Bits>(p, i) - (1 << (Bits - 1)));
     return load(values);
+  }
+  template <int Bits>
+  GPTQ_INLINE static floats zero_weights() {
+    return broadcast(1.0F);
   }
 
   GPTQ_INLINE static codes load_codes(std::uint8_t const* p) {

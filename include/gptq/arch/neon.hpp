@@ -17,8 +17,8 @@ struct operations<isa::neon> : q_operations {
   static constexpr bool offset_in_words = true;
   static constexpr bool fixed_chunks = true;
   static constexpr index_t prefetch_bytes = 0;
-  template <int Bits>
-  static constexpr int gemv_blocks = Bits == 4 ? 2 : 1;
+  template <int Bits, int Planes>
+  static constexpr bool shared_digits = true;
   static constexpr int direct_rows = 1;
   static constexpr int direct_tokens = 2;
   static constexpr int panel_rows = 2;

@@ -16,8 +16,8 @@ struct operations<isa::neon_dotprod> : q_operations {
   static constexpr bool offset_in_words = false;
   static constexpr bool fixed_chunks = true;
   static constexpr index_t prefetch_bytes = 0;
-  template <int Bits>
-  static constexpr int gemv_blocks = Bits == 3 ? 1 : 2;
+  template <int Bits, int Planes>
+  static constexpr bool shared_digits = true;
   static constexpr int direct_rows = 2;
   static constexpr int direct_tokens = 4;
   static constexpr int panel_rows = 4;

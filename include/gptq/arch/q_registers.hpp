@@ -125,31 +125,31 @@ struct q_operations {
     vst1q_f32(p + 8, a.v[2]);
     vst1q_f32(p + 12, a.v[3]);
   }
-  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1).
+  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1), over zero_weights().
   template <int Bits>
   GPTQ_INLINE static floats load_zeros(std::uint8_t const* p) {
-    int32x4_t const middle = vdupq_n_s32(-(1 << (Bits - 1)));
-    words const minus_middle{{middle, middle, middle, middle}};
     if constexpr (Bits == 8) {
+      int32x4_t const middle = vdupq_n_s32(-128);
       uint8x16_t const bytes = vld1q_u8(p);
       uint16x8_t const low = vmovl_u8(vget_low_u8(bytes));
       uint16x8_t const high = vmovl_high_u8(bytes);
       return to_floats(add(as_words(vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low),
                                     vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)),
-                           minus_middle));
+                           {{middle, middle, middle, middle}}));
     } else {
-      // Eight zeros are in 32 bits, from the tile's first byte on and up to its last one; each lane moves its
-      // own down.
       std::uint32_t lower = 0;
       std::uint32_t upper = 0;
       std::memcpy(&lower, p, 4);
       std::memcpy(&upper, p + 2 * Bits - 4, 4);
-      constexpr int first = 32 - 8 * Bits;
-      return to_floats(
-          add(as_words(four_zeros<Bits, 0>(lower), four_zeros<Bits, 4 * Bits>(lower),
-                       four_zeros<Bits, first>(upper), four_zeros<Bits, first + 4 * Bits>(upper)),
-              minus_middle));
+      return to_floats({{four_zeros<Bits, 0>(lower), four_zeros<Bits, 4>(lower), four_zeros<Bits, 8>(upper),
+                         four_zeros<Bits, 12>(upper)}});
     }
+  }
+  template <int Bits>
+  GPTQ_INLINE static floats zero_weights() {
+    if constexpr (Bits == 8) return broadcast(1.0F);
+    return {{four_weights<Bits, 0>(), four_weights<Bits, 4>(), four_weights<Bits, 8>(),
+             four_weights<Bits, 12>()}};
   }
 
   GPTQ_INLINE static codes load_codes(std::uint8_t const* p) {
@@ -215,11 +215,18 @@ struct q_operations {
     return {{vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b), vreinterpretq_s32_u32(c),
              vreinterpretq_s32_u32(d)}};
   }
-  /// Four codes of a stream, from bit `First` on.
   template <int Bits, int First>
-  GPTQ_INLINE static uint32x4_t four_zeros(std::uint32_t stream) {
-    int32x4_t const shifts = {-First, -First - Bits, -First - 2 * Bits, -First - 3 * Bits};
-    return vandq_u32(vshlq_u32(vdupq_n_u32(stream), shifts), vdupq_n_u32((1u << Bits) - 1));
+  GPTQ_INLINE static int32x4_t four_zeros(std::uint32_t stream) {
+    using at = zero_lane<Bits>;
+    int32x4_t const masks = {at::mask(First), at::mask(First + 1), at::mask(First + 2), at::mask(First + 3)};
+    int32x4_t const middles = {at::middle(First), at::middle(First + 1), at::middle(First + 2),
+                               at::middle(First + 3)};
+    return vsubq_s32(vandq_s32(vreinterpretq_s32_u32(vdupq_n_u32(stream)), masks), middles);
+  }
+  template <int Bits, int First>
+  GPTQ_INLINE static float32x4_t four_weights() {
+    using at = zero_lane<Bits>;
+    return {at::weight(First), at::weight(First + 1), at::weight(First + 2), at::weight(First + 3)};
   }
   template <int Byte>
   GPTQ_INLINE static uint32x4_t byte_of_lanes(uint8x16_t codes) {

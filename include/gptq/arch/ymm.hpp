@@ -128,37 +128,48 @@ struct ymm_operations {
     return to_floats({{_mm256_and_si256(_mm256_srli_epi32(c.v[0], 8 * Byte), mask),
                        _mm256_and_si256(_mm256_srli_epi32(c.v[1], 8 * Byte), mask)}});
   }
-  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1).
+  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1), over zero_weights().
   template <int Bits>
   GPTQ_INLINE static floats load_zeros(std::uint8_t const* p) {
-    __m256i v[2];
     if constexpr (Bits == 8) {
-      for (int i = 0; i < 2; ++i) {
-        v[i] = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<__m128i const*>(p + 8 * i)));
-      }
+      __m256i const middle = _mm256_set1_epi32(128);
+      __m128i const bytes = _mm_loadu_si128(reinterpret_cast<__m128i const*>(p));
+      return to_floats({{_mm256_sub_epi32(_mm256_cvtepu8_epi32(bytes), middle),
+                         _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), middle)}});
     } else {
-      // Eight zeros are in 32 bits, from the tile's first byte on and up to its last one; each lane moves its
-      // own down.
-      std::uint32_t stream[2] = {};
-      std::memcpy(&stream[0], p, 4);
-      std::memcpy(&stream[1], p + 2 * Bits - 4, 4);
-      for (int i = 0; i < 2; ++i) {
-        int const first = i == 0 ? 0 : 32 - 8 * Bits;
-        __m256i const shifts =
-            _mm256_setr_epi32(first, first + Bits, first + 2 * Bits, first + 3 * Bits, first + 4 * Bits,
-                              first + 5 * Bits, first + 6 * Bits, first + 7 * Bits);
-        v[i] = _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(stream[i])), shifts),
-                                _mm256_set1_epi32((1 << Bits) - 1));
-      }
+      return to_floats({{eight_zeros<Bits, 0>(p), eight_zeros<Bits, 8>(p + 2 * Bits - 4)}});
     }
-    __m256i const middle = _mm256_set1_epi32(1 << (Bits - 1));
-    return to_floats({{_mm256_sub_epi32(v[0], middle), _mm256_sub_epi32(v[1], middle)}});
+  }
+  template <int Bits>
+  GPTQ_INLINE static floats zero_weights() {
+    if constexpr (Bits == 8) return broadcast(1.0F);
+    return {{eight_weights<Bits, 0>(), eight_weights<Bits, 8>()}};
   }
   /// A broadcast of the four int8 at p.
   GPTQ_INLINE static digits four(void const* p) {
     std::int32_t word;
     std::memcpy(&word, p, 4);
     return _mm256_set1_epi32(word);
+  }
+
+ private:
+  template <int Bits, int First>
+  GPTQ_INLINE static __m256i eight_zeros(std::uint8_t const* p) {
+    using at = zero_lane<Bits>;
+    __m256i const masks =
+        _mm256_setr_epi32(at::mask(First), at::mask(First + 1), at::mask(First + 2), at::mask(First + 3),
+                          at::mask(First + 4), at::mask(First + 5), at::mask(First + 6), at::mask(First + 7));
+    __m256i const middles = _mm256_setr_epi32(
+        at::middle(First), at::middle(First + 1), at::middle(First + 2), at::middle(First + 3),
+        at::middle(First + 4), at::middle(First + 5), at::middle(First + 6), at::middle(First + 7));
+    return _mm256_sub_epi32(_mm256_and_si256(four(p), masks), middles);
+  }
+  template <int Bits, int First>
+  GPTQ_INLINE static __m256 eight_weights() {
+    using at = zero_lane<Bits>;
+    return _mm256_setr_ps(at::weight(First), at::weight(First + 1), at::weight(First + 2),
+                          at::weight(First + 3), at::weight(First + 4), at::weight(First + 5),
+                          at::weight(First + 6), at::weight(First + 7));
   }
 };
 

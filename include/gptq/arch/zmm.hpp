@@ -75,28 +75,40 @@ struct zmm_operations {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(p)))};
   }
   GPTQ_INLINE static void store(float* p, floats a) { _mm512_storeu_ps(p, a.v); }
-  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1).
+  /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1), over zero_weights().
   template <int Bits>
   GPTQ_INLINE static floats load_zeros(std::uint8_t const* p) {
     __m512i v;
     if constexpr (Bits == 8) {
-      v = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p)));
+      v = _mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p))),
+                           _mm512_set1_epi32(128));
     } else {
-      // 64 bits hold them all; each 64-bit lane moves two down, for the row of its lower half and of its
-      // upper one.
-      std::uint32_t low = 0;
-      std::uint32_t high = 0;
-      std::memcpy(&low, p, 4);
-      std::memcpy(&high, p + 2 * Bits - 4, 4);
-      std::uint64_t const stream = low | static_cast<std::uint64_t>(high) << (16 * Bits - 32);
-      __m512i const all = _mm512_set1_epi64(static_cast<long long>(stream));
-      __m512i const even = _mm512_srlv_epi64(
-          all, _mm512_setr_epi64(0, 2 * Bits, 4 * Bits, 6 * Bits, 8 * Bits, 10 * Bits, 12 * Bits, 14 * Bits));
-      // Moved up by 32 - Bits, the next code is at the bottom of the upper half.
-      v = _mm512_and_si512(_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(even, 32 - Bits)),
-                           _mm512_set1_epi32((1 << Bits) - 1));
+      using at = zero_lane<Bits>;
+      std::int32_t lower = 0;
+      std::int32_t upper = 0;
+      std::memcpy(&lower, p, 4);
+      std::memcpy(&upper, p + 2 * Bits - 4, 4);
+      __m512i const masks =
+          _mm512_setr_epi32(at::mask(0), at::mask(1), at::mask(2), at::mask(3), at::mask(4), at::mask(5),
+                            at::mask(6), at::mask(7), at::mask(8), at::mask(9), at::mask(10), at::mask(11),
+                            at::mask(12), at::mask(13), at::mask(14), at::mask(15));
+      __m512i const middles = _mm512_setr_epi32(
+          at::middle(0), at::middle(1), at::middle(2), at::middle(3), at::middle(4), at::middle(5),
+          at::middle(6), at::middle(7), at::middle(8), at::middle(9), at::middle(10), at::middle(11),
+          at::middle(12), at::middle(13), at::middle(14), at::middle(15));
+      v = _mm512_mask_set1_epi32(_mm512_set1_epi32(lower), 0xff00, upper);
+      v = _mm512_sub_epi32(_mm512_and_si512(v, masks), middles);
     }
-    return to_floats({_mm512_sub_epi32(v, _mm512_set1_epi32(1 << (Bits - 1)))});
+    return to_floats({v});
+  }
+  template <int Bits>
+  GPTQ_INLINE static floats zero_weights() {
+    if constexpr (Bits == 8) return broadcast(1.0F);
+    using at = zero_lane<Bits>;
+    return {_mm512_setr_ps(at::weight(0), at::weight(1), at::weight(2), at::weight(3), at::weight(4),
+                           at::weight(5), at::weight(6), at::weight(7), at::weight(8), at::weight(9),
+                           at::weight(10), at::weight(11), at::weight(12), at::weight(13), at::weight(14),
+                           at::weight(15))};
   }
 
   GPTQ_INLINE static codes load_codes(std::uint8_t const* p) {

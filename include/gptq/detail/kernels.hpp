@@ -1,9 +1,9 @@
 // The kernels of gemv.hpp and gemm.hpp, once for all architectures, schemes, widths and precisions.
 //
-// A packed matrix gives four columns of 16 rows at a time: 16 lanes of four codes. Every architecture
-// multiplies them with four digits of the activations, broadcast to all lanes, and adds up: no lane ever
-// meets another, so there is nothing to add across a register in the end. For a chunk of at most 128 columns
-// of a token, in this order on every architecture:
+// A packed matrix gives four columns of 16 rows, half a row block, at a time: 16 lanes of four codes. Every
+// architecture multiplies them with four digits of the activations, broadcast to all lanes, and adds up: no
+// lane ever meets another, so there is nothing to add across a register in the end. For a chunk of at most
+// 128 columns of a token, in this order on every architecture:
 //
 //   i_p  = sum over columns of (code - 2^(bits-1)) * digit_p          exact, int32, for each plane p of
 //   digits d_p  = i_p - (zero - 2^(bits-1)) * sum of digit_p                 exact in float32: |d_p| < 2^24
@@ -159,7 +159,7 @@ inline constexpr zero_kind zero_kind_of = Format::has_zero_point ? zero_kind::st
                                               ? zero_kind::middle
                                               : zero_kind::constant;
 
-/// Sums of one row block and one plane of digits of one token.
+/// Sums of one half block and one plane of digits of one token.
 template <class Ops, int Bits, bool InPlace, int Planes>
 struct integer_sums {
   using source = unit<Ops, Bits, InPlace>;
@@ -204,11 +204,14 @@ struct packed_source {
   template <int Planes>
   using sums = integer_sums<Ops, Bits, true, Planes>;
   using unit_type = unit<Ops, Bits, true>;
-  static constexpr index_t unit_columns = Bits == 3 ? 32 : 32 / Bits;
-  static constexpr index_t unit_bytes = Bits == 3 ? 192 : 64;
+  static constexpr index_t unit_columns = detail::unit_columns<Bits>;
+  static constexpr index_t unit_bytes = 2 * half_unit_bytes<Bits>;
   GPTQ_INLINE static constexpr index_t units(index_t columns) {
     return (columns + unit_columns - 1) / unit_columns;
   }
+
+  template <int Planes>
+  static constexpr bool share_digits = Ops::template shared_digits<Bits, Planes>;
 
   std::uint8_t const* tile;
   GPTQ_INLINE unit_type at(index_t unit) const { return unit_type(tile + unit * unit_bytes); }
@@ -216,7 +219,7 @@ struct packed_source {
   template <index_t Ahead>
   GPTQ_INLINE void prefetch(index_t unit) const {
     if constexpr (Ahead != 0) {
-      for (index_t line = 0; line < unit_bytes; line += 64) {
+      for (index_t line = 0; line < half_unit_bytes<Bits>; line += 64) {
         __builtin_prefetch(tile + unit * unit_bytes + Ahead + line, 0, 2);
       }
     }
@@ -233,8 +236,11 @@ struct panel_source {
   template <int Planes>
   using sums = integer_sums<Ops, Bits, false, Planes>;
   using unit_type = std::uint8_t const*;
-  static constexpr index_t unit_columns = packed_source<Ops, Bits>::unit_columns;
+  static constexpr index_t unit_columns = detail::unit_columns<Bits>;
   static constexpr index_t unit_bytes = 64 * unit<Ops, Bits, false>::steps;
+
+  template <int Planes>
+  static constexpr bool share_digits = true;
 
   std::uint8_t const* tile;
   GPTQ_INLINE unit_type at(index_t unit) const { return tile + unit * unit_bytes; }
@@ -246,7 +252,7 @@ struct panel_source {
   }
 };
 
-/// i_p of `Rows` rows of digits (planes of tokens) and `Blocks` row blocks over one chunk.
+/// i_p of `Rows` rows of digits (planes of tokens) and `Blocks` half blocks over one chunk.
 /// @tparam Columns  of the chunk, when the compiler knows them; otherwise 0
 template <class Ops, class Source, int Columns, int Planes, int Rows, int Blocks>
 GPTQ_INLINE void dot_chunk(Source const (&source)[Blocks], std::int8_t const* x, index_t x_stride,
@@ -266,23 +272,35 @@ GPTQ_INLINE void dot_chunk(Source const (&source)[Blocks], std::int8_t const* x,
       });
     });
     auto const work = [&](index_t u) __attribute__((always_inline)) {
-      typename Source::unit_type unit[Blocks];
-      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-        source[B].template prefetch<Ops::prefetch_bytes>(u);
-        unit[B] = source[B].at(u);
-      });
-      std::int8_t const* const here = x + u * Source::unit_columns;
-      unrolled<codes_of::steps>([&]<int S>() __attribute__((always_inline)) {
-        typename Ops::codes codes[Blocks];
+      std::int8_t const* here = x + u * Source::unit_columns;
+      // Half blocks First..First+Count-1 share each broadcast of digits.
+      auto const half_blocks = [&]<int First, int Count>() __attribute__((always_inline)) {
+        typename Source::unit_type unit[Count];
+        unrolled<Count>([&]<int B>() __attribute__((always_inline)) {
+          source[First + B].template prefetch<Ops::prefetch_bytes>(u);
+          unit[B] = source[First + B].at(u);
+        });
+        unrolled<codes_of::steps>([&]<int S>() __attribute__((always_inline)) {
+          typename Ops::codes codes[Count];
+          unrolled<Count>([&]<int B>() __attribute__((always_inline)) {
+            codes[B] = Source::template codes<S>(unit[B]);
+          });
+          unrolled<Rows>([&]<int R>() __attribute__((always_inline)) {
+            auto const digits = Ops::four(here + R * x_stride + codes_of::column(S));
+            unrolled<Count>([&]<int B>() __attribute__((always_inline)) {
+              a[R][First + B].template add<S>(codes[B], digits);
+            });
+          });
+        });
+      };
+      if constexpr (Blocks == 1 || Source::template share_digits<Planes>) {
+        half_blocks.template operator()<0, Blocks>();
+      } else {
         unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-          codes[B] = Source::template codes<S>(unit[B]);
+          half_blocks.template operator()<B, 1>();
+          asm("" : "+r"(here));  // or compilers would share them, in more registers than there are
         });
-        unrolled<Rows>([&]<int R>() __attribute__((always_inline)) {
-          auto const digits = Ops::four(here + R * x_stride + codes_of::column(S));
-          unrolled<Blocks>([&]<int B>()
-                               __attribute__((always_inline)) { a[R][B].template add<S>(codes[B], digits); });
-        });
-      });
+      }
     };
     if constexpr (std::is_same_v<decltype(count), index_t>) {
 #pragma GCC unroll 1
@@ -350,25 +368,25 @@ GPTQ_INLINE weights<typename Format::scale> weights_of(packed_view<Format> const
           {w.in, layout.group_columns()}};
 }
 
-/// Scales and zero points of a row block in a group.
+/// Scales and zero points of a half block in a group.
 template <class Ops>
 struct group_values {
   typename Ops::floats scale;
-  typename Ops::floats zero_offset;
+  typename Ops::floats zero_offset;  ///< over Ops::zero_weights
 };
 
 template <class Ops, int Bits, zero_kind Zero, class Scale>
-GPTQ_INLINE group_values<Ops> load_group(weights<Scale> const& w, index_t row_block, index_t group) {
-  index_t const pair = row_block * w.groups + group;
+GPTQ_INLINE group_values<Ops> load_group(weights<Scale> const& w, index_t half_block, index_t group) {
+  index_t const pair = (half_block / 2 * w.groups + group) * 2 + half_block % 2;
   group_values<Ops> values;
-  values.scale = Ops::load(w.scales + pair * packed_rows);
+  values.scale = Ops::load(w.scales + pair * half_block_rows);
   if constexpr (Zero == zero_kind::stored) {
     values.zero_offset = Ops::template load_zeros<Bits>(w.zeros + pair * (2 * Bits));
   }
   return values;
 }
 
-/// y += d * (weight scale * activation scale): what a token adds to a row block in a chunk.
+/// y += d * (weight scale * activation scale): what a token adds to a half block in a chunk.
 template <class Ops, int Bits, bool InPlace, zero_kind Zero, int Planes, class Scale>
 GPTQ_INLINE typename Ops::floats add_chunk(typename Ops::floats y, typename Ops::words const* planes,
                                            group_values<Ops> const& group, weights<Scale> const& w,
@@ -381,7 +399,10 @@ GPTQ_INLINE typename Ops::floats add_chunk(typename Ops::floats y, typename Ops:
     if constexpr (more_taken_off != 0) i = Ops::add(i, Ops::broadcast_words(-more_taken_off * sums[p].all));
     auto plane = Ops::to_floats(i);
     if constexpr (Zero == zero_kind::stored) {
-      plane = Ops::multiply_add(group.zero_offset, Ops::broadcast(static_cast<float>(sums[p].all)), plane);
+      plane = Ops::multiply_add(
+          group.zero_offset,
+          Ops::multiply(Ops::template zero_weights<Bits>(), Ops::broadcast(static_cast<float>(sums[p].all))),
+          plane);
     } else if constexpr (Zero == zero_kind::constant) {
       plane = Ops::add(plane, Ops::broadcast(w.zero_offset * static_cast<float>(sums[p].all)));
     }
@@ -390,19 +411,21 @@ GPTQ_INLINE typename Ops::floats add_chunk(typename Ops::floats y, typename Ops:
   return Ops::multiply_add(d, Ops::multiply(group.scale, Ops::broadcast(scale)), y);
 }
 
-/// Bytes from the start of a row block to the codes of a chunk.
-template <class Source, class Scale>
-GPTQ_INLINE index_t tile_offset(weights<Scale> const& w, index_t chunk) {
-  return (Source::units(w.chunks.group_columns) * w.chunks.group_of(chunk) +
-          Source::units(w.chunks.offset_in_group(chunk))) *
-         Source::unit_bytes;
+/// The codes of a half block in a chunk.
+template <class Ops, int Bits, class Scale>
+GPTQ_INLINE std::uint8_t const* tile_of(weights<Scale> const& w, index_t half_block, index_t chunk) {
+  using source = packed_source<Ops, Bits>;
+  index_t const units = source::units(w.chunks.group_columns) * w.chunks.group_of(chunk) +
+                        source::units(w.chunks.offset_in_group(chunk));
+  return w.codes + half_block / 2 * w.row_block_bytes + units * source::unit_bytes +
+         half_block % 2 * half_unit_bytes<Bits>;
 }
 
-/// Chunks first_chunk..last_chunk-1 of `Tokens` tokens and `Blocks` row blocks, added to y. The activations
+/// Chunks first_chunk..last_chunk-1 of `Tokens` tokens and `Blocks` half blocks, added to y. The activations
 /// hold these chunks as 0, 1, ...
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Tokens, int Blocks, class Scale,
           precision Precision>
-GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
+GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
                         index_t token, index_t first_chunk, index_t last_chunk,
                         typename Ops::floats (&y)[Tokens][Blocks]) {
   constexpr int planes = planes_of(Precision);
@@ -411,7 +434,7 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
   chunk_walk walk(w.chunks, first_chunk);
   source_type source[Blocks];
   unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-    source[B].tile = w.codes + (row_block + B) * w.row_block_bytes + tile_offset<source_type>(w, first_chunk);
+    source[B].tile = tile_of<Ops, Bits>(w, half_block + B, first_chunk);
   });
   std::int8_t const* x = a.digits + token * planes * stride;
   digit_sums const* sums = a.sums + token * planes;
@@ -425,7 +448,7 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
       dot_chunk<Ops, source_type, 0, planes>(source, x, stride, sums, columns, total);
     }
     unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-      auto const values = load_group<Ops, Bits, Zero>(w, row_block + B, walk.group);
+      auto const values = load_group<Ops, Bits, Zero>(w, half_block + B, walk.group);
       unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
         typename Ops::words of_token[planes];
         unrolled<planes>([&]<int P>()
@@ -444,7 +467,7 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
 
 // ---- many tokens ----------------------------------------------------------------------------------------
 
-/// Tokens that share an unpacked panel; the y of a row block for all of them stays in the first-level cache.
+/// Tokens that share an unpacked panel; the y of a half block for all of them stays in the first-level cache.
 inline constexpr index_t panel_tokens = 128;
 
 /// Moves the codes of a chunk to a byte each, as panel_source reads them.
@@ -466,7 +489,7 @@ template <class Ops, int Bits>
 inline constexpr index_t panel_bytes =
     max_chunk_columns / panel_source<Ops, Bits>::unit_columns* panel_source<Ops, Bits>::unit_bytes;
 
-/// One chunk of `Tokens` tokens and `Blocks` row blocks, from panels, added to sums[token][Blocks * 16].
+/// One chunk of `Tokens` tokens and `Blocks` half blocks, from panels, added to sums[token][Blocks * 16].
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Tokens, int Blocks, int Planes, class Scale>
 GPTQ_INLINE void panel_chunk(panel_source<Ops, Bits> const (&source)[Blocks], std::int8_t const* x,
                              index_t stride, digit_sums const* sums, float const* scales, index_t columns,
@@ -478,7 +501,7 @@ GPTQ_INLINE void panel_chunk(panel_source<Ops, Bits> const (&source)[Blocks], st
       typename Ops::words of_token[Planes];
       unrolled<Planes>([&]<int P>()
                            __attribute__((always_inline)) { of_token[P] = total[T * Planes + P][B]; });
-      float* const here = y + (T * Blocks + B) * packed_rows;
+      float* const here = y + (T * Blocks + B) * half_block_rows;
       Ops::store(here, add_chunk<Ops, Bits, false, Zero, Planes>(Ops::load(here), of_token, values[B], w,
                                                                  sums + T * Planes, scales[T]));
     });
@@ -492,9 +515,9 @@ inline constexpr bool has_tiles = requires {
 };
 
 /// Chunks first_chunk..last_chunk-1 of tokens first_token..last_token-1, at most panel_tokens, of `Blocks`
-/// row blocks, added to y[token][Blocks * 16].
+/// half blocks, added to y[token][Blocks * 16].
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Scale, precision Precision>
-GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
+GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
                        index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
                        float* y) {
   constexpr int planes = planes_of(Precision);
@@ -504,24 +527,23 @@ GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a,
   index_t const stride = w.chunks.stride();
   index_t const tokens = last_token - first_token;
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile =
-      w.codes + row_block * w.row_block_bytes + tile_offset<source_type>(w, first_chunk);
+  std::uint8_t const* tile = tile_of<Ops, Bits>(w, half_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
     index_t const units = source_type::units(columns);
     panel_source<Ops, Bits> source[Blocks];
     group_values<Ops> values[Blocks];
     unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-      unpack_panel<Ops, Bits>(tile + B * w.row_block_bytes, units, panels[B],
+      unpack_panel<Ops, Bits>(tile + B * half_unit_bytes<Bits>, units, panels[B],
                               [](typename Ops::codes c) { return c; });
       source[B].tile = panels[B];
-      values[B] = load_group<Ops, Bits, Zero>(w, row_block + B, walk.group);
+      values[B] = load_group<Ops, Bits, Zero>(w, half_block + B, walk.group);
     });
     index_t const cell = chunk * a.tokens + first_token;
     auto const work = [&]<int Tokens>(index_t t) __attribute__((always_inline)) {
       std::int8_t const* const x = a.digits + (cell + t) * planes * stride;
       digit_sums const* const sums = a.sums + (cell + t) * planes;
-      float* const of_token = y + t * Blocks * packed_rows;
+      float* const of_token = y + t * Blocks * half_block_rows;
       if (Columns != 0 && columns == Columns) {
         panel_chunk<Ops, Bits, Zero, Columns, Tokens, Blocks, planes>(
             source, x, stride, sums, a.scales + cell + t, Columns, values, w, of_token);
@@ -538,10 +560,10 @@ GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a,
   }
 }
 
-/// One chunk of two row blocks and `tokens` tokens through tiles, added to y[token][32].
+/// One chunk of a row block and `tokens` tokens through tiles, added to y[token][32].
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Planes, class Scale>
-GPTQ_INLINE void tile_chunk(std::uint8_t const* const (&tile)[2], index_t columns, std::int8_t const* x,
-                            index_t stride, digit_sums const* sums, float const* scales, index_t tokens,
+GPTQ_INLINE void tile_chunk(std::uint8_t const* tile, index_t columns, std::int8_t const* x, index_t stride,
+                            digit_sums const* sums, float const* scales, index_t tokens,
                             group_values<Ops> const (&values)[2], weights<Scale> const& w, float* y) {
   using source_type = packed_source<Ops, Bits>;
   constexpr index_t step = Ops::template tile_columns<Columns>;
@@ -549,7 +571,7 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* const (&tile)[2], index_t column
   index_t const units = source_type::units(columns);
   index_t const padded = (columns + step - 1) / step * step;
   for (int b = 0; b < 2; ++b) {
-    unpack_panel<Ops, Bits>(tile[b], units, panels[b],
+    unpack_panel<Ops, Bits>(tile + b * half_unit_bytes<Bits>, units, panels[b],
                             [](typename Ops::codes c) { return Ops::centred(c, 1 << (Bits - 1)); });
     for (index_t i = 16 * units * source_type::unit_columns; i < 16 * padded; ++i) panels[b][i] = 0;
   }
@@ -563,7 +585,7 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* const (&tile)[2], index_t column
             unrolled<Planes>([&]<int P>() __attribute__((always_inline)) {
               of_token[P] = Ops::load_words(words[B] + (r + P) * 16);
             });
-            float* const here = y + (t * 2 + B) * packed_rows;
+            float* const here = y + (t * 2 + B) * half_block_rows;
             Ops::store(here, add_chunk<Ops, Bits, false, Zero, Planes>(Ops::load(here), of_token, values[B],
                                                                        w, sums + t * Planes, scales[t]));
           });
@@ -571,9 +593,9 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* const (&tile)[2], index_t column
       });
 }
 
-/// As panel(), for two row blocks, through tiles.
+/// As panel(), for a row block, through tiles.
 template <class Ops, int Bits, zero_kind Zero, int Columns, class Scale, precision Precision>
-GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
+GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
                        index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
                        float* y) {
   constexpr int planes = planes_of(Precision);
@@ -581,35 +603,34 @@ GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a,
   index_t const stride = w.chunks.stride();
   index_t const tokens = last_token - first_token;
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* const first =
-      w.codes + row_block * w.row_block_bytes + tile_offset<source_type>(w, first_chunk);
-  std::uint8_t const* tile[2] = {first, first + w.row_block_bytes};
+  std::uint8_t const* tile = tile_of<Ops, Bits>(w, half_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
-    group_values<Ops> const values[2] = {load_group<Ops, Bits, Zero>(w, row_block, walk.group),
-                                         load_group<Ops, Bits, Zero>(w, row_block + 1, walk.group)};
+    group_values<Ops> const values[2] = {load_group<Ops, Bits, Zero>(w, half_block, walk.group),
+                                         load_group<Ops, Bits, Zero>(w, half_block + 1, walk.group)};
     index_t const cell = chunk * a.tokens + first_token;
     tile_chunk<Ops, Bits, Zero, Columns, planes>(tile, columns, a.digits + cell * planes * stride, stride,
                                                  a.sums + cell * planes, a.scales + cell, tokens, values, w,
                                                  y);
-    for (auto& t : tile) t += source_type::units(columns) * source_type::unit_bytes;
+    tile += source_type::units(columns) * source_type::unit_bytes;
     walk.next(columns);
   }
 }
 
 /// tiled() or panel().
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Scale, precision Precision>
-GPTQ_INLINE void many_tokens(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
+GPTQ_INLINE void many_tokens(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
                              index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
                              float* y) {
-  if constexpr (has_tiles<Ops> && Blocks == 2) {
+  if constexpr (has_tiles<Ops>) {
+    static_assert(Blocks == 2);
     // Rows shorter than a full chunk may not fill the tiles made for it.
     if (w.chunks.stride() % Ops::template tile_columns<Columns> == 0) {
-      return tiled<Ops, Bits, Zero, Columns>(w, a, row_block, first_token, last_token, first_chunk,
+      return tiled<Ops, Bits, Zero, Columns>(w, a, half_block, first_token, last_token, first_chunk,
                                              last_chunk, y);
     }
   }
-  panel<Ops, Bits, Zero, Columns, Blocks>(w, a, row_block, first_token, last_token, first_chunk, last_chunk,
+  panel<Ops, Bits, Zero, Columns, Blocks>(w, a, half_block, first_token, last_token, first_chunk, last_chunk,
                                           y);
 }
 
@@ -619,20 +640,21 @@ GPTQ_INLINE void many_tokens(weights<Scale> const& w, activations<Precision> con
 /// the sums of (code - zero) * x over its even and its odd columns.
 template <class Ops, int Bits, zero_kind Zero, int Tokens, class Scale>
 GPTQ_INLINE void direct_float(weights<Scale> const& w, activations<precision::float32> const& a,
-                              index_t row_block, index_t token, index_t first_chunk, index_t last_chunk,
+                              index_t half_block, index_t token, index_t first_chunk, index_t last_chunk,
                               typename Ops::floats (&y)[Tokens][1]) {
   using source_type = packed_source<Ops, Bits>;
   using unit_type = unit<Ops, Bits, false>;
   constexpr int steps = source_type::unit_columns / 4;
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile =
-      w.codes + row_block * w.row_block_bytes + tile_offset<source_type>(w, first_chunk);
+  std::uint8_t const* tile = tile_of<Ops, Bits>(w, half_block, first_chunk);
   float const* x = a.values + token * stride;
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    auto const values = load_group<Ops, Bits, Zero>(w, row_block, walk.group);
+    auto const values = load_group<Ops, Bits, Zero>(w, half_block, walk.group);
     auto zero = Ops::broadcast(static_cast<float>(1 << (Bits - 1)));
-    if constexpr (Zero == zero_kind::stored) zero = Ops::add(zero, values.zero_offset);
+    if constexpr (Zero == zero_kind::stored) {
+      zero = Ops::multiply_add(values.zero_offset, Ops::template zero_weights<Bits>(), zero);
+    }
     if constexpr (Zero == zero_kind::constant) zero = Ops::add(zero, Ops::broadcast(w.zero_offset));
     typename Ops::floats sum[Tokens][2];
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
@@ -685,17 +707,17 @@ GPTQ_INLINE void zero_rows(float* y, index_t first, index_t last) {
   for (index_t row = first; row < last; ++row) y[row] = 0.0F;
 }
 
-/// Stores the rows of a row block that lie in first..last-1.
+/// Stores the rows of a half block that lie in first..last-1.
 template <class Ops>
-GPTQ_INLINE void store_rows(float* y, index_t row_block, index_t first, index_t last,
+GPTQ_INLINE void store_rows(float* y, index_t half_block, index_t first, index_t last,
                             typename Ops::floats values) {
-  index_t const row = row_block * packed_rows;
-  if (first <= row && row + packed_rows <= last) {
+  index_t const row = half_block * half_block_rows;
+  if (first <= row && row + half_block_rows <= last) {
     Ops::store(y + row, values);
   } else {
-    alignas(64) float rows[packed_rows];
+    alignas(64) float rows[half_block_rows];
     Ops::store(rows, values);
-    for (index_t r = 0; r < packed_rows; ++r) {
+    for (index_t r = 0; r < half_block_rows; ++r) {
       if (first <= row + r && row + r < last) y[row + r] = rows[r];
     }
   }
@@ -703,57 +725,59 @@ GPTQ_INLINE void store_rows(float* y, index_t row_block, index_t first, index_t 
 
 /// What store_rows() has stored.
 template <class Ops>
-GPTQ_INLINE typename Ops::floats load_rows(float const* y, index_t row_block, index_t first, index_t last) {
-  index_t const row = row_block * packed_rows;
-  if (first <= row && row + packed_rows <= last) return Ops::load(y + row);
-  alignas(64) float rows[packed_rows] = {};
-  for (index_t r = 0; r < packed_rows; ++r) {
+GPTQ_INLINE typename Ops::floats load_rows(float const* y, index_t half_block, index_t first, index_t last) {
+  index_t const row = half_block * half_block_rows;
+  if (first <= row && row + half_block_rows <= last) return Ops::load(y + row);
+  alignas(64) float rows[half_block_rows] = {};
+  for (index_t r = 0; r < half_block_rows; ++r) {
     if (first <= row + r && row + r < last) rows[r] = y[row + r];
   }
   return Ops::load(rows);
 }
 
-/// How many row blocks and tokens direct() works on at once, within what the architecture has registers for.
+/// How many tokens direct() works on at once, within what the architecture has registers for.
 template <class Ops, precision Precision>
 inline constexpr int direct_tokens = Precision == precision::float32 ? 2
                                      : Ops::direct_rows / planes_of(Precision) > 1
                                          ? Ops::direct_rows / planes_of(Precision)
                                          : 1;
-template <class Ops, int Bits, precision Precision>
-inline constexpr int direct_blocks = Precision == precision::int8 ? Ops::template gemv_blocks<Bits> : 1;
+
+/// Where to start for row `first`, `Blocks` half blocks at a time.
+template <int Blocks>
+GPTQ_INLINE constexpr index_t first_half_block(index_t first) {
+  return first / (Blocks * half_block_rows) * Blocks;
+}
 
 /// Rows first..last-1 of tokens token..token+Tokens-1, from registers. With `more`, adds to what y holds.
 template <class Ops, storage_format Format, int Tokens, precision Precision>
 void direct_rows(packed_view<Format> const& view, activations<Precision> const& a, index_t token,
                  index_t first_chunk, index_t last_chunk, float* y, index_t first, index_t last,
                  bool more) noexcept {
+  constexpr int bits = Format::bits;
+  // One token reads the codes of a row block in the order of memory.
+  constexpr int blocks = Tokens == 1 && Precision != precision::float32 ? 2 : 1;
   auto const w = weights_of(view);
-  auto const work = [&]<int Blocks>(index_t row_block) __attribute__((always_inline)) {
-    typename Ops::floats values[Tokens][Blocks];
+  float* const of_tokens = y + token * view.out;
+  for (index_t h = first_half_block<blocks>(first); h * half_block_rows < last; h += blocks) {
+    typename Ops::floats values[Tokens][blocks];
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-        values[T][B] = more ? load_rows<Ops>(y + (token + T) * view.out, row_block + B, first, last)
-                            : Ops::broadcast(0.0F);
+      unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
+        values[T][B] =
+            more ? load_rows<Ops>(of_tokens + T * view.out, h + B, first, last) : Ops::broadcast(0.0F);
       });
     });
-    constexpr int bits = Format::bits;
     if constexpr (Precision == precision::float32) {
-      direct_float<Ops, bits, zero_kind_of<Format>>(w, a, row_block, token, first_chunk, last_chunk, values);
+      direct_float<Ops, bits, zero_kind_of<Format>>(w, a, h, token, first_chunk, last_chunk, values);
     } else {
-      direct<Ops, bits, zero_kind_of<Format>, static_columns<Ops, Format>>(w, a, row_block, token,
-                                                                           first_chunk, last_chunk, values);
+      direct<Ops, bits, zero_kind_of<Format>, static_columns<Ops, Format>>(w, a, h, token, first_chunk,
+                                                                           last_chunk, values);
     }
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-        store_rows<Ops>(y + (token + T) * view.out, row_block + B, first, last, values[T][B]);
+      unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
+        store_rows<Ops>(of_tokens + T * view.out, h + B, first, last, values[T][B]);
       });
     });
-  };
-  constexpr int blocks = Tokens == 1 ? direct_blocks<Ops, Format::bits, Precision> : 1;
-  index_t const end = (last + packed_rows - 1) / packed_rows;
-  index_t row_block = first / packed_rows;
-  for (; row_block + blocks <= end; row_block += blocks) work.template operator()<blocks>(row_block);
-  for (; row_block < end; ++row_block) work.template operator()<1>(row_block);
+  }
 }
 
 /// What has to live while tiles are used; nothing where there are none.
@@ -775,41 +799,34 @@ void panel_rows(packed_view<Format> const& view, activations<Precision> const& a
   constexpr int blocks = Ops::panel_blocks;
   [[maybe_unused]]
   typename tiles_of<Ops, planes_of(Precision), static_columns<Ops, Format>>::type const tiles;
-  alignas(64) float sums[panel_tokens * blocks * packed_rows];
+  alignas(64) float sums[panel_tokens * blocks * half_block_rows];
   // As many chunks of the tokens as the second-level cache has room for, again and again for all rows.
   index_t const chunks = w.chunks.count();
   index_t const fit = 524288 / (panel_tokens * planes_of(Precision) * w.chunks.stride());
   index_t const at_once = fit > 1 ? fit : 1;
-  auto const work = [&]<int Blocks>(index_t row_block, index_t first_token, index_t first_chunk)
-      __attribute__((always_inline)) {
-    index_t const left = a.tokens - first_token;
+  for (index_t token = 0; token < a.tokens; token += panel_tokens) {
+    index_t const left = a.tokens - token;
     index_t const tokens = left < panel_tokens ? left : panel_tokens;
-    index_t const last_chunk = first_chunk + at_once < chunks ? first_chunk + at_once : chunks;
-    for (index_t t = 0; t < tokens; ++t) {
-      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-        float const* const of_token = y + (first_token + t) * view.out;
-        Ops::store(
-            sums + (t * Blocks + B) * packed_rows,
-            first_chunk == 0 ? Ops::broadcast(0.0F) : load_rows<Ops>(of_token, row_block + B, first, last));
-      });
-    }
-    many_tokens<Ops, Format::bits, zero_kind_of<Format>, static_columns<Ops, Format>, Blocks>(
-        w, a, row_block, first_token, first_token + tokens, first_chunk, last_chunk, sums);
-    for (index_t t = 0; t < tokens; ++t) {
-      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-        store_rows<Ops>(y + (first_token + t) * view.out, row_block + B, first, last,
-                        Ops::load(sums + (t * Blocks + B) * packed_rows));
-      });
-    }
-  };
-  index_t const end = (last + packed_rows - 1) / packed_rows;
-  for (index_t first_token = 0; first_token < a.tokens; first_token += panel_tokens) {
-    for (index_t first_chunk = 0; first_chunk < chunks; first_chunk += at_once) {
-      index_t row_block = first / packed_rows;
-      for (; row_block + blocks <= end; row_block += blocks) {
-        work.template operator()<blocks>(row_block, first_token, first_chunk);
+    for (index_t chunk = 0; chunk < chunks; chunk += at_once) {
+      index_t const last_chunk = chunk + at_once < chunks ? chunk + at_once : chunks;
+      for (index_t h = first_half_block<blocks>(first); h * half_block_rows < last; h += blocks) {
+        auto const cells = [&](auto&& cell) __attribute__((always_inline)) {
+          for (index_t t = 0; t < tokens; ++t) {
+            unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
+              cell(sums + (t * blocks + B) * half_block_rows, y + (token + t) * view.out, h + B);
+            });
+          }
+        };
+        cells([&](float* sum, float const* of_token, index_t half_block) __attribute__((always_inline)) {
+          Ops::store(sum,
+                     chunk == 0 ? Ops::broadcast(0.0F) : load_rows<Ops>(of_token, half_block, first, last));
+        });
+        many_tokens<Ops, Format::bits, zero_kind_of<Format>, static_columns<Ops, Format>, blocks>(
+            w, a, h, token, token + tokens, chunk, last_chunk, sums);
+        cells([&](float const* sum, float* of_token, index_t half_block) __attribute__((always_inline)) {
+          store_rows<Ops>(of_token, half_block, first, last, Ops::load(sum));
+        });
       }
-      for (; row_block < end; ++row_block) work.template operator()<1>(row_block, first_token, first_chunk);
     }
   }
 }

@@ -1,14 +1,17 @@
 // What an architecture brings to the kernels: `operations<Isa>`, defined in arch/*.hpp.
 //
-//   words, floats         16 int32 or float32, one a row, and arithmetic on them
-//   codes                 64 bytes: four codes of 16 rows
-//   digits                four digits, broadcast
-//   accumulator           sums of code * digit: int32 (`wide`), or int16 modulo 2^16
-//   offset_in_words       what is taken off the codes is taken off at the end, not at the start of a sum
-//   fixed_chunks          whether full chunks of 32, 64 and 128 columns get a kernel of their own
-//   gemv_blocks ...       how many row blocks and rows of digits are worked on at once, to keep its registers
-//   busy prefetch_bytes        how far ahead codes are fetched from memory; 0: left to the CPU direct_tokens
-//   up to how many tokens codes are unpacked again for each few of them, not once for all
+//   words, floats     16 int32 or float32, one a row, and arithmetic on them
+//   codes             64 bytes: four codes of 16 rows
+//   digits            four digits, broadcast
+//   accumulator       sums of code * digit: int32 (`wide`), or int16 modulo 2^16
+//   offset_in_words   what is taken off the codes is taken off at the end, not at the start of a sum
+//   fixed_chunks      whether full chunks of 32, 64 and 128 columns get a kernel of their own
+//   shared_digits     whether a broadcast of digits serves both halves of a row block, or each has its own,
+//                     in fewer registers
+//   direct_rows ...   how many rows of digits (planes of tokens) and half blocks are worked on at once, to
+//                     keep registers busy
+//   direct_tokens     up to how many tokens codes are unpacked again for each few of them, not once for all
+//   prefetch_bytes    how far ahead codes are fetched from memory; 0: left to the CPU
 #pragma once
 
 #include <cstdint>
@@ -43,6 +46,16 @@ struct checked_operations {
 };
 template <class Isa>
 using operations_of = typename checked_operations<Isa>::type;
+
+/// Where zero point `i` of 16 lies: eight are in the first 32 bits of their stream, eight in the last. Left
+/// there, less 2^(Bits-1) there, it is an int32 that is too large by a power of two, 1 / weight.
+template <int Bits>
+struct zero_lane {
+  GPTQ_INLINE static constexpr int bit(int i) { return i < 8 ? i * Bits : 32 - 8 * Bits + (i - 8) * Bits; }
+  GPTQ_INLINE static constexpr int mask(int i) { return static_cast<int>(((1u << Bits) - 1u) << bit(i)); }
+  GPTQ_INLINE static constexpr int middle(int i) { return static_cast<int>(1u << (bit(i) + Bits - 1)); }
+  GPTQ_INLINE static constexpr float weight(int i) { return 1.0F / static_cast<float>(1u << bit(i)); }
+};
 
 /// Calls f.operator()<0>() ... f.operator()<N-1>(): a loop over registers, which have no address to index.
 template <int N, class F>
