@@ -34,7 +34,6 @@ void gemm(packed_view<Format> const& w, activations<Precision> const& x, float* 
       detail::zero_rows(y + token * w.out, first_row, last_row);
     return;
   }
-  constexpr int at_once = detail::direct_tokens<ops, Precision>;
   if constexpr (std::is_same_v<Isa, isa::amx_int8>) {
     // Linux may refuse tiles to a process on a CPU that has them.
     if (!isa::detail::may_use_tiles())
@@ -43,14 +42,8 @@ void gemm(packed_view<Format> const& w, activations<Precision> const& x, float* 
   if constexpr (Precision != precision::float32) {
     if (x.tokens > ops::direct_tokens) return detail::panel_rows<ops>(w, x, y, first_row, last_row);
   }
-  index_t token = 0;
-  for (; token + at_once <= x.tokens; token += at_once) {
-    detail::direct_rows<ops, Format, at_once>(w, x, token, 0, x.chunks.count(), y, first_row, last_row,
-                                              false);
-  }
-  for (; token < x.tokens; ++token) {
-    detail::direct_rows<ops, Format, 1>(w, x, token, 0, x.chunks.count(), y, first_row, last_row, false);
-  }
+  detail::direct_rows<ops, Format, detail::direct_tokens<ops, Precision>>(w, x, 0, x.chunks.count(), y,
+                                                                          first_row, last_row, false);
 }
 
 template <class Isa, storage_format Format, precision Precision>

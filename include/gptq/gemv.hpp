@@ -46,7 +46,7 @@ template <class Isa, storage_format Format, precision Precision>
 void gemv(packed_view<Format> const& w, activations<Precision> const& x, float* y, index_t first_row,
           index_t last_row) noexcept {
   if (w.in == 0) return detail::zero_rows(y, first_row, last_row);
-  detail::direct_rows<detail::operations_of<Isa>, Format, 1>(w, x, 0, 0, x.chunks.count(), y, first_row,
+  detail::direct_rows<detail::operations_of<Isa>, Format, 1>(w, x, 0, x.chunks.count(), y, first_row,
                                                              last_row, false);
 }
 
@@ -67,7 +67,7 @@ void gemv(packed_view<Format> const& w, T const* x, float* y, index_t first_row,
     index_t const last = first + fit < all ? first + fit : all;
     auto a = detail::activations_in<Precision>(chunks, last - first, 1, workspace);
     detail::prepare_chunks<Isa>(a, x, w.in, w.order, first, last, 0, 1);
-    detail::direct_rows<detail::operations_of<Isa>, Format, 1>(w, a, 0, first, last, y, first_row, last_row,
+    detail::direct_rows<detail::operations_of<Isa>, Format, 1>(w, a, first, last, y, first_row, last_row,
                                                                first != 0);
   }
 }

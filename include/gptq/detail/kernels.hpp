@@ -368,7 +368,7 @@ GPTQ_INLINE weights<typename Format::scale> weights_of(packed_view<Format> const
           {w.in, layout.group_columns()}};
 }
 
-/// Scales and zero points of a half block in a group.
+/// Scales and zero points of one half of a row block in a group.
 template <class Ops>
 struct group_values {
   typename Ops::floats scale;
@@ -376,12 +376,13 @@ struct group_values {
 };
 
 template <class Ops, int Bits, zero_kind Zero, class Scale>
-GPTQ_INLINE group_values<Ops> load_group(weights<Scale> const& w, index_t half_block, index_t group) {
-  index_t const pair = (half_block / 2 * w.groups + group) * 2 + half_block % 2;
+GPTQ_INLINE group_values<Ops> load_group(weights<Scale> const& w, index_t row_block, int half,
+                                         index_t group) {
+  index_t const at = (row_block * w.groups + group) * 2 + half;
   group_values<Ops> values;
-  values.scale = Ops::load(w.scales + pair * half_block_rows);
+  values.scale = Ops::load(w.scales + at * half_block_rows);
   if constexpr (Zero == zero_kind::stored) {
-    values.zero_offset = Ops::template load_zeros<Bits>(w.zeros + pair * (2 * Bits));
+    values.zero_offset = Ops::template load_zeros<Bits>(w.zeros + at * (2 * Bits));
   }
   return values;
 }
@@ -411,53 +412,58 @@ GPTQ_INLINE typename Ops::floats add_chunk(typename Ops::floats y, typename Ops:
   return Ops::multiply_add(d, Ops::multiply(group.scale, Ops::broadcast(scale)), y);
 }
 
-/// The codes of a half block in a chunk.
+/// The codes of a row block in a chunk.
 template <class Ops, int Bits, class Scale>
-GPTQ_INLINE std::uint8_t const* tile_of(weights<Scale> const& w, index_t half_block, index_t chunk) {
+GPTQ_INLINE std::uint8_t const* tile_of(weights<Scale> const& w, index_t row_block, index_t chunk) {
   using source = packed_source<Ops, Bits>;
   index_t const units = source::units(w.chunks.group_columns) * w.chunks.group_of(chunk) +
                         source::units(w.chunks.offset_in_group(chunk));
-  return w.codes + half_block / 2 * w.row_block_bytes + units * source::unit_bytes +
-         half_block % 2 * half_unit_bytes<Bits>;
+  return w.codes + row_block * w.row_block_bytes + units * source::unit_bytes;
 }
 
-/// Chunks first_chunk..last_chunk-1 of `Tokens` tokens and `Blocks` half blocks, added to y. The activations
-/// hold these chunks as 0, 1, ...
-template <class Ops, int Bits, zero_kind Zero, int Columns, int Tokens, int Blocks, class Scale,
-          precision Precision>
-GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
+/// Chunks first_chunk..last_chunk-1 of `Tokens` tokens and a row block, added to y[token][half]. The
+/// activations hold these chunks as 0, 1, ...
+template <class Ops, int Bits, zero_kind Zero, int Columns, int Tokens, class Scale, precision Precision>
+GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
                         index_t token, index_t first_chunk, index_t last_chunk,
-                        typename Ops::floats (&y)[Tokens][Blocks]) {
+                        typename Ops::floats (&y)[Tokens][2]) {
   constexpr int planes = planes_of(Precision);
+  // One token takes the codes in the order of memory. More have no registers for both halves, and time to
+  // wait.
+  constexpr int at_once = Tokens == 1 ? 2 : 1;
   using source_type = packed_source<Ops, Bits>;
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
-  source_type source[Blocks];
-  unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-    source[B].tile = tile_of<Ops, Bits>(w, half_block + B, first_chunk);
-  });
+  std::uint8_t const* tile = tile_of<Ops, Bits>(w, row_block, first_chunk);
   std::int8_t const* x = a.digits + token * planes * stride;
   digit_sums const* sums = a.sums + token * planes;
   float const* scales = a.scales + token;
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    typename Ops::words total[Tokens * planes][Blocks];
     index_t const columns = walk.columns();
-    if (Columns != 0 && columns == Columns) {
-      dot_chunk<Ops, source_type, Columns, planes>(source, x, stride, sums, Columns, total);
-    } else {
-      dot_chunk<Ops, source_type, 0, planes>(source, x, stride, sums, columns, total);
-    }
-    unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-      auto const values = load_group<Ops, Bits, Zero>(w, half_block + B, walk.group);
-      unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-        typename Ops::words of_token[planes];
-        unrolled<planes>([&]<int P>()
-                             __attribute__((always_inline)) { of_token[P] = total[T * planes + P][B]; });
-        y[T][B] = add_chunk<Ops, Bits, true, Zero, planes>(y[T][B], of_token, values, w, sums + T * planes,
-                                                           scales[T]);
+    unrolled<2 / at_once>([&]<int I>() __attribute__((always_inline)) {
+      source_type source[at_once];
+      unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
+        source[B].tile = tile + (I * at_once + B) * half_unit_bytes<Bits>;
       });
-      source[B].tile += source_type::units(columns) * source_type::unit_bytes;
+      typename Ops::words total[Tokens * planes][at_once];
+      if (Columns != 0 && columns == Columns) {
+        dot_chunk<Ops, source_type, Columns, planes>(source, x, stride, sums, Columns, total);
+      } else {
+        dot_chunk<Ops, source_type, 0, planes>(source, x, stride, sums, columns, total);
+      }
+      unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
+        constexpr int half = I * at_once + B;
+        auto const values = load_group<Ops, Bits, Zero>(w, row_block, half, walk.group);
+        unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
+          typename Ops::words of_token[planes];
+          unrolled<planes>([&]<int P>()
+                               __attribute__((always_inline)) { of_token[P] = total[T * planes + P][B]; });
+          y[T][half] = add_chunk<Ops, Bits, true, Zero, planes>(y[T][half], of_token, values, w,
+                                                                sums + T * planes, scales[T]);
+        });
+      });
     });
+    tile += source_type::units(columns) * source_type::unit_bytes;
     x += a.tokens * planes * stride;
     sums += a.tokens * planes;
     scales += a.tokens;
@@ -467,7 +473,8 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
 
 // ---- many tokens ----------------------------------------------------------------------------------------
 
-/// Tokens that share an unpacked panel; the y of a half block for all of them stays in the first-level cache.
+/// Tokens that share an unpacked panel; the y of half a row block for all of them stays in the first-level
+/// cache.
 inline constexpr index_t panel_tokens = 128;
 
 /// Moves the codes of a chunk to a byte each, as panel_source reads them.
@@ -514,10 +521,17 @@ inline constexpr bool has_tiles = requires {
   typename Ops::template tiles<1, 128>;
 };
 
-/// Chunks first_chunk..last_chunk-1 of tokens first_token..last_token-1, at most panel_tokens, of `Blocks`
-/// half blocks, added to y[token][Blocks * 16].
+/// Where panels add up what panel_tokens tokens get from a row block: the halves of `Blocks` at a time side
+/// by side.
+template <int Blocks>
+GPTQ_INLINE constexpr index_t panel_sum(index_t token, int half) {
+  return ((half / Blocks * panel_tokens + token) * Blocks + half % Blocks) * half_block_rows;
+}
+
+/// Chunks first_chunk..last_chunk-1 of tokens first_token..last_token-1, at most panel_tokens, of a row
+/// block, added to y[panel_sum(token, half)].
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Scale, precision Precision>
-GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
+GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
                        index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
                        float* y) {
   constexpr int planes = planes_of(Precision);
@@ -527,34 +541,36 @@ GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a,
   index_t const stride = w.chunks.stride();
   index_t const tokens = last_token - first_token;
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile = tile_of<Ops, Bits>(w, half_block, first_chunk);
+  std::uint8_t const* tile = tile_of<Ops, Bits>(w, row_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
     index_t const units = source_type::units(columns);
-    panel_source<Ops, Bits> source[Blocks];
-    group_values<Ops> values[Blocks];
-    unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-      unpack_panel<Ops, Bits>(tile + B * half_unit_bytes<Bits>, units, panels[B],
-                              [](typename Ops::codes c) { return c; });
-      source[B].tile = panels[B];
-      values[B] = load_group<Ops, Bits, Zero>(w, half_block + B, walk.group);
-    });
     index_t const cell = chunk * a.tokens + first_token;
-    auto const work = [&]<int Tokens>(index_t t) __attribute__((always_inline)) {
-      std::int8_t const* const x = a.digits + (cell + t) * planes * stride;
-      digit_sums const* const sums = a.sums + (cell + t) * planes;
-      float* const of_token = y + t * Blocks * half_block_rows;
-      if (Columns != 0 && columns == Columns) {
-        panel_chunk<Ops, Bits, Zero, Columns, Tokens, Blocks, planes>(
-            source, x, stride, sums, a.scales + cell + t, Columns, values, w, of_token);
-      } else {
-        panel_chunk<Ops, Bits, Zero, 0, Tokens, Blocks, planes>(source, x, stride, sums, a.scales + cell + t,
-                                                                columns, values, w, of_token);
-      }
-    };
-    index_t t = 0;
-    for (; t + at_once <= tokens; t += at_once) work.template operator()<at_once>(t);
-    for (; t < tokens; ++t) work.template operator()<1>(t);
+    for (int half = 0; half < 2; half += Blocks) {
+      panel_source<Ops, Bits> source[Blocks];
+      group_values<Ops> values[Blocks];
+      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
+        unpack_panel<Ops, Bits>(tile + (half + B) * half_unit_bytes<Bits>, units, panels[B],
+                                [](typename Ops::codes c) { return c; });
+        source[B].tile = panels[B];
+        values[B] = load_group<Ops, Bits, Zero>(w, row_block, half + B, walk.group);
+      });
+      auto const work = [&]<int Tokens>(index_t t) __attribute__((always_inline)) {
+        std::int8_t const* const x = a.digits + (cell + t) * planes * stride;
+        digit_sums const* const sums = a.sums + (cell + t) * planes;
+        float* const of_token = y + panel_sum<Blocks>(t, half);
+        if (Columns != 0 && columns == Columns) {
+          panel_chunk<Ops, Bits, Zero, Columns, Tokens, Blocks, planes>(
+              source, x, stride, sums, a.scales + cell + t, Columns, values, w, of_token);
+        } else {
+          panel_chunk<Ops, Bits, Zero, 0, Tokens, Blocks, planes>(
+              source, x, stride, sums, a.scales + cell + t, columns, values, w, of_token);
+        }
+      };
+      index_t t = 0;
+      for (; t + at_once <= tokens; t += at_once) work.template operator()<at_once>(t);
+      for (; t < tokens; ++t) work.template operator()<1>(t);
+    }
     tile += units * source_type::unit_bytes;
     walk.next(columns);
   }
@@ -595,7 +611,7 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* tile, index_t columns, std::int8
 
 /// As panel(), for a row block, through tiles.
 template <class Ops, int Bits, zero_kind Zero, int Columns, class Scale, precision Precision>
-GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
+GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
                        index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
                        float* y) {
   constexpr int planes = planes_of(Precision);
@@ -603,11 +619,11 @@ GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a,
   index_t const stride = w.chunks.stride();
   index_t const tokens = last_token - first_token;
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile = tile_of<Ops, Bits>(w, half_block, first_chunk);
+  std::uint8_t const* tile = tile_of<Ops, Bits>(w, row_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
-    group_values<Ops> const values[2] = {load_group<Ops, Bits, Zero>(w, half_block, walk.group),
-                                         load_group<Ops, Bits, Zero>(w, half_block + 1, walk.group)};
+    group_values<Ops> const values[2] = {load_group<Ops, Bits, Zero>(w, row_block, 0, walk.group),
+                                         load_group<Ops, Bits, Zero>(w, row_block, 1, walk.group)};
     index_t const cell = chunk * a.tokens + first_token;
     tile_chunk<Ops, Bits, Zero, Columns, planes>(tile, columns, a.digits + cell * planes * stride, stride,
                                                  a.sums + cell * planes, a.scales + cell, tokens, values, w,
@@ -619,38 +635,38 @@ GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a,
 
 /// tiled() or panel().
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Scale, precision Precision>
-GPTQ_INLINE void many_tokens(weights<Scale> const& w, activations<Precision> const& a, index_t half_block,
+GPTQ_INLINE void many_tokens(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
                              index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
                              float* y) {
   if constexpr (has_tiles<Ops>) {
     static_assert(Blocks == 2);
     // Rows shorter than a full chunk may not fill the tiles made for it.
     if (w.chunks.stride() % Ops::template tile_columns<Columns> == 0) {
-      return tiled<Ops, Bits, Zero, Columns>(w, a, half_block, first_token, last_token, first_chunk,
+      return tiled<Ops, Bits, Zero, Columns>(w, a, row_block, first_token, last_token, first_chunk,
                                              last_chunk, y);
     }
   }
-  panel<Ops, Bits, Zero, Columns, Blocks>(w, a, half_block, first_token, last_token, first_chunk, last_chunk,
+  panel<Ops, Bits, Zero, Columns, Blocks>(w, a, row_block, first_token, last_token, first_chunk, last_chunk,
                                           y);
 }
 
 // ---- float32 activations --------------------------------------------------------------------------------
 
 /// The same as above in float32, weight by weight: for each chunk y = y + scale * (e + o), where e and o are
-/// the sums of (code - zero) * x over its even and its odd columns.
-template <class Ops, int Bits, zero_kind Zero, int Tokens, class Scale>
+/// the sums of (code - zero) * x over its even and its odd columns. For one half of a row block.
+template <class Ops, int Bits, zero_kind Zero, int Tokens, int Half, class Scale>
 GPTQ_INLINE void direct_float(weights<Scale> const& w, activations<precision::float32> const& a,
-                              index_t half_block, index_t token, index_t first_chunk, index_t last_chunk,
-                              typename Ops::floats (&y)[Tokens][1]) {
+                              index_t row_block, index_t token, index_t first_chunk, index_t last_chunk,
+                              typename Ops::floats (&y)[Tokens][2]) {
   using source_type = packed_source<Ops, Bits>;
   using unit_type = unit<Ops, Bits, false>;
   constexpr int steps = source_type::unit_columns / 4;
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile = tile_of<Ops, Bits>(w, half_block, first_chunk);
+  std::uint8_t const* tile = tile_of<Ops, Bits>(w, row_block, first_chunk) + Half * half_unit_bytes<Bits>;
   float const* x = a.values + token * stride;
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    auto const values = load_group<Ops, Bits, Zero>(w, half_block, walk.group);
+    auto const values = load_group<Ops, Bits, Zero>(w, row_block, Half, walk.group);
     auto zero = Ops::broadcast(static_cast<float>(1 << (Bits - 1)));
     if constexpr (Zero == zero_kind::stored) {
       zero = Ops::multiply_add(values.zero_offset, Ops::template zero_weights<Bits>(), zero);
@@ -684,7 +700,7 @@ GPTQ_INLINE void direct_float(weights<Scale> const& w, activations<precision::fl
       });
     }
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-      y[T][0] = Ops::multiply_add(values.scale, Ops::add(sum[T][0], sum[T][1]), y[T][0]);
+      y[T][Half] = Ops::multiply_add(values.scale, Ops::add(sum[T][0], sum[T][1]), y[T][Half]);
     });
     x += a.tokens * stride;
     walk.next(columns);
@@ -707,11 +723,9 @@ GPTQ_INLINE void zero_rows(float* y, index_t first, index_t last) {
   for (index_t row = first; row < last; ++row) y[row] = 0.0F;
 }
 
-/// Stores the rows of a half block that lie in first..last-1.
+/// Stores the rows of half a row block, `row` and up, that lie in first..last-1.
 template <class Ops>
-GPTQ_INLINE void store_rows(float* y, index_t half_block, index_t first, index_t last,
-                            typename Ops::floats values) {
-  index_t const row = half_block * half_block_rows;
+GPTQ_INLINE void store_rows(float* y, index_t row, index_t first, index_t last, typename Ops::floats values) {
   if (first <= row && row + half_block_rows <= last) {
     Ops::store(y + row, values);
   } else {
@@ -725,8 +739,7 @@ GPTQ_INLINE void store_rows(float* y, index_t half_block, index_t first, index_t
 
 /// What store_rows() has stored.
 template <class Ops>
-GPTQ_INLINE typename Ops::floats load_rows(float const* y, index_t half_block, index_t first, index_t last) {
-  index_t const row = half_block * half_block_rows;
+GPTQ_INLINE typename Ops::floats load_rows(float const* y, index_t row, index_t first, index_t last) {
   if (first <= row && row + half_block_rows <= last) return Ops::load(y + row);
   alignas(64) float rows[half_block_rows] = {};
   for (index_t r = 0; r < half_block_rows; ++r) {
@@ -742,41 +755,42 @@ inline constexpr int direct_tokens = Precision == precision::float32 ? 2
                                          ? Ops::direct_rows / planes_of(Precision)
                                          : 1;
 
-/// Where to start for row `first`, `Blocks` half blocks at a time.
-template <int Blocks>
-GPTQ_INLINE constexpr index_t first_half_block(index_t first) {
-  return first / (Blocks * half_block_rows) * Blocks;
-}
-
-/// Rows first..last-1 of tokens token..token+Tokens-1, from registers. With `more`, adds to what y holds.
-template <class Ops, storage_format Format, int Tokens, precision Precision>
-void direct_rows(packed_view<Format> const& view, activations<Precision> const& a, index_t token,
-                 index_t first_chunk, index_t last_chunk, float* y, index_t first, index_t last,
-                 bool more) noexcept {
+/// Rows first..last-1 of all tokens, from registers, `AtOnce` tokens at once. With `more`, adds to what y
+/// holds.
+template <class Ops, storage_format Format, int AtOnce, precision Precision>
+void direct_rows(packed_view<Format> const& view, activations<Precision> const& a, index_t first_chunk,
+                 index_t last_chunk, float* y, index_t first, index_t last, bool more) noexcept {
   constexpr int bits = Format::bits;
-  // One token reads the codes of a row block in the order of memory.
-  constexpr int blocks = Tokens == 1 && Precision != precision::float32 ? 2 : 1;
+  constexpr auto zero = zero_kind_of<Format>;
   auto const w = weights_of(view);
-  float* const of_tokens = y + token * view.out;
-  for (index_t h = first_half_block<blocks>(first); h * half_block_rows < last; h += blocks) {
-    typename Ops::floats values[Tokens][blocks];
-    unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-      unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
-        values[T][B] =
-            more ? load_rows<Ops>(of_tokens + T * view.out, h + B, first, last) : Ops::broadcast(0.0F);
+  auto const work = [&]<int Tokens>(index_t block, index_t token) __attribute__((always_inline)) {
+    typename Ops::floats values[Tokens][2];
+    auto const halves = [&](auto&& half) __attribute__((always_inline)) {
+      unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
+        unrolled<2>([&]<int B>() __attribute__((always_inline)) {
+          half(values[T][B], y + (token + T) * view.out, block * packed_rows + B * half_block_rows);
+        });
       });
+    };
+    halves([&](auto& v, float const* of_token, index_t row) __attribute__((always_inline)) {
+      v = more ? load_rows<Ops>(of_token, row, first, last) : Ops::broadcast(0.0F);
     });
     if constexpr (Precision == precision::float32) {
-      direct_float<Ops, bits, zero_kind_of<Format>>(w, a, h, token, first_chunk, last_chunk, values);
+      direct_float<Ops, bits, zero, Tokens, 0>(w, a, block, token, first_chunk, last_chunk, values);
+      direct_float<Ops, bits, zero, Tokens, 1>(w, a, block, token, first_chunk, last_chunk, values);
     } else {
-      direct<Ops, bits, zero_kind_of<Format>, static_columns<Ops, Format>>(w, a, h, token, first_chunk,
-                                                                           last_chunk, values);
+      direct<Ops, bits, zero, static_columns<Ops, Format>, Tokens>(w, a, block, token, first_chunk,
+                                                                   last_chunk, values);
     }
-    unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-      unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
-        store_rows<Ops>(of_tokens + T * view.out, h + B, first, last, values[T][B]);
-      });
-    });
+    halves([&](auto const& v, float* of_token, index_t row)
+               __attribute__((always_inline)) { store_rows<Ops>(of_token, row, first, last, v); });
+  };
+  for (index_t block = first / packed_rows; block * packed_rows < last; ++block) {
+    index_t token = 0;
+    if constexpr (AtOnce > 1) {
+      for (; token + AtOnce <= a.tokens; token += AtOnce) work.template operator()<AtOnce>(block, token);
+    }
+    for (; token < a.tokens; ++token) work.template operator()<1>(block, token);
   }
 }
 
@@ -799,7 +813,7 @@ void panel_rows(packed_view<Format> const& view, activations<Precision> const& a
   constexpr int blocks = Ops::panel_blocks;
   [[maybe_unused]]
   typename tiles_of<Ops, planes_of(Precision), static_columns<Ops, Format>>::type const tiles;
-  alignas(64) float sums[panel_tokens * blocks * half_block_rows];
+  alignas(64) float sums[panel_tokens * packed_rows];
   // As many chunks of the tokens as the second-level cache has room for, again and again for all rows.
   index_t const chunks = w.chunks.count();
   index_t const fit = 524288 / (panel_tokens * planes_of(Precision) * w.chunks.stride());
@@ -809,22 +823,22 @@ void panel_rows(packed_view<Format> const& view, activations<Precision> const& a
     index_t const tokens = left < panel_tokens ? left : panel_tokens;
     for (index_t chunk = 0; chunk < chunks; chunk += at_once) {
       index_t const last_chunk = chunk + at_once < chunks ? chunk + at_once : chunks;
-      for (index_t h = first_half_block<blocks>(first); h * half_block_rows < last; h += blocks) {
-        auto const cells = [&](auto&& cell) __attribute__((always_inline)) {
+      for (index_t block = first / packed_rows; block * packed_rows < last; ++block) {
+        auto const halves = [&](auto&& half) __attribute__((always_inline)) {
           for (index_t t = 0; t < tokens; ++t) {
-            unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
-              cell(sums + (t * blocks + B) * half_block_rows, y + (token + t) * view.out, h + B);
+            unrolled<2>([&]<int B>() __attribute__((always_inline)) {
+              half(sums + panel_sum<blocks>(t, B), y + (token + t) * view.out,
+                   block * packed_rows + B * half_block_rows);
             });
           }
         };
-        cells([&](float* sum, float const* of_token, index_t half_block) __attribute__((always_inline)) {
-          Ops::store(sum,
-                     chunk == 0 ? Ops::broadcast(0.0F) : load_rows<Ops>(of_token, half_block, first, last));
+        halves([&](float* sum, float const* of_token, index_t row) __attribute__((always_inline)) {
+          Ops::store(sum, chunk == 0 ? Ops::broadcast(0.0F) : load_rows<Ops>(of_token, row, first, last));
         });
         many_tokens<Ops, Format::bits, zero_kind_of<Format>, static_columns<Ops, Format>, blocks>(
-            w, a, h, token, token + tokens, chunk, last_chunk, sums);
-        cells([&](float const* sum, float* of_token, index_t half_block) __attribute__((always_inline)) {
-          store_rows<Ops>(of_token, half_block, first, last, Ops::load(sum));
+            w, a, block, token, token + tokens, chunk, last_chunk, sums);
+        halves([&](float const* sum, float* of_token, index_t row) __attribute__((always_inline)) {
+          store_rows<Ops>(of_token, row, first, last, Ops::load(sum));
         });
       }
     }
