@@ -1,6 +1,6 @@
 // AMX: tiles of 16 tokens x 64 columns of digits times 64 columns x 16 rows of codes, for gemm, which fills
-// them up with zeros. gemv, few tokens, a single row block and rows shorter than a tile are left to AVX-512
-// VNNI.
+// them up with zeros. gemv, few tokens, rows shorter than a tile, and groups that are no multiple of 32
+// columns are left to AVX-512 VNNI.
 #pragma once
 
 #include <gptq/arch/isa.hpp>
@@ -19,12 +19,12 @@ struct operations<isa::amx_int8> : operations<isa::avx512vnni> {
   /// Rows of digits in a tile: whole tokens.
   template <int Planes>
   static constexpr int tile_rows = 16 / Planes* Planes;
-  /// Columns in a tile, for chunks of `Columns` columns (0: any): divides the stride of their digits.
+  /// Columns in a tile, for chunks of `Columns` columns.
   template <int Columns>
-  static constexpr int tile_columns = Columns == 64 || Columns == 128 ? 64 : 32;
+  static constexpr int tile_columns = Columns < 64 ? Columns : 64;
 
-  /// The tiles of this thread, for as long as this lives: 0..3 are sums, [digits][codes]; 4, 5 digits; 6, 7
-  /// codes.
+  /// The tiles of this thread, for as long as this lives: 0..3 are codes, [columns][half block]; 4, 5 digits,
+  /// [columns]; 6, 7 sums, [half block].
   template <int Planes, int Columns>
   struct tiles {
     GPTQ_INLINE tiles() {
@@ -36,7 +36,7 @@ struct operations<isa::amx_int8> : operations<isa::avx512vnni> {
       config.palette = 1;
       for (int tile = 0; tile < 8; ++tile) {
         config.row_bytes[tile] = tile == 4 || tile == 5 ? tile_columns<Columns> : 64;
-        config.rows[tile] = tile < 6 ? tile_rows<Planes> : tile_columns<Columns> / 4;
+        config.rows[tile] = tile < 4 ? tile_columns<Columns> / 4 : tile_rows<Planes>;
       }
       _tile_loadconfig(&config);
     }
@@ -50,9 +50,9 @@ struct operations<isa::amx_int8> : operations<isa::avx512vnni> {
     return {_mm512_sub_epi8(c.v, _mm512_set1_epi8(static_cast<char>(middle)))};
   }
 
-  /// Sums of (code - 2^(bits-1)) * digit over `columns` columns, a multiple of tile_columns, of two row
-  /// blocks and `rows` rows of digits. Calls done(first_row, rows, words) for at most tile_rows of them at a
-  /// time; words[row block][row of digits * 16 + row].
+  /// Sums of (code - 2^(bits-1)) * digit over `columns` columns, one or two times tile_columns, of both
+  /// halves of a row block and `rows` rows of digits. Calls done(first_row, rows, words) for at most
+  /// tile_rows of them at a time; words[half][row of digits * 16 + row].
   template <int Planes, int Columns, class F>
   GPTQ_INLINE static void multiply_tiles(std::uint8_t const* first_panel, std::uint8_t const* second_panel,
                                          std::int8_t const* x, index_t stride, index_t columns, index_t rows,
@@ -66,43 +66,34 @@ struct operations<isa::amx_int8> : operations<isa::avx512vnni> {
       std::memset(rest, 0, static_cast<std::size_t>(high * stride));
       std::memcpy(rest, x + whole * stride, static_cast<std::size_t>((rows - whole) * stride));
     }
-    // Tiles of the next rows are multiplied while the sums of the last ones are worked on.
-    alignas(64) std::int32_t words[2][2][2][16 * 16];
-    auto const finish = [&](index_t first) __attribute__((always_inline)) {
-      auto& from = words[first / (2 * high) % 2];
-      for (int half = 0; half < 2; ++half) {
-        index_t const row = first + half * high;
-        index_t const left = rows - row;
-        if (left > 0) done(row, left < high ? left : index_t{high}, from[half]);
-      }
-    };
-    for (index_t first = 0; first < rows; first += 2 * high) {
-      auto& to = words[first / (2 * high) % 2];
-      std::int8_t const* const upper = first < whole ? x + first * stride : rest;
-      std::int8_t const* const lower = first + high < whole ? x + (first + high) * stride : rest;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (index_t k = 0; k < columns; k += step) {
-        _tile_loadd(6, first_panel + 16 * k, 64);
-        _tile_loadd(4, upper + k, stride);
-        _tile_loadd(7, second_panel + 16 * k, 64);
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 7);
-        if (first + high < rows) {
-          _tile_loadd(5, lower + k, stride);
-          _tile_dpbssd(2, 5, 6);
-          _tile_dpbssd(3, 5, 7);
-        }
-      }
-      _tile_stored(0, to[0][0], 64);
-      _tile_stored(1, to[0][1], 64);
-      _tile_stored(2, to[1][0], 64);
-      _tile_stored(3, to[1][1], 64);
-      if (first > 0) finish(first - 2 * high);
+    bool const two = columns > step;
+    _tile_loadd(0, first_panel, 64);
+    _tile_loadd(1, second_panel, 64);
+    if (two) {
+      _tile_loadd(2, first_panel + 16 * step, 64);
+      _tile_loadd(3, second_panel + 16 * step, 64);
     }
-    finish((rows - 1) / (2 * high) * (2 * high));
+    // Tiles of the next rows are multiplied while the sums of the last ones are worked on.
+    alignas(64) std::int32_t words[2][2][16 * 16];
+    for (index_t row = 0; row < rows; row += high) {
+      std::int8_t const* const digits = row < whole ? x + row * stride : rest;
+      auto& to = words[row / high % 2];
+      _tile_zero(6);
+      _tile_zero(7);
+      _tile_loadd(4, digits, stride);
+      _tile_dpbssd(6, 4, 0);
+      _tile_dpbssd(7, 4, 1);
+      if (two) {
+        _tile_loadd(5, digits + step, stride);
+        _tile_dpbssd(6, 5, 2);
+        _tile_dpbssd(7, 5, 3);
+      }
+      _tile_stored(6, to[0], 64);
+      _tile_stored(7, to[1], 64);
+      if (row > 0) done(row - high, index_t{high}, words[(row / high + 1) % 2]);
+    }
+    index_t const last = (rows - 1) / high * high;
+    done(last, rows - last, words[last / high % 2]);
   }
 
  private:

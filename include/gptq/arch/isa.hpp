@@ -28,8 +28,10 @@
 
 #if defined(__x86_64__)
 #define GPTQ_CPU_HAS(feature) (__builtin_cpu_supports(feature) != 0)
+#define GPTQ_CPU_IS(vendor) (__builtin_cpu_is(vendor) != 0)
 #else
 #define GPTQ_CPU_HAS(feature) false
+#define GPTQ_CPU_IS(vendor) false
 #endif
 
 namespace gptq::isa {
@@ -207,6 +209,10 @@ GPTQ_INLINE bool may_use_amx() {
   return false;
 #endif
 }
+
+/// Whether codes come faster from memory when kernels fetch them ahead. On Emerald Rapids they do by a third;
+/// on Zen 4 the CPU alone is faster by a fourth.
+GPTQ_INLINE bool wants_prefetches() { return GPTQ_CPU_IS("intel"); }
 
 GPTQ_INLINE bool has_dot_product() {
 #if defined(__aarch64__) && defined(__linux__)

@@ -214,13 +214,14 @@ struct packed_source {
   static constexpr bool share_digits = Ops::template shared_digits<Bits, Planes>;
 
   std::uint8_t const* tile;
+  bool fetches;  ///< ahead, from memory
   GPTQ_INLINE unit_type at(index_t unit) const { return unit_type(tile + unit * unit_bytes); }
-  /// Fetches what comes `Ahead` bytes later, to the second-level cache.
-  template <index_t Ahead>
+  /// Fetches what comes later.
   GPTQ_INLINE void prefetch(index_t unit) const {
-    if constexpr (Ahead != 0) {
+    if constexpr (Ops::prefetch_bytes != 0) {
+      if (!fetches) return;
       for (index_t line = 0; line < half_unit_bytes<Bits>; line += 64) {
-        __builtin_prefetch(tile + unit * unit_bytes + Ahead + line, 0, 2);
+        __builtin_prefetch(tile + unit * unit_bytes + Ops::prefetch_bytes + line, 0, 2);
       }
     }
   }
@@ -244,7 +245,6 @@ struct panel_source {
 
   std::uint8_t const* tile;
   GPTQ_INLINE unit_type at(index_t unit) const { return tile + unit * unit_bytes; }
-  template <index_t Ahead>
   GPTQ_INLINE void prefetch(index_t /*unit*/) const {}  // in the first-level cache
   template <int Step>
   GPTQ_INLINE static typename Ops::codes codes(unit_type const& u) {
@@ -277,7 +277,7 @@ GPTQ_INLINE void dot_chunk(Source const (&source)[Blocks], std::int8_t const* x,
       auto const half_blocks = [&]<int First, int Count>() __attribute__((always_inline)) {
         typename Source::unit_type unit[Count];
         unrolled<Count>([&]<int B>() __attribute__((always_inline)) {
-          source[First + B].template prefetch<Ops::prefetch_bytes>(u);
+          source[First + B].prefetch(u);
           unit[B] = source[First + B].at(u);
         });
         unrolled<codes_of::steps>([&]<int S>() __attribute__((always_inline)) {
@@ -438,12 +438,13 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
   std::int8_t const* x = a.digits + token * planes * stride;
   digit_sums const* sums = a.sums + token * planes;
   float const* scales = a.scales + token;
+  bool const fetches = Ops::prefetch_bytes != 0 && isa::detail::wants_prefetches();
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
     unrolled<2 / at_once>([&]<int I>() __attribute__((always_inline)) {
       source_type source[at_once];
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
-        source[B].tile = tile + (I * at_once + B) * half_unit_bytes<Bits>;
+        source[B] = {tile + (I * at_once + B) * half_unit_bytes<Bits>, fetches};
       });
       typename Ops::words total[Tokens * planes][at_once];
       if (Columns != 0 && columns == Columns) {
@@ -586,10 +587,10 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* tile, index_t columns, std::int8
   alignas(64) std::uint8_t panels[2][16 * max_chunk_columns];
   index_t const units = source_type::units(columns);
   index_t const padded = (columns + step - 1) / step * step;
-  for (int b = 0; b < 2; ++b) {
-    unpack_panel<Ops, Bits>(tile + b * half_unit_bytes<Bits>, units, panels[b],
+  for (int half = 0; half < 2; ++half) {
+    unpack_panel<Ops, Bits>(tile + half * half_unit_bytes<Bits>, units, panels[half],
                             [](typename Ops::codes c) { return Ops::centred(c, 1 << (Bits - 1)); });
-    for (index_t i = 16 * units * source_type::unit_columns; i < 16 * padded; ++i) panels[b][i] = 0;
+    for (index_t i = 16 * units * source_type::unit_columns; i < 16 * padded; ++i) panels[half][i] = 0;
   }
   Ops::template multiply_tiles<Planes, Columns>(
       panels[0], panels[1], x, stride, padded, tokens * Planes,
@@ -609,7 +610,7 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* tile, index_t columns, std::int8
       });
 }
 
-/// As panel(), for a row block, through tiles.
+/// As panel(), through tiles.
 template <class Ops, int Bits, zero_kind Zero, int Columns, class Scale, precision Precision>
 GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
                        index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
@@ -617,7 +618,6 @@ GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a,
   constexpr int planes = planes_of(Precision);
   using source_type = packed_source<Ops, Bits>;
   index_t const stride = w.chunks.stride();
-  index_t const tokens = last_token - first_token;
   chunk_walk walk(w.chunks, first_chunk);
   std::uint8_t const* tile = tile_of<Ops, Bits>(w, row_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
@@ -626,8 +626,8 @@ GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a,
                                          load_group<Ops, Bits, Zero>(w, row_block, 1, walk.group)};
     index_t const cell = chunk * a.tokens + first_token;
     tile_chunk<Ops, Bits, Zero, Columns, planes>(tile, columns, a.digits + cell * planes * stride, stride,
-                                                 a.sums + cell * planes, a.scales + cell, tokens, values, w,
-                                                 y);
+                                                 a.sums + cell * planes, a.scales + cell,
+                                                 last_token - first_token, values, w, y);
     tile += source_type::units(columns) * source_type::unit_bytes;
     walk.next(columns);
   }
@@ -638,7 +638,7 @@ template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Sc
 GPTQ_INLINE void many_tokens(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
                              index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
                              float* y) {
-  if constexpr (has_tiles<Ops>) {
+  if constexpr (has_tiles<Ops> && Columns != 0) {
     static_assert(Blocks == 2);
     // Rows shorter than a full chunk may not fill the tiles made for it.
     if (w.chunks.stride() % Ops::template tile_columns<Columns> == 0) {
@@ -800,8 +800,7 @@ struct tiles_of {
   struct type {};
 };
 template <class Ops, int Planes, int Columns>
-requires has_tiles<Ops>
-struct tiles_of<Ops, Planes, Columns> {
+requires(has_tiles<Ops>&& Columns != 0) struct tiles_of<Ops, Planes, Columns> {
   using type = typename Ops::template tiles<Planes, Columns>;
 };
 

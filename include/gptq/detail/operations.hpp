@@ -11,7 +11,7 @@
 //   direct_rows ...   how many rows of digits (planes of tokens) and half blocks are worked on at once, to
 //                     keep registers busy
 //   direct_tokens     up to how many tokens codes are unpacked again for each few of them, not once for all
-//   prefetch_bytes    how far ahead codes are fetched from memory; 0: left to the CPU
+//   prefetch_bytes    how far ahead codes are fetched from memory on CPUs that want it; 0: never
 #pragma once
 
 #include <cstdint>
