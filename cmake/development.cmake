@@ -2,6 +2,9 @@
 
 set(CMAKE_CXX_EXTENSIONS OFF)
 
+# Sanitizers are for the library's tests and the quantizer. Other programs would only take long to compile.
+string(REGEX MATCH "-fsanitize" GPTQ_SANITIZED "${CMAKE_CXX_FLAGS}")
+
 add_library(gptq_warnings INTERFACE)
 target_compile_options(gptq_warnings INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wshadow $<$<BOOL:${GPTQ_WERROR}>:-Werror>)
