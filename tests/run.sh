@@ -57,16 +57,16 @@ if ! $quick; then
   find include tests bench examples \( -name '*.hpp' -o -name '*.cpp' \) -print0 |
     xargs -0 clang-format --dry-run -Werror
 
-  phase "clang++: build with warnings as errors, test"
+  phase "clang++: build the kernels with warnings as errors, test"
   build_and_test clang
 
   phase "clang-tidy"
   # Between them these include every header.
   printf '%s\n' tests/two_units/a.cpp tests/safetensors_test.cpp tests/checkpoint_gptq_test.cpp tests/parallel_test.cpp \
     tests/dispatch/dispatch_test.cpp |
-    xargs -P "$(nproc)" -n 1 clang-tidy --quiet -p build/clang
+    xargs -P "$(nproc)" -n 1 clang-tidy --quiet -p build/dev
 
-  phase "address and undefined-behaviour sanitizers: build, test"
+  phase "clang++, address and undefined-behaviour sanitizers: build with warnings as errors, test"
   build_and_test sanitize
 
   phase "AArch64 under qemu: build the kernels, test"
