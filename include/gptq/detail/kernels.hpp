@@ -272,9 +272,9 @@ GPTQ_INLINE void dot_chunk(Source const (&source)[Blocks], std::int8_t const* x,
       });
     });
     auto const work = [&](index_t u) __attribute__((always_inline)) {
-      std::int8_t const* here = x + u * Source::unit_columns;
       // Half blocks First..First+Count-1 share each broadcast of digits.
-      auto const half_blocks = [&]<int First, int Count>() __attribute__((always_inline)) {
+      auto const half_blocks = [&]<int First, int Count>(std::int8_t const* here)
+          __attribute__((always_inline)) {
         typename Source::unit_type unit[Count];
         unrolled<Count>([&]<int B>() __attribute__((always_inline)) {
           source[First + B].prefetch(u);
@@ -293,13 +293,14 @@ GPTQ_INLINE void dot_chunk(Source const (&source)[Blocks], std::int8_t const* x,
           });
         });
       };
+      std::int8_t const* here = x + u * Source::unit_columns;
       if constexpr (Blocks == 1 || Source::template share_digits<Planes>) {
-        half_blocks.template operator()<0, Blocks>();
+        half_blocks.template operator()<0, Blocks>(here);
       } else {
-        unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-          half_blocks.template operator()<B, 1>();
-          asm("" : "+r"(here));  // or compilers would share them, in more registers than there are
-        });
+        static_assert(Blocks == 2);
+        half_blocks.template operator()<0, 1>(here);
+        asm("" : "+r"(here));  // or compilers would share them, in more registers than there are
+        half_blocks.template operator()<1, 1>(here);
       }
     };
     if constexpr (std::is_same_v<decltype(count), index_t>) {
