@@ -1,12 +1,13 @@
-// How good the codes are: the error of quantized layers on tokens that no method has seen, and what it does to
-// a model's predictions, every method beside the published ones in the same run.
+// How good the codes are: the error of quantized layers on tokens that no method has seen, and what it does
+// to a model's predictions, every method beside the published ones in the same run.
 //
 //   bench_accuracy --model examples/data/kjv-bytes --format fixed_zero:4:128 --format asymmetric:4:128
 //   bench_accuracy --synthetic
 //
 // E of a layer is tr(D H D') / tr(W H W') for D = W - Q, Q decoded from the packed bytes and H the undamped
-// Hessian of held-out tokens as the unquantized model computes them. Calibration is repeated on random subsets
-// of the calibration windows; what is left of these is for methods that choose by tokens of their own.
+// Hessian of held-out tokens as the unquantized model computes them. Calibration is repeated on random
+// subsets of the calibration windows; what is left of these is for methods that choose by tokens of their
+// own.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -47,6 +48,7 @@ struct arguments {
   std::vector<std::string> formats{"fixed_zero:4:128", "asymmetric:4:128"};
   std::vector<std::string> methods;
   std::int64_t window = 0;
+  std::int64_t samples = 128;
   std::int64_t subsets = 5;
   std::int64_t held_out_windows = 128;
   std::int64_t eval_windows = 32;
@@ -152,7 +154,7 @@ subject subject_of(llama::model const& m, arguments const& args, std::int64_t wi
                    std::span<llama::token_window const> held_out_windows) {
   subject s{args.model.filename().string(), accuracy::layers_of(m, args.threads), {}, {}};
   auto windows = llama::cut_windows(calibration, window, 0);
-  auto const used = std::min<std::size_t>(128, windows.size() * 3 / 4);
+  auto const used = std::min<std::size_t>(static_cast<std::size_t>(args.samples), windows.size() * 3 / 4);
   if (used == 0) throw gptq::error("too few calibration windows");
   for (std::int64_t i = 0; i < args.subsets; ++i) {
     std::mt19937 random(static_cast<std::uint32_t>(i + 1));
@@ -228,10 +230,10 @@ double sum_of(outcome const& o) { return std::accumulate(o.errors.begin(), o.err
 
 /// How the errors of `ours` compare with those of a baseline, subset by subset.
 struct comparison {
-  estimate sum;            ///< of the sums over layers: ratio - 1
-  estimate median;         ///< of the median over layers of the ratio, minus 1
-  double worst = 0.0;      ///< of any layer on any subset: ratio - 1
-  int worse_layers = 0;    ///< of all layers on all subsets
+  estimate sum;          ///< of the sums over layers: ratio - 1
+  estimate median;       ///< of the median over layers of the ratio, minus 1
+  double worst = 0.0;    ///< of any layer on any subset: ratio - 1
+  int worse_layers = 0;  ///< of all layers on all subsets
 };
 
 comparison compare(outcomes const& ours, outcomes const& baseline) {
@@ -277,16 +279,19 @@ std::vector<double> differences(std::vector<double> a, std::vector<double> const
 
 nlohmann::ordered_json to_json(estimate const& e) {
   return {{"mean", e.mean},
-          {"half_width_95", std::isnan(e.half_width) ? nlohmann::ordered_json() : nlohmann::ordered_json(e.half_width)}};
+          {"half_width_95",
+           std::isnan(e.half_width) ? nlohmann::ordered_json() : nlohmann::ordered_json(e.half_width)}};
 }
 
 void report(std::string const& format, std::vector<std::string> const& names,
             std::vector<outcomes> const& results, judged_model const* judged, nlohmann::ordered_json& rows) {
   using accuracy::window_scores;
-  fmt::print("\n{}\n{:<14} {:>11} {:>13} {:>13} {:>7} {:>13} {:>13} {:>7} {:>8}", format, "method", "sum of E",
-             "sum vs A, %", "median vs A", "worst", "sum vs B, %", "median vs B", "worst", "seconds");
+  fmt::print("\n{}\n{:<14} {:>11} {:>13} {:>13} {:>7} {:>13} {:>13} {:>7} {:>8}", format, "method",
+             "sum of E", "sum vs A, %", "median vs A", "worst", "sum vs B, %", "median vs B", "worst",
+             "seconds");
   if (judged != nullptr) {
-    fmt::print(" {:>10} {:>17} {:>8} {:>22}", "perplexity", "KL to float32", "of A's", "log-likelihood - A's");
+    fmt::print(" {:>10} {:>17} {:>8} {:>22}", "perplexity", "KL to float32", "of A's",
+               "log-likelihood - A's");
   }
   fmt::print("\n");
   for (std::size_t m = 0; m < names.size(); ++m) {
@@ -299,10 +304,8 @@ void report(std::string const& format, std::vector<std::string> const& names,
     }
     comparison const a = compare(ours, results[0]);
     comparison const b = compare(ours, results[1]);
-    nlohmann::ordered_json row{{"format", format},
-                               {"method", names[m]},
-                               {"sum", to_json(estimate_of(sums))},
-                               {"seconds", seconds}};
+    nlohmann::ordered_json row{
+        {"format", format}, {"method", names[m]}, {"sum", to_json(estimate_of(sums))}, {"seconds", seconds}};
     for (auto const& [name, c] : {std::pair("against_a", &a), std::pair("against_b", &b)}) {
       row[name] = {{"sum", to_json(c->sum)},
                    {"median", to_json(c->median)},
@@ -340,7 +343,8 @@ std::vector<method> chosen_methods(arguments const& args) {
   std::vector<method> chosen;
   for (method const& m : accuracy::methods()) {
     bool const baseline = chosen.size() < 2;
-    if (baseline || args.methods.empty() || std::count(args.methods.begin(), args.methods.end(), m.name) > 0) {
+    if (baseline || args.methods.empty() ||
+        std::count(args.methods.begin(), args.methods.end(), m.name) > 0) {
       chosen.push_back(m);
     }
   }
@@ -405,16 +409,21 @@ void run_model(arguments const& args) {
 
 int main(int argc, char** argv) {
   arguments args;
-  CLI::App app("Held-out error of quantized layers, and what it does to a model, beside the published methods.",
-               "bench_accuracy");
+  CLI::App app(
+      "Held-out error of quantized layers, and what it does to a model, beside the published methods.",
+      "bench_accuracy");
   auto* const model = app.add_option("--model", args.model, "Hugging Face directory of a LLaMA");
-  app.add_flag("--synthetic", args.synthetic, "Made-up layers with outlier channels instead")->excludes(model);
+  app.add_flag("--synthetic", args.synthetic, "Made-up layers with outlier channels instead")
+      ->excludes(model);
   app.add_option("--calibration", args.calibration, "As quantize_llama's [MODEL/calibration.i32 or .txt]");
   app.add_option("--evaluation", args.evaluation, "Held-out text [MODEL/evaluation.i32 or .txt]");
   app.add_option("--window", args.window, "Tokens in a sequence [the model's maximum, at most 2048]");
-  app.add_option("--format", args.formats, "SCHEME:BITS:GROUP_SIZE, any number of them")->capture_default_str();
+  app.add_option("--format", args.formats, "SCHEME:BITS:GROUP_SIZE, any number of them")
+      ->capture_default_str();
   app.add_option("--method", args.methods, "Besides the baselines, any number of them [all]");
   app.add_option("--subsets", args.subsets, "Random calibration subsets")->capture_default_str();
+  app.add_option("--samples", args.samples, "Calibration windows a subset, at most 3/4 of what there are")
+      ->capture_default_str();
   app.add_option("--held-out-windows", args.held_out_windows, "For E")->capture_default_str();
   app.add_option("--eval-windows", args.eval_windows, "For perplexity and divergence; 0: neither")
       ->capture_default_str();

@@ -13,11 +13,33 @@ using formats =
 }  // namespace
 
 std::span<method const> methods() {
+  using enum gptq::quality;
   static std::vector<method> const all{
-      {"A", "the published default: act-order, range of the weights", {.act_order = true, .reference = true}},
+      {"A",
+       "the published default: act-order, range of the weights",
+       {.quality = reference, .act_order = true}},
       {"B",
        "the published best: static act-order, mse search",
-       {.mse = true, .act_order = true, .static_groups = true, .reference = true}},
+       {.quality = reference, .mse = true, .act_order = true, .static_groups = true}},
+      {"fast", "the library's default", {fast}},
+      {"best", "the library's best", {best}},
+      // What each part contributes, one more at a time.
+      {"search", "static act-order, grids in the metric of the sweep", {.quality = fast}, {.search = true}},
+      {"pass 1", "and a pass of coordinate descent", {.quality = fast}, {.search = true, .passes = 1}},
+      {"pass 10", "search and ten passes", {.quality = fast}, {.search = true, .passes = 10}},
+      {"rounds 2",
+       "search, scales fitted and swept again twice, six passes",
+       {.quality = fast},
+       {.search = true, .rounds = 2, .passes = 6}},
+      {"beam 8",
+       "the second of these with a beam of 8",
+       {.quality = fast},
+       {.search = true, .rounds = 2, .beam = 8, .passes = 6}},
+      // The published best with the damping alone chosen on held-out tokens.
+      {"B damping",
+       "the published best, damping chosen",
+       {.quality = plain, .mse = true, .act_order = true, .static_groups = true},
+       {.choose = true}},
   };
   return all;
 }
@@ -25,7 +47,10 @@ std::span<method const> methods() {
 quantized quantize(gptq::format_spec const& format, method const& how, gptq::matrix const& weight,
                    gptq::hessian const& h, gptq::hessian const* held_out) {
   return gptq::with_format<formats>(format, [&]<class Format>() -> quantized {
-    auto const layer = gptq::quantize<Format>(weight, h, how.options, held_out);
+    auto const values = gptq::detail::values_of<Format>(weight.cols(), how.options);
+    auto const layer = gptq::detail::layer_of<Format>(
+        gptq::detail::solve(gptq::matrix(weight), h, values, how.options, how.how, held_out), weight.rows(),
+        weight.cols());
     auto const packed = gptq::pack(layer);
     quantized result{gptq::matrix(weight.rows(), weight.cols()), layer.report};
     gptq::dequantize(packed.view(), result.decoded.data());

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <gptq/detail/solution.hpp>
 #include <gptq/format.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
@@ -16,6 +17,7 @@ struct method {
   std::string name;
   std::string what;
   gptq::quantize_options options;
+  gptq::detail::recipe how = gptq::detail::recipe_of(options.quality);  ///< or only a part of it
 };
 
 /// Baselines first.
