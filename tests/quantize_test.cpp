@@ -193,12 +193,12 @@ double half_trace(Eigen::MatrixXd const& difference, Eigen::MatrixXd const& h) {
 }
 
 /// What a report says against what the layer is.
-void check_report(result const& layer, problem const& p) {
+void check_report(result const& layer, problem const& p, double tolerance = 1e-4) {
   constexpr double exact = 1e-12;  // errors of a few roundings of float, where every weight is a level
   quantize_report const& report = layer.report;
   Eigen::MatrixXd const difference = (live_weight(p.weight, p.h) - layer.decoded).cast<double>();
   CHECK(report.loss ==
-        Approx(half_trace(difference, damped(p.h, report.damping))).epsilon(1e-4).margin(exact));
+        Approx(half_trace(difference, damped(p.h, report.damping))).epsilon(tolerance).margin(exact));
   CHECK(report.loss_per_token ==
         Approx(report.loss * static_cast<double>(p.h.sequences()) / p.h.tokens()).margin(exact));
   CHECK(report.output_error ==
@@ -485,7 +485,7 @@ TEST_CASE("rows of zeros and of one value", "[quantize]") {
   for (auto const& format : values_of<all_formats<gptq::group_sizes<32, whole_row>>>()) {
     CAPTURE(format.name());
     auto const layer = format.quantize(p, {.act_order = true});
-    check_report(layer, p);
+    check_report(layer, p, 2e-3);  // errors so small beside the weights that a level's own rounding counts
     CHECK(layer.decoded.row(0) == matrix::Zero(1, 72));
     auto const nearest = format.nearest(p, {});
     CHECK(nearest.decoded.row(0) == matrix::Zero(1, 72));

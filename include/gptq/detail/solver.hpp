@@ -365,11 +365,13 @@ class solver {
           float const x = now(static_cast<index_t>(i), c);
           float const code = nearest_code<HalfStep>(x, divisor, zero, lowest, highest);
           extend({cost(i, code), static_cast<int>(i), code});
-          // The level on the other side of x, which rarely is among the best: after all of the nearest ones.
-          others[i] = code + ((x > g.scale * (code - zero)) == (g.scale > 0.0F) ? 1.0F : -1.0F);
+          // The level on the other side of x, or the next one inwards where there is none. It rarely is among
+          // the best: it comes after all of the nearest ones.
+          float const outwards = (x > g.scale * (code - zero)) == (g.scale > 0.0F) ? 1.0F : -1.0F;
+          bool const inside = code + outwards >= lowest && code + outwards <= highest;
+          others[i] = code + (inside ? outwards : -outwards);
         }
         for (std::size_t i = 0; i < alive.size(); ++i) {
-          if (others[i] < lowest || others[i] > highest) continue;
           extend({cost(i, others[i]), static_cast<int>(i), others[i]});
         }
         float const weight = work_(row, a0 + c);
