@@ -116,6 +116,7 @@ TEST_CASE("every pass of coordinate descent lowers the loss of every row, by wha
   problem const p(67, 600, 51);
   Eigen::MatrixXd const h = p.damped(0.01);
   for (any_format const& format : all_formats({32, 136, 288, 0})) {
+    if (format.group > 32 && format.bits != 3) continue;
     CAPTURE(format.scheme, format.bits, format.group);
     format_values const f = format.values(600);
     solution s = solve(p, f, {.search = true});
@@ -155,14 +156,15 @@ TEST_CASE("coordinate descent ends where no single code is worth changing", "[re
     Eigen::VectorXf const extra = Eigen::VectorXf::Constant(48, 0.01F * p.h.sum().diagonal().mean());
     refinement refine(difference, p.h, extra, f, 1, s);
     std::vector<double> gained(5);
-    for (int pass = 0; pass < 200; ++pass) refine.pass(true, gained);
+    for (int pass = 0; pass < 50; ++pass) refine.pass(true, gained);
     auto const losses = losses_of(p, s, f, h);
     for (index_t row = 0; row < 5; ++row) {
       double best = losses[at(row)];
       for (index_t column = 0; column < 48; ++column) {
         std::uint8_t& code = s.codes[at(row * 48 + column)];
         std::uint8_t const kept = code;
-        for (int other = f.levels.min_code; other <= f.levels.max_code; ++other) {
+        for (int const other : {kept - 1, kept + 1}) {  // the loss is a parabola of each code
+          if (other < f.levels.min_code || other > f.levels.max_code) continue;
           code = static_cast<std::uint8_t>(other);
           best = std::min(best, losses_of(p, s, f, h)[at(row)]);
         }
@@ -331,7 +333,7 @@ TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-ou
 }
 
 TEST_CASE("fast and best give the same bits for any number of threads", "[refine]") {
-  problem const p(150, 280, 56);
+  problem const p(70, 280, 56);
   for (any_format const& format : all_formats({32, 0})) {
     if (format.bits != 3) continue;
     format_values const f = format.values(280);
@@ -341,7 +343,7 @@ TEST_CASE("fast and best give the same bits for any number of threads", "[refine
                                    gptq::detail::recipe_of(q), &p.h);
       };
       solution const one = run(1);
-      for (int const threads : {2, 5}) {
+      for (int const threads : {3}) {
         solution const some = run(threads);
         CHECK((one.codes == some.codes && one.scales == some.scales && one.zeros == some.zeros));
         CHECK(one.report.loss == some.report.loss);
