@@ -52,7 +52,7 @@ inline recipe recipe_of(quality q) {
     case quality::fast:
       return {.search = true, .passes = 2};
     case quality::best:
-      return {.search = true, .rounds = 2, .beam = 8, .passes = 6, .choose = true};
+      return {.search = true, .rounds = 2, .beam = 6, .passes = 4, .choose = true};
   }
   return {};
 }
