@@ -65,14 +65,17 @@ double output_error(Eigen::Ref<matrix const> const& weight, Eigen::Ref<matrix co
 
 namespace detail {
 
-/// Solves and completes the report.
+/// tr(W S W') on held-out tokens, where there are some.
+inline double signal_of(matrix const& weight, hessian const* held_out, int threads) {
+  return held_out == nullptr ? quantize_report::not_measured
+                             : quadratic_form(weight, held_out->sum(), threads);
+}
+
+/// Solves and completes the report. `held_out_signal` is signal_of(weight, held_out).
 inline solution solve_once(matrix&& weight, hessian const& h, format_values const& format,
-                           quantize_options const& options, recipe const& how, hessian const* held_out) {
-  constexpr double unknown = quantize_report::not_measured;
-  double const signal =
-      options.measure_output_error ? quadratic_form(weight, h.sum(), options.threads) : unknown;
-  double const held_out_signal =
-      held_out == nullptr ? unknown : quadratic_form(weight, held_out->sum(), options.threads);
+                           quantize_options const& options, recipe const& how, hessian const* held_out,
+                           double held_out_signal) {
+  double const signal = signal_of(weight, options.measure_output_error ? &h : nullptr, options.threads);
   auto const run = [&](auto&& solver) {
     solution result = solver.solve();
     quantize_report& report = result.report;
@@ -98,28 +101,35 @@ inline solution solve_once(matrix&& weight, hessian const& h, format_values cons
 inline solution solve_best(matrix&& weight, hessian const& h, format_values const& format,
                            quantize_options options, recipe const& how, hessian const& held_out) {
   double const given = options.damping;
+  double const signal = signal_of(weight, &held_out, options.threads);
   recipe const sketch{.search = how.search, .passes = std::min(how.passes, 1)};
   double least = std::numeric_limits<double>::infinity();
   for (double const times : {1.0, 10.0, 100.0}) {
     quantize_options candidate = options;
     candidate.damping = std::min(1.0, given * times);
+    candidate.measure_output_error = false;
     if (times > 1.0 && !(candidate.damping > options.damping)) break;
     double const error =
-        solve_once(matrix(weight), h, format, candidate, sketch, &held_out).report.held_out_error;
+        solve_once(matrix(weight), h, format, candidate, sketch, &held_out, signal).report.held_out_error;
     if (!(error < least)) break;
     least = error;
     options.damping = candidate.damping;
   }
-  solution best = solve_once(matrix(weight), h, format, options, how, &held_out);
+  solution best = solve_once(matrix(weight), h, format, options, how, &held_out, signal);
   // The published default and the published best.
   options.damping = given;
   options.act_order = true;
   for (bool const searched : {false, true}) {
     format_values plain = format;
     plain.grids.mse = options.static_groups = searched;
-    solution baseline = solve_once(matrix(weight), h, plain, options, {}, &held_out);
-    if (!(baseline.report.held_out_error < best.report.held_out_error)) continue;
-    best = std::move(baseline);
+    auto const baseline = [&](bool measure) {
+      quantize_options its = options;
+      its.measure_output_error = measure;
+      return solve_once(matrix(weight), h, plain, its, {}, &held_out, signal);
+    };
+    solution rough = baseline(false);
+    if (!(rough.report.held_out_error < best.report.held_out_error)) continue;
+    best = options.measure_output_error ? baseline(true) : std::move(rough);
     best.report.fell_back = true;
   }
   return best;
@@ -130,7 +140,8 @@ inline solution solve(matrix&& weight, hessian const& h, format_values const& fo
                       quantize_options const& options, recipe const& how, hessian const* held_out) {
   stopwatch const total;
   if (!how.choose || held_out == nullptr) {
-    solution result = solve_once(std::move(weight), h, format, options, how, held_out);
+    double const signal = signal_of(weight, held_out, options.threads);
+    solution result = solve_once(std::move(weight), h, format, options, how, held_out, signal);
     result.report.seconds = total.seconds();
     return result;
   }
