@@ -35,6 +35,8 @@ std::span<method const> methods() {
        "the second of these with a beam of 6",
        {.quality = fast},
        {.search = true, .rounds = 2, .beam = 6, .passes = 4}},
+      {"damping 0.1", "the default with more damping", {.quality = fast, .damping = 0.1}},
+      {"damping 1", "with as much as there is", {.quality = fast, .damping = 1.0}},
       // The published best with the damping alone chosen on held-out tokens.
       {"B damping",
        "the published best, damping chosen",
