@@ -110,10 +110,17 @@ void add(char const* name, gptq::quantize_options const& options,
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  add<q4>("fixed_zero_4_128", {}, {{4096, 4096}});
-  add<q4>("fixed_zero_4_128_act_order", {.act_order = true}, {{1024, 1024}, {4096, 4096}, {4096, 11008}});
-  add<q4_asymmetric>("asymmetric_4_128_act_order", {.act_order = true}, {{4096, 4096}});
-  add<q4>("fixed_zero_4_128_mse_act_order", {.mse = true, .act_order = true}, {{4096, 4096}});
+  using enum gptq::quality;
+  std::vector<std::vector<std::int64_t>> const sizes{{1024, 1024}, {4096, 4096}, {4096, 11008}};
+  add<q4>("fixed_zero_4_128", {.quality = plain}, {{4096, 4096}});
+  add<q4>("fixed_zero_4_128_act_order", {.quality = plain, .act_order = true}, sizes);
+  add<q4_asymmetric>("asymmetric_4_128_act_order", {.quality = plain, .act_order = true}, {{4096, 4096}});
+  add<q4>("fixed_zero_4_128_mse_act_order", {.quality = plain, .mse = true, .act_order = true},
+          {{4096, 4096}});
+  add<q4>("fixed_zero_4_128_reference", {.quality = reference, .act_order = true},
+          {{1024, 1024}, {4096, 4096}});
+  add<q4>("fixed_zero_4_128_fast", {.quality = fast}, sizes);
+  add<q4>("fixed_zero_4_128_best", {.quality = best}, {{1024, 1024}, {4096, 4096}});
   benchmark::RegisterBenchmark("hessian", hessian)
       ->ArgNames({"tokens", "in"})
       ->Args({2048, 4096})

@@ -4,7 +4,7 @@
 usage: figures.py PROGRAM MODEL WINDOW CALIBRATION EVALUATION REFERENCE.json [BITS GROUP_SIZE]
 
 REFERENCE.json lists runs, each with "method", "bits", "group_size", "ppl" and "layers" (losses by "LAYER.NAME").
-Runs quantize_llama --reference --true-sequential on the first 128 calibration windows for every method that it has,
+Runs quantize_llama --quality reference --true-sequential on the first 128 calibration windows for every method that it has,
 prints one line each, and exits with 1 when a layer's loss is off by more than 2 % or a perplexity by more than 0.02.
 """
 import json
@@ -29,7 +29,7 @@ def quantize(program, model, window, calibration, evaluation, run):
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         subprocess.run(
             [program, model, "--calibration", calibration, "--evaluation", evaluation, "--window", window,
-             "--reference", "--true-sequential", "--no-float-baseline", "--bits", str(run["bits"]),
+             "--quality", "reference", "--true-sequential", "--no-float-baseline", "--bits", str(run["bits"]),
              "--group-size", str(run["group_size"]), "--json", out.name] + METHODS[run["method"]],
             check=True, stdout=subprocess.DEVNULL)
         return json.load(open(out.name))

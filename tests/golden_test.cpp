@@ -70,10 +70,10 @@ void check_case(layer_data const& data, nlohmann::json const& c, totals& total) 
   INFO(c.at("layer").get<std::string>() << " " << name);
   auto const h = gptq::hessian::from_matrix(data.hessian, 2, 2);
   auto const layer = gptq::quantize<Format>(data.weight, h,
-                                            {.mse = c.at("mse").get<bool>(),
+                                            {.quality = gptq::quality::reference,
+                                             .mse = c.at("mse").get<bool>(),
                                              .act_order = c.at("act_order").get<bool>(),
-                                             .static_groups = c.at("static_groups").get<bool>(),
-                                             .reference = true});
+                                             .static_groups = c.at("static_groups").get<bool>()});
   ++total.cases;
 
   // Original column order: what a checkpoint holds.

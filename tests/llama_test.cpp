@@ -769,7 +769,7 @@ TEST_CASE("the program") {
         {model + good + "--samples 0", "--samples"},
         {model + good + "--generate abc --generate-tokens 62", "64 positions"},
         {model + good + "--json /none/x", "/none/x: cannot be written"},
-        {model + good + "--reference --scale float16", "--reference"},
+        {model + good + "--quality reference --scale float16", "--quality reference"},
         {model + good + "--nonsense", "--nonsense"},
     };
     for (auto const& [arguments, message] : cases) {

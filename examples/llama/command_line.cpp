@@ -91,9 +91,14 @@ void add_method_options(CLI::App& app, quantization& how) {
       ->check(between(1, 1 << 16))
       ->type_name("N")
       ->capture_default_str();
-  app.add_flag("--reference", options.reference,
-               "The published arithmetic with its defects, for comparisons;\n"
-               "implies --scale float32");
+  app.add_option("--quality", options.quality,
+                 "Work put into the codes: reference (the published arithmetic with\n"
+                 "its defects, implies --scale float32), plain, fast, best [fast]")
+      ->transform(translate<gptq::quality>({{"reference", gptq::quality::reference},
+                                            {"plain", gptq::quality::plain},
+                                            {"fast", gptq::quality::fast},
+                                            {"best", gptq::quality::best}}))
+      ->type_name("NAME");
 }
 
 void add_writing_options(CLI::App& app, command_line& args) {
@@ -166,10 +171,11 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   } catch (CLI::ParseError const& e) {
     throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
   }
-  if (options.reference && scales == gptq::scale_type::float16) {
-    throw gptq::error("--reference does not round scales: it cannot go with --scale float16");
+  bool const reference = options.quality == gptq::quality::reference;
+  if (reference && scales == gptq::scale_type::float16) {
+    throw gptq::error("--quality reference does not round scales: it cannot go with --scale float16");
   }
-  format.scales = scales.value_or(options.reference ? gptq::scale_type::float32 : gptq::scale_type::float16);
+  format.scales = scales.value_or(reference ? gptq::scale_type::float32 : gptq::scale_type::float16);
   options.threads = args.how.threads;
   return args;
 }

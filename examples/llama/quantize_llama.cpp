@@ -171,7 +171,7 @@ void run(command_line args) {
              args.model.string(), c.num_hidden_layers, c.hidden_size,
              static_cast<double>(m.parameters()) * 1e-6);
   fmt::print("method       {}{}\n", args.how.quantize.round_to_nearest ? "round to nearest" : "GPTQ",
-             args.how.quantize.options.reference ? ", as published" : "");
+             args.how.quantize.options.quality == gptq::quality::reference ? ", as published" : "");
   fmt::print("format       {}\n", to_string(args.how.quantize.format));
   fmt::print("calibration  {} windows of {} tokens\n", calibration.windows.size(), args.window);
   if (evaluation)

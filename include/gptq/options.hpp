@@ -5,12 +5,25 @@
 
 namespace gptq {
 
+/// How much work goes into a layer's codes and scales; the bytes are the same.
+enum class quality {
+  reference,  ///< the published algorithm in its own order of operations, defects included: for comparisons
+              ///< (detail/published.hpp names the defects). Use float32 scales, the fourth parameter of
+              ///< format, with it: the published solvers do not round them.
+  plain,      ///< the same algorithm without the defects, and several times as fast
+  fast,       ///< grids found in the Hessian's metric, then two passes of coordinate descent
+  best,       ///< more rounds of both, and a beam of several candidates in every sweep
+};
+
 struct quantize_options {
-  /// How a group's scale is found (grid.hpp), and whether smaller ranges are tried as well.
+  gptq::quality quality = gptq::quality::fast;
+  /// How a group's scale is found (grid.hpp), and whether smaller ranges are tried as well. With quality fast
+  /// and best, this is where the search for a better one begins.
   grid_rule grid = grid_rule::published;
   bool mse = false;
   /// Quantize the inputs with the largest diag(H) first. Groups are then runs of that order, and the layer
-  /// carries the order with it, unless static_groups keeps them runs of the original columns.
+  /// carries the order with it, unless static_groups keeps them runs of the original columns. Quality fast
+  /// and best always do both.
   bool act_order = false;
   /// Find all grids before the first column is quantized, on the given weights and the original columns.
   bool static_groups = false;
@@ -19,10 +32,6 @@ struct quantize_options {
   double damping = 0.01;
   /// Columns that are handled together between two large products. Changes rounding errors only.
   int block_size = 128;
-  /// Run the published algorithm in its own order of operations, defects included, instead of ours: for
-  /// comparisons (detail/published.hpp names the defects). Use float32 scales, the fourth parameter of
-  /// format, with it: the published solvers do not round them.
-  bool reference = false;
   /// Report the output error on the calibration data, which costs N K^2 operations more.
   bool measure_output_error = true;
   /// 0: one a core. The result does not depend on it (but see detail/linear_algebra.hpp for a threaded BLAS).

@@ -7,7 +7,9 @@
 // Pre-trained Transformers", 2022. How it is computed: detail/solver.hpp.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -27,8 +29,12 @@ namespace gptq {
 
 /// Quantizes weight[out, in] by GPTQ. Memory besides the arguments: a copy of the weight (none if it is moved
 /// in: it is overwritten), a K x K float matrix, N x 4 block_size floats (N x group size where dynamic groups
-/// are larger than that), and the result.
-/// @param held_out  Hessian of other tokens, to report the error on them; may be null
+/// are larger than that), and the result. Quality best takes two copies of the weight and one of the codes
+/// more, and quality fast and best another square matrix as wide as a group, where that is more than a block.
+/// @param held_out  Hessian of other tokens, to report the error on them; may be null. Quality best also
+///   chooses the damping by it, out of the given one, 10 and 100 times as much, and gives back what quality
+///   plain makes of the layer, by range or by mse search, if that has the smaller error: the error it reports
+///   is then of tokens that it has chosen by
 /// @throws gptq::error when shapes do not agree, a weight or Hessian entry is not finite (naming it), an
 ///   option is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
 template <storage_format Format>
@@ -59,15 +65,17 @@ double output_error(Eigen::Ref<matrix const> const& weight, Eigen::Ref<matrix co
 
 namespace detail {
 
-/// Solves and completes the report.
-inline solution solve(matrix&& weight, hessian const& h, format_values const& format,
-                      quantize_options const& options, hessian const* held_out) {
-  stopwatch const total;
-  constexpr double unknown = quantize_report::not_measured;
-  double const signal =
-      options.measure_output_error ? quadratic_form(weight, h.sum(), options.threads) : unknown;
-  double const held_out_signal =
-      held_out == nullptr ? unknown : quadratic_form(weight, held_out->sum(), options.threads);
+/// tr(W S W') on held-out tokens, where there are some.
+inline double signal_of(matrix const& weight, hessian const* held_out, int threads) {
+  return held_out == nullptr ? quantize_report::not_measured
+                             : quadratic_form(weight, held_out->sum(), threads);
+}
+
+/// Solves and completes the report. `held_out_signal` is signal_of(weight, held_out).
+inline solution solve_once(matrix&& weight, hessian const& h, format_values const& format,
+                           quantize_options const& options, recipe const& how, hessian const* held_out,
+                           double held_out_signal) {
+  double const signal = signal_of(weight, options.measure_output_error ? &h : nullptr, options.threads);
   auto const run = [&](auto&& solver) {
     solution result = solver.solve();
     quantize_report& report = result.report;
@@ -85,9 +93,61 @@ inline solution solve(matrix&& weight, hessian const& h, format_values const& fo
     report.held_out_snr_db = decibels(report.held_out_error);
     return result;
   };
-  solution result = options.reference ? run(published_solver(std::move(weight), h, format, options))
-                                      : run(solver(std::move(weight), h, format, options));
+  return options.quality == quality::reference ? run(published_solver(std::move(weight), h, format, options))
+                                               : run(solver(std::move(weight), h, format, options, how));
+}
+
+/// Solves with the damping that is best on held-out tokens, and gives back plain GPTQ where that is better.
+inline solution solve_best(matrix&& weight, hessian const& h, format_values const& format,
+                           quantize_options options, recipe const& how, hessian const& held_out) {
+  double const given = options.damping;
+  double const signal = signal_of(weight, &held_out, options.threads);
+  recipe const sketch{.search = how.search, .passes = std::min(how.passes, 1)};
+  double least = std::numeric_limits<double>::infinity();
+  for (double const times : {1.0, 10.0, 100.0}) {
+    quantize_options candidate = options;
+    candidate.damping = std::min(1.0, given * times);
+    candidate.measure_output_error = false;
+    if (times > 1.0 && !(candidate.damping > options.damping)) break;
+    double const error =
+        solve_once(matrix(weight), h, format, candidate, sketch, &held_out, signal).report.held_out_error;
+    if (!(error < least)) break;
+    least = error;
+    options.damping = candidate.damping;
+  }
+  solution best = solve_once(matrix(weight), h, format, options, how, &held_out, signal);
+  // The published default and the published best.
+  options.damping = given;
+  options.act_order = true;
+  for (bool const searched : {false, true}) {
+    format_values plain = format;
+    plain.grids.mse = options.static_groups = searched;
+    auto const baseline = [&](bool measure) {
+      quantize_options its = options;
+      its.measure_output_error = measure;
+      return solve_once(matrix(weight), h, plain, its, {}, &held_out, signal);
+    };
+    solution rough = baseline(false);
+    if (!(rough.report.held_out_error < best.report.held_out_error)) continue;
+    best = options.measure_output_error ? baseline(true) : std::move(rough);
+    best.report.fell_back = true;
+  }
+  return best;
+}
+
+/// Solves as `how` says and adds up the time.
+inline solution solve(matrix&& weight, hessian const& h, format_values const& format,
+                      quantize_options const& options, recipe const& how, hessian const* held_out) {
+  stopwatch const total;
+  if (!how.choose || held_out == nullptr) {
+    double const signal = signal_of(weight, held_out, options.threads);
+    solution result = solve_once(std::move(weight), h, format, options, how, held_out, signal);
+    result.report.seconds = total.seconds();
+    return result;
+  }
+  solution result = solve_best(std::move(weight), h, format, options, how, *held_out);
   result.report.seconds = total.seconds();
+  result.report.seconds_columns = result.report.seconds - result.report.seconds_factorization;
   return result;
 }
 
@@ -141,7 +201,8 @@ quantized_layer<Format> quantize(Weight&& weight, hessian const& h, quantize_opt
   detail::check_hessian(h, in, "hessian");
   if (held_out != nullptr) detail::check_hessian(*held_out, in, "held-out hessian");
   detail::format_values const format = detail::values_of<Format>(in, options);
-  return detail::layer_of<Format>(detail::solve(std::forward<Weight>(weight), h, format, options, held_out),
+  return detail::layer_of<Format>(detail::solve(std::forward<Weight>(weight), h, format, options,
+                                                detail::recipe_of(options.quality), held_out),
                                   out, in);
 }
 

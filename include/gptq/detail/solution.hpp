@@ -34,6 +34,29 @@ class stopwatch {
 
 inline double decibels(double relative_error) { return -10.0 * std::log10(relative_error); }
 
+/// What a quality consists of.
+struct recipe {
+  bool search = false;  ///< grids in the sweep's metric, static groups and act-order, instead of the options'
+  int rounds = 0;       ///< scales fitted to the codes and another sweep with them; whatever is better stays
+  int beam = 1;         ///< candidates a row in the last of these sweeps
+  int passes = 0;       ///< coordinate descent on codes and grids, at most
+  bool choose =
+      false;  ///< damping and, as a guard, plain GPTQ by the error on held-out tokens where there are some
+};
+
+inline recipe recipe_of(quality q) {
+  switch (q) {
+    case quality::reference:
+    case quality::plain:
+      return {};
+    case quality::fast:
+      return {.search = true, .passes = 2};
+    case quality::best:
+      return {.search = true, .rounds = 2, .beam = 6, .passes = 4, .choose = true};
+  }
+  return {};
+}
+
 /// A format as values: what the solver, which is compiled once, needs to know of it.
 struct format_values {
   code_levels levels{};
@@ -64,7 +87,7 @@ format_values values_of(index_t in, quantize_options const& options) {
   values.levels = Format::levels;
   values.group_columns = Format::group_columns(in);
   values.groups = Format::groups(in);
-  values.grids = {options.grid, options.mse, options.reference, Format::scales};
+  values.grids = {options.grid, options.mse, options.quality == quality::reference, Format::scales};
   values.bits = Format::bits;
   values.whole_row = Format::group_size == whole_row;
   if constexpr (requires(std::span<float const> w) {

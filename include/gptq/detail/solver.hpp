@@ -21,8 +21,10 @@
 
 #include <Eigen/Core>
 
+#include <gptq/detail/grid_search.hpp>
 #include <gptq/detail/linear_algebra.hpp>
 #include <gptq/detail/parallel.hpp>
+#include <gptq/detail/refine.hpp>
 #include <gptq/detail/solution.hpp>
 
 namespace gptq::detail {
@@ -31,11 +33,13 @@ namespace gptq::detail {
 /// below are indexed by a = K-1-p, the reversed order in which R becomes the lower triangular factor L.
 class solver {
  public:
-  solver(matrix&& weight, hessian const& h, format_values const& format, quantize_options const& options)
+  solver(matrix&& weight, hessian const& h, format_values const& format, quantize_options const& options,
+         recipe const& how = {})
       : work_(std::move(weight)),
         hessian_(h),
         format_(format),
         options_(options),
+        how_(how),
         columns_(work_.cols()),
         result_(work_.rows(), work_.cols(), format) {}
 
@@ -45,7 +49,11 @@ class solver {
     factorize();
     result_.report.seconds_factorization = factorization.seconds();
     stopwatch const columns;
-    sweep();
+    if (how_.search) search_grids();
+    sweep(1);
+    for (int round = 1; round <= how_.rounds; ++round) sweep_again(round == how_.rounds ? how_.beam : 1);
+    descend();
+    result_.report.loss = 0.5 * std::accumulate(losses_.begin(), losses_.end(), 0.0);
     result_.report.seconds_columns = columns.seconds();
     return std::move(result_);
   }
@@ -55,15 +63,16 @@ class solver {
   double noise() const {
     double sum = 2.0 * result_.report.loss;
     for (index_t a = 0; a < columns_; ++a) {
-      double const added = added_diagonal_ + (is_dead(original(columns_ - 1 - a)) ? dead_diagonal_ : 0.0);
-      sum -= added * work_.col(a).cast<double>().squaredNorm();
+      index_t const column = original(columns_ - 1 - a);
+      sum -=
+          added_to_diagonal(column) * work_.col(in_original_order_ ? column : a).cast<double>().squaredNorm();
     }
     return std::max(0.0, sum) / hessian_.scale();
   }
 
   /// After solve(), once: W - Q in original column order.
   matrix const& difference() {
-    move_columns([](index_t a, index_t column) { return std::pair(column, a); });
+    to_original_order();
     for (auto const& [column, weights] : dead_weights_) work_.col(column) += weights;
     return work_;
   }
@@ -72,8 +81,13 @@ class solver {
   index_t original(index_t position) const { return order_[static_cast<std::size_t>(position)]; }
   bool is_dead(index_t column) const { return hessian_.sum()(column, column) == 0.0F; }
   /// Whether groups are runs of positions whose grid is found when the first of them is reached.
-  bool dynamic_groups() const { return !options_.static_groups && format_.groups > 1; }
-  bool keeps_order() const { return options_.act_order && dynamic_groups(); }
+  bool dynamic_groups() const { return !how_.search && !options_.static_groups && format_.groups > 1; }
+  bool act_order() const { return how_.search || options_.act_order; }
+  bool keeps_order() const { return act_order() && dynamic_groups(); }
+  /// What damping, and the input's being dead, adds to H_ii.
+  double added_to_diagonal(index_t column) const {
+    return added_diagonal_ + (is_dead(column) ? dead_diagonal_ : 0.0);
+  }
 
   /// Dead inputs, grids known beforehand, the order of the columns.
   void prepare_columns() {
@@ -83,18 +97,29 @@ class solver {
       work_.col(column).setZero();
     }
     result_.report.dead_columns = static_cast<index_t>(dead_weights_.size());
-    if (!dynamic_groups()) find_all_grids(work_, format_, options_.threads, result_);
+    if (!dynamic_groups() && !how_.search) find_all_grids(work_, format_, options_.threads, result_);
     // A dead input counts as an average one, so that no choice of unit for the activations matters.
     Eigen::VectorXd const diagonal = hessian_.sum().diagonal().cast<double>() * hessian_.scale();
     index_t const live = columns_ - result_.report.dead_columns;
     dead_diagonal_ = live == 0 ? 1.0 : diagonal.sum() / static_cast<double>(live);
     order_ = identity_order(columns_);
-    if (options_.act_order) {
+    if (act_order()) {
       std::stable_sort(order_.begin(), order_.end(),
                        [&](index_t a, index_t b) { return diagonal(a) > diagonal(b); });
     }
     if (keeps_order()) result_.order = order_;
+    to_sweep_order();
+  }
+
+  void to_sweep_order() {
+    if (!in_original_order_) return;
     move_columns([](index_t a, index_t column) { return std::pair(a, column); });
+    in_original_order_ = false;
+  }
+  void to_original_order() {
+    if (in_original_order_) return;
+    move_columns([](index_t a, index_t column) { return std::pair(column, a); });
+    in_original_order_ = true;
   }
 
   /// Rearranges the columns of work_: entry `to` becomes entry `from` for (to, from) = where(a, original
@@ -173,9 +198,10 @@ class solver {
     return {first, end, reach};
   }
 
-  void sweep() {
+  /// W in work_ becomes W - Q, with `beam` candidates a row.
+  void sweep(int beam) {
     index_t const rows = work_.rows();
-    std::vector<double> losses(static_cast<std::size_t>((rows + strip_rows - 1) / strip_rows));
+    losses_.assign(static_cast<std::size_t>(rows), 0.0);
     Eigen::MatrixXf
         panel;  // w_now of the positions first..end, without their own feedback, in reversed order
     for (index_t first = 0; first < columns_;) {
@@ -190,9 +216,14 @@ class solver {
         block const b = next_block(at, end);
         auto const now = panel.middleCols(end - b.reach, b.reach - b.first);
         for_strips(rows, options_.threads, [&](index_t first_row, index_t count) {
-          losses[static_cast<std::size_t>(first_row / strip_rows)] +=
-              format_.levels.is_half_step() ? sweep_strip<true>(b, now, first_row, count)
-                                            : sweep_strip<false>(b, now, first_row, count);
+          bool const half_step = format_.levels.is_half_step();
+          if (beam > 1) {
+            half_step ? beam_strip<true>(b, now, first_row, count, beam)
+                      : beam_strip<false>(b, now, first_row, count, beam);
+          } else {
+            half_step ? sweep_strip<true>(b, now, first_row, count)
+                      : sweep_strip<false>(b, now, first_row, count);
+          }
         });
         auto rest = panel.leftCols(end - b.end);
         add_feedback(rest, b.first, b.end, b.end, end);
@@ -200,7 +231,6 @@ class solver {
       }
       first = end;
     }
-    result_.report.loss = 0.5 * std::accumulate(losses.begin(), losses.end(), 0.0);
   }
 
   /// now += what the quantized positions p0..p1 owe to positions q0..q1, which are the columns of `now`.
@@ -210,12 +240,11 @@ class solver {
                 factor_.block(columns_ - p1, columns_ - q1, p1 - p0, q1 - q0), options_.threads);
   }
 
-  /// Quantizes the columns of a block for a strip of rows and leaves W - Q in work_; returns the strip's sum
-  /// of
-  /// ((w_now - q) R_jj)^2. `all_now` holds w_now of the positions b.first..b.reach, without the block's own
-  /// feedback.
+  /// Quantizes the columns of a block for a strip of rows, leaves W - Q in work_ and adds each row's sum of
+  /// ((w_now - q) R_jj)^2 to its loss. `all_now` holds w_now of the positions b.first..b.reach, without the
+  /// block's own feedback.
   template <bool HalfStep, class Now>
-  double sweep_strip(block const& b, Now const& all_now, index_t first_row, index_t rows) {
+  void sweep_strip(block const& b, Now const& all_now, index_t first_row, index_t rows) {
     // Position p is column b.reach - 1 - p of these; the block itself is their last columns.
     index_t const a0 = columns_ - b.reach;
     index_t const width = b.reach - b.first;
@@ -248,7 +277,7 @@ class solver {
       return strip_matrix(moved.middleCols(c0, c1 - c0));
     };
     grid_lanes grids;
-    double loss = 0.0;
+    double* const losses = losses_.data() + first_row;
     for (index_t first = b.first; first < b.end;) {
       index_t const end = segment_end(b, first);
       index_t const c0 = b.reach - end;
@@ -266,8 +295,8 @@ class solver {
         for (index_t c = s1 - 1; c >= s0; --c) {
           add(now, 1.0F, difference, c, c + 1, s1);
           load_grids(grids, group_of(b.reach - 1 - c), first_row, rows);
-          loss += quantize_column<HalfStep>(grids, diagonal_(a0 + c), rows, now.col(c).data(),
-                                            difference.col(c).data(), codes.col(c).data());
+          quantize_column<HalfStep>(grids, diagonal_(a0 + c), rows, now.col(c).data(),
+                                    difference.col(c).data(), codes.col(c).data(), losses);
         }
         s1 = s0;
       }
@@ -283,7 +312,188 @@ class solver {
         row[keeps_order() ? position : original(position)] = codes(r, c);
       }
     }
-    return loss;
+  }
+
+  /// The same with up to `beam` candidates for the codes of each row: every column extends each of them by
+  /// its two nearest levels, and those that lose least so far stay. The best one is what the block leaves
+  /// behind.
+  template <bool HalfStep, class Now>
+  void beam_strip(block const& b, Now const& all_now, index_t first_row, index_t rows, int beam) {
+    index_t const a0 = columns_ - b.end;
+    index_t const width = b.end - b.first;
+    auto const lowest = static_cast<float>(format_.levels.min_code);
+    auto const highest = static_cast<float>(format_.levels.max_code);
+    // Row c: what column c passes on to those that follow it, which are the ones before it in this order.
+    matrix const factor = factor_.block(a0, a0, width, width);
+    matrix now(beam, width);  // w_now, a row a candidate, with the feedback of its own codes
+    matrix next(beam, width);
+    struct candidate {
+      double loss;
+      int parent;
+      float code;
+    };
+    std::vector<candidate> alive;
+    std::vector<candidate> extended;
+    std::vector<float> others(static_cast<std::size_t>(beam));
+    std::vector<candidate> history(static_cast<std::size_t>(width * beam));
+    auto const extend = [&](candidate const& with) {  // keeps `extended` sorted, ties in order of arrival
+      if (extended.size() == static_cast<std::size_t>(beam)) {
+        if (!(with.loss < extended.back().loss)) return;
+        extended.pop_back();
+      }
+      auto at = extended.end();
+      while (at != extended.begin() && with.loss < std::prev(at)->loss) --at;
+      extended.insert(at, with);
+    };
+    for (index_t r = 0; r < rows; ++r) {
+      index_t const row = first_row + r;
+      now.row(0) = all_now.row(row).tail(width);
+      alive.assign(1, {0.0, 0, 0.0F});
+      index_t group = -1;
+      grid g;
+      for (index_t c = width - 1; c >= 0; --c) {
+        if (index_t const its = group_of(b.end - 1 - c); its != group) g = result_.grid_at(row, group = its);
+        float const zero = format_.levels.zero_of(g);
+        float const divisor = divisor_of(g.scale);
+        float const diagonal = diagonal_(a0 + c);
+        extended.clear();
+        auto const cost = [&](std::size_t i, float code) {
+          float const e = (now(static_cast<index_t>(i), c) - g.scale * (code - zero)) * diagonal;
+          return alive[i].loss + double{e} * double{e};
+        };
+        for (std::size_t i = 0; i < alive.size(); ++i) {
+          float const x = now(static_cast<index_t>(i), c);
+          float const code = nearest_code<HalfStep>(x, divisor, zero, lowest, highest);
+          extend({cost(i, code), static_cast<int>(i), code});
+          // The level on the other side of x, or the next one inwards where there is none. It rarely is among
+          // the best: it comes after all of the nearest ones.
+          float const outwards = (x > g.scale * (code - zero)) == (g.scale > 0.0F) ? 1.0F : -1.0F;
+          bool const inside = code + outwards >= lowest && code + outwards <= highest;
+          others[i] = code + (inside ? outwards : -outwards);
+        }
+        for (std::size_t i = 0; i < alive.size(); ++i) {
+          extend({cost(i, others[i]), static_cast<int>(i), others[i]});
+        }
+        float const weight = work_(row, a0 + c);
+        for (std::size_t i = 0; i < extended.size(); ++i) {
+          candidate const& x = extended[i];
+          history[static_cast<std::size_t>(c * beam) + i] = x;
+          float const error = weight - g.scale * (x.code - zero);
+          float const* const from = now.data() + x.parent * width;
+          float* const to = next.data() + static_cast<index_t>(i) * width;
+          float const* const share = factor.data() + c * width;
+          for (index_t k = 0; k < c; ++k) to[k] = from[k] + error * share[k];
+        }
+        now.swap(next);
+        alive.swap(extended);
+      }
+      losses_[static_cast<std::size_t>(row)] += alive.front().loss;
+      std::uint8_t* const codes = result_.codes.data() + row * columns_;
+      int parent = 0;
+      for (index_t c = 0; c < width; ++c) {
+        candidate const& x = history[static_cast<std::size_t>(c * beam + parent)];
+        index_t const column = original(b.end - 1 - c);
+        codes[column] = static_cast<std::uint8_t>(static_cast<int>(x.code));
+        work_(row, a0 + c) -= format_.levels.decode(static_cast<int>(x.code),
+                                                    result_.grid_at(row, column / format_.group_columns));
+        parent = x.parent;
+      }
+    }
+  }
+
+  /// The grids of all groups in the metric of the sweep. Feedback moves weights, those of columns that count
+  /// for next to nothing furthest: these count for a tenth of the average, or their range would be given
+  /// away.
+  void search_grids() {
+    float const least = 0.1F * diagonal_.squaredNorm() / static_cast<float>(columns_);
+    std::vector<float> metric(static_cast<std::size_t>(columns_));
+    for (index_t a = 0; a < columns_; ++a) {
+      metric[static_cast<std::size_t>(original(columns_ - 1 - a))] = diagonal_(a) * diagonal_(a) + least;
+    }
+    auto const search = format_.levels.is_half_step() ? search_grid<true> : search_grid<false>;
+    for_strips(work_.rows(), options_.threads, [&](index_t first_row, index_t rows) {
+      std::vector<float> weights(static_cast<std::size_t>(columns_));
+      for (index_t row = first_row; row < first_row + rows; ++row) {
+        for (index_t a = 0; a < columns_; ++a) {
+          weights[static_cast<std::size_t>(original(columns_ - 1 - a))] = work_(row, a);
+        }
+        for (index_t group = 0; group < format_.groups; ++group) {
+          auto const first = static_cast<std::size_t>(group * format_.group_columns);
+          std::size_t const count =
+              std::min(static_cast<std::size_t>(format_.group_columns), weights.size() - first);
+          result_.set_grid(row, group,
+                           search({weights.data() + first, count}, metric.data() + first, format_));
+        }
+      }
+    });
+  }
+
+  Eigen::VectorXf extra_diagonal() const {
+    Eigen::VectorXf extra(columns_);
+    for (index_t i = 0; i < columns_; ++i) {
+      extra(i) = static_cast<float>(added_to_diagonal(i) / hessian_.scale());
+    }
+    return extra;
+  }
+
+  /// Coordinate descent from where the sweeps ended, until a pass gains less than a thousandth.
+  void descend() {
+    if (how_.passes == 0) return;
+    to_original_order();
+    Eigen::VectorXf const extra = extra_diagonal();
+    refinement refine(work_, hessian_, extra, format_, options_.threads, result_);
+    for (int pass = 0; pass < how_.passes; ++pass) {
+      if (improve(refine, true) < 1e-3) break;
+    }
+  }
+
+  /// One pass; returns by what share of it the loss fell.
+  double improve(refinement& refine, bool codes) {
+    double const before = std::accumulate(losses_.begin(), losses_.end(), 0.0);
+    std::vector<double> gained(losses_.size());
+    refine.pass(codes, gained);
+    for (std::size_t row = 0; row < losses_.size(); ++row) losses_[row] -= hessian_.scale() * gained[row];
+    double const after = std::accumulate(losses_.begin(), losses_.end(), 0.0);
+    return before > 0.0 ? 1.0 - after / before : 0.0;
+  }
+
+  /// Fits the grids to the codes, sweeps again with these grids, and keeps of every row what is better.
+  void sweep_again(int beam) {
+    to_original_order();
+    {
+      Eigen::VectorXf const extra = extra_diagonal();
+      refinement refine(work_, hessian_, extra, format_, options_.threads, result_);
+      improve(refine, false);
+    }
+    solution const before = result_;
+    std::vector<double> const losses = losses_;
+    matrix const difference = work_;
+    add_decoded(work_, 0, work_.rows());
+    to_sweep_order();
+    sweep(beam);
+    to_original_order();
+    for_strips(work_.rows(), options_.threads, [&](index_t first_row, index_t rows) {
+      for (index_t row = first_row; row < first_row + rows; ++row) {
+        auto const at = static_cast<std::size_t>(row);
+        if (losses_[at] < losses[at]) continue;
+        losses_[at] = losses[at];
+        work_.row(row) = difference.row(row);
+        std::copy_n(before.codes.begin() + row * columns_, columns_, result_.codes.begin() + row * columns_);
+      }
+    });
+  }
+
+  /// target += Q, original column order.
+  void add_decoded(matrix& target, index_t first_row, index_t rows) const {
+    for_strips(rows, options_.threads, [&](index_t first, index_t count) {
+      for (index_t row = first_row + first; row < first_row + first + count; ++row) {
+        std::uint8_t const* const codes = result_.codes.data() + row * columns_;
+        for (index_t column = 0; column < columns_; ++column) {
+          target(row, column) +=
+              format_.levels.decode(codes[column], result_.grid_at(row, column / format_.group_columns));
+        }
+      }
+    });
   }
 
   /// Scales and zero points of one group for a strip of rows.
@@ -324,10 +534,10 @@ class solver {
     }
   }
 
-  /// Quantizes one column of a strip of rows.
+  /// Quantizes one column of a strip of rows and adds what it costs to their losses.
   template <bool HalfStep>
-  double quantize_column(grid_lanes const& grids, float diagonal, index_t rows, float const* now,
-                         float* difference, std::uint8_t* codes) const {
+  void quantize_column(grid_lanes const& grids, float diagonal, index_t rows, float const* now,
+                       float* difference, std::uint8_t* codes, double* losses) const {
     auto const lowest = static_cast<float>(format_.levels.min_code);
     auto const highest = static_cast<float>(format_.levels.max_code);
     float errors[strip_rows];
@@ -340,17 +550,18 @@ class solver {
       difference[r] -= decoded;
       codes[r] = static_cast<std::uint8_t>(static_cast<int>(code));
     }
-    double sum = 0.0;
-    for (index_t r = 0; r < rows; ++r) sum += double{errors[r]} * double{errors[r]};
-    return sum;
+    for (index_t r = 0; r < rows; ++r) losses[r] += double{errors[r]} * double{errors[r]};
   }
 
-  matrix work_;  ///< W, then W - Q, columns in reversed order
+  matrix work_;                    ///< W, then W - Q
+  bool in_original_order_ = true;  ///< the columns of work_, or else reversed
   hessian const& hessian_;
   format_values const& format_;
   quantize_options const& options_;
+  recipe how_;
   index_t columns_;
   solution result_;
+  std::vector<double> losses_;                                     ///< d H d' of every row
   std::vector<std::int32_t> order_;                                ///< original column of each position
   std::vector<std::pair<index_t, Eigen::VectorXf>> dead_weights_;  ///< by original column
   Eigen::MatrixXf factor_;

@@ -1,0 +1,63 @@
+#include "accuracy_methods.hpp"
+
+#include <gptq/packed.hpp>
+#include <gptq/quantize.hpp>
+
+namespace accuracy {
+namespace {
+
+using formats =
+    gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero, gptq::half_step>,
+                       gptq::bit_widths<2, 3, 4>, gptq::group_sizes<32, 96, 128, gptq::whole_row>>;
+
+}  // namespace
+
+std::span<method const> methods() {
+  using enum gptq::quality;
+  static std::vector<method> const all{
+      {"A",
+       "the published default: act-order, range of the weights",
+       {.quality = reference, .act_order = true}},
+      {"B",
+       "the published best: static act-order, mse search",
+       {.quality = reference, .mse = true, .act_order = true, .static_groups = true}},
+      {"fast", "the library's default", {fast}},
+      {"best", "the library's best", {best}},
+      // What each part contributes, one more at a time.
+      {"search", "static act-order, grids in the metric of the sweep", {.quality = fast}, {.search = true}},
+      {"pass 1", "and a pass of coordinate descent", {.quality = fast}, {.search = true, .passes = 1}},
+      {"pass 10", "search and ten passes", {.quality = fast}, {.search = true, .passes = 10}},
+      {"rounds 2",
+       "search, scales fitted and swept again twice, four passes",
+       {.quality = fast},
+       {.search = true, .rounds = 2, .passes = 4}},
+      {"beam 6",
+       "the second of these with a beam of 6",
+       {.quality = fast},
+       {.search = true, .rounds = 2, .beam = 6, .passes = 4}},
+      {"damping 0.1", "the default with more damping", {.quality = fast, .damping = 0.1}},
+      {"damping 1", "with as much as there is", {.quality = fast, .damping = 1.0}},
+      // The published best with the damping alone chosen on held-out tokens.
+      {"B damping",
+       "the published best, damping chosen",
+       {.quality = plain, .mse = true, .act_order = true, .static_groups = true},
+       {.choose = true}},
+  };
+  return all;
+}
+
+quantized quantize(gptq::format_spec const& format, method const& how, gptq::matrix const& weight,
+                   gptq::hessian const& h, gptq::hessian const* held_out) {
+  return gptq::with_format<formats>(format, [&]<class Format>() -> quantized {
+    auto const values = gptq::detail::values_of<Format>(weight.cols(), how.options);
+    auto const layer = gptq::detail::layer_of<Format>(
+        gptq::detail::solve(gptq::matrix(weight), h, values, how.options, how.how, held_out), weight.rows(),
+        weight.cols());
+    auto const packed = gptq::pack(layer);
+    quantized result{gptq::matrix(weight.rows(), weight.cols()), layer.report};
+    gptq::dequantize(packed.view(), result.decoded.data());
+    return result;
+  });
+}
+
+}  // namespace accuracy

@@ -1,0 +1,37 @@
+// The ways of quantizing that bench_accuracy compares, in any of its formats.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include <gptq/detail/solution.hpp>
+#include <gptq/format.hpp>
+#include <gptq/hessian.hpp>
+#include <gptq/layer.hpp>
+#include <gptq/options.hpp>
+
+namespace accuracy {
+
+struct method {
+  std::string name;
+  std::string what;
+  gptq::quantize_options options;
+  gptq::detail::recipe how = gptq::detail::recipe_of(options.quality);  ///< or only a part of it
+};
+
+/// Baselines first.
+std::span<method const> methods();
+
+struct quantized {
+  gptq::matrix decoded;  ///< [out, in], from the packed bytes
+  gptq::quantize_report report;
+};
+
+/// Quantizes and packs a weight and decodes what was packed.
+/// @param held_out  for methods that choose by tokens they have not been calibrated on; may be null
+/// @throws gptq::error when the format is not compiled into this program
+quantized quantize(gptq::format_spec const& format, method const& how, gptq::matrix const& weight,
+                   gptq::hessian const& h, gptq::hessian const* held_out);
+
+}  // namespace accuracy

@@ -1,0 +1,353 @@
+// Better codes in the same bytes: every step against the loss computed from what it left behind, and against
+// all there is to choose from where that is little enough to be tried.
+#include <array>
+#include <limits>
+#include <numeric>
+
+#include <gptq/quantize.hpp>
+
+#include "catch.hpp"
+#include "layers.hpp"
+#include "support.hpp"
+
+using gptq::grid;
+using gptq::hessian;
+using gptq::index_t;
+using gptq::matrix;
+using gptq::quality;
+using gptq::quantize_options;
+using gptq::detail::format_values;
+using gptq::detail::recipe;
+using gptq::detail::refinement;
+using gptq::detail::solution;
+
+namespace {
+
+std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+/// A format as values: nothing here is compiled once a format.
+struct any_format {
+  char const* scheme;
+  gptq::code_levels levels;
+  int bits;
+  index_t group;  ///< columns; 0: the whole row
+
+  format_values values(index_t in) const {
+    format_values v;
+    v.levels = levels;
+    v.group_columns = group == 0 ? in : group;
+    v.groups = (in + v.group_columns - 1) / v.group_columns;
+    v.bits = bits;
+    v.whole_row = group == 0;
+    return v;
+  }
+};
+
+std::vector<any_format> all_formats(std::vector<index_t> const& groups) {
+  std::vector<any_format> formats;
+  for (index_t const group : groups) {
+    for (int const bits : {2, 3, 4, 8}) {
+      formats.push_back({"asymmetric", gptq::levels_of<gptq::asymmetric>(bits), bits, group});
+      formats.push_back({"symmetric", gptq::levels_of<gptq::symmetric>(bits), bits, group});
+      formats.push_back({"fixed_zero", gptq::levels_of<gptq::fixed_zero>(bits), bits, group});
+      formats.push_back({"half_step", gptq::levels_of<gptq::half_step>(bits), bits, group});
+    }
+  }
+  return formats;
+}
+
+struct problem {
+  matrix weight;
+  hessian h;
+
+  problem(index_t out, index_t in, std::uint32_t seed, index_t tokens = 0) : h(in) {
+    test::random random(seed);
+    weight = 0.1F * test::normal_matrix(out, in, random);
+    h.add(test::correlated_inputs(tokens == 0 ? 3 * in + 20 : tokens, in, random));
+  }
+
+  /// H with damping, in double.
+  Eigen::MatrixXd damped(double damping) const {
+    Eigen::MatrixXd full = test::full_hessian(h);
+    full.diagonal().array() += damping * full.diagonal().mean();
+    return full;
+  }
+};
+
+matrix decoded(solution const& s, format_values const& f, index_t rows, index_t columns) {
+  matrix q(rows, columns);
+  for (index_t row = 0; row < rows; ++row) {
+    for (index_t column = 0; column < columns; ++column) {
+      q(row, column) =
+          f.levels.decode(s.codes[at(row * columns + column)], s.grid_at(row, column / f.group_columns));
+    }
+  }
+  return q;
+}
+
+/// d H d' of every row.
+std::vector<double> losses_of(problem const& p, solution const& s, format_values const& f,
+                              Eigen::MatrixXd const& h) {
+  Eigen::MatrixXd const d = (p.weight - decoded(s, f, p.weight.rows(), p.weight.cols())).cast<double>();
+  Eigen::VectorXd const losses = (d * h).cwiseProduct(d).rowwise().sum();
+  return {losses.data(), losses.data() + losses.size()};
+}
+
+solution solve(problem const& p, format_values const& f, recipe const& how, quantize_options options = {}) {
+  return gptq::detail::solve(matrix(p.weight), p.h, f, options, how, nullptr);
+}
+
+void check_stored(solution const& s, format_values const& f) {
+  bool good = true;
+  for (std::uint8_t const code : s.codes) {
+    good = good && code >= f.levels.min_code && code <= f.levels.max_code;
+  }
+  for (std::uint8_t const zero : s.zeros) good = good && zero < 1 << f.bits;
+  for (float const scale : s.scales) {
+    good = good && std::isfinite(scale) && static_cast<float>(gptq::float16(scale)) == scale;
+  }
+  CHECK(good);
+}
+
+}  // namespace
+
+TEST_CASE("every pass of coordinate descent lowers the loss of every row, by what it says", "[refine]") {
+  // Groups within blocks, groups larger than any, a last group that is shorter, the whole row.
+  problem const p(67, 600, 51);
+  Eigen::MatrixXd const h = p.damped(0.01);
+  for (any_format const& format : all_formats({32, 136, 288, 0})) {
+    if (format.group > 32 && format.bits != 3) continue;
+    CAPTURE(format.scheme, format.bits, format.group);
+    format_values const f = format.values(600);
+    solution s = solve(p, f, {.search = true});
+    matrix difference = p.weight - decoded(s, f, 67, 600);
+    Eigen::VectorXf const extra = Eigen::VectorXf::Constant(600, 0.01F * p.h.sum().diagonal().mean());
+    refinement refine(difference, p.h, extra, f, 2, s);
+    std::vector<double> before = losses_of(p, s, f, h);
+    double const first = std::accumulate(before.begin(), before.end(), 0.0);
+    double worst = 0.0;
+    for (bool const codes : {false, true, true}) {
+      std::vector<double> gained(67);
+      refine.pass(codes, gained);
+      std::vector<double> const after = losses_of(p, s, f, h);
+      for (std::size_t row = 0; row < 67; ++row) {
+        CHECK(gained[row] >= 0.0);
+        double const claimed = before[row] - p.h.scale() * gained[row];
+        worst = std::max(worst, std::abs(after[row] / claimed - 1.0));
+      }
+      before = after;
+    }
+    // What float32 gradients of 600 columns are good to.
+    CHECK(worst < (format.bits == 8 ? 2e-3 : 1e-4));
+    CHECK(std::accumulate(before.begin(), before.end(), 0.0) < first);
+    CHECK((difference - (p.weight - decoded(s, f, 67, 600))).cwiseAbs().maxCoeff() < 1e-6F);
+    check_stored(s, f);
+  }
+}
+
+TEST_CASE("coordinate descent ends where no single code is worth changing", "[refine]") {
+  problem const p(5, 48, 52);
+  Eigen::MatrixXd const h = p.damped(0.01);
+  for (any_format const& format : all_formats({16, 0})) {
+    CAPTURE(format.scheme, format.bits, format.group);
+    format_values const f = format.values(48);
+    solution s = solve(p, f, {.search = true});
+    matrix difference = p.weight - decoded(s, f, 5, 48);
+    Eigen::VectorXf const extra = Eigen::VectorXf::Constant(48, 0.01F * p.h.sum().diagonal().mean());
+    refinement refine(difference, p.h, extra, f, 1, s);
+    std::vector<double> gained(5);
+    for (int pass = 0; pass < 50; ++pass) refine.pass(true, gained);
+    auto const losses = losses_of(p, s, f, h);
+    for (index_t row = 0; row < 5; ++row) {
+      double best = losses[at(row)];
+      for (index_t column = 0; column < 48; ++column) {
+        std::uint8_t& code = s.codes[at(row * 48 + column)];
+        std::uint8_t const kept = code;
+        for (int const other : {kept - 1, kept + 1}) {  // the loss is a parabola of each code
+          if (other < f.levels.min_code || other > f.levels.max_code) continue;
+          code = static_cast<std::uint8_t>(other);
+          best = std::min(best, losses_of(p, s, f, h)[at(row)]);
+        }
+        code = kept;
+      }
+      CHECK(best >= losses[at(row)] * (1.0 - 1e-4));
+    }
+  }
+}
+
+TEST_CASE("the scale of a group is the best of all float16 numbers", "[refine]") {
+  problem const p(3, 24, 53);
+  Eigen::MatrixXd const h = p.damped(0.01);
+  for (any_format const& format : all_formats({8})) {
+    CAPTURE(format.scheme, format.bits);
+    format_values const f = format.values(24);
+    solution s = solve(p, f, {.search = true});
+    for (float& scale : s.scales) scale = static_cast<float>(gptq::float16(0.8F * scale));  // too small
+    matrix difference = p.weight - decoded(s, f, 3, 24);
+    Eigen::VectorXf const extra = Eigen::VectorXf::Constant(24, 0.01F * p.h.sum().diagonal().mean());
+    refinement refine(difference, p.h, extra, f, 1, s);
+    std::vector<double> gained(3);
+    refine.pass(false, gained);
+    // The last group was fitted last: nothing has changed since.
+    double const fitted = losses_of(p, s, f, h)[1];
+    float const scale = s.grid_at(1, 2).scale;
+    Eigen::RowVectorXd const d = (p.weight - decoded(s, f, 3, 24)).row(1).cast<double>();
+    Eigen::RowVectorXd levels = Eigen::RowVectorXd::Zero(24);
+    for (index_t c = 16; c < 24; ++c) {
+      levels(c) =
+          static_cast<double>(static_cast<float>(s.codes[at(24 + c)]) - f.levels.zero_of(s.grid_at(1, 2)));
+    }
+    double least = std::numeric_limits<double>::infinity();
+    for (int bits = 0; bits < 1 << 16; ++bits) {
+      auto const candidate = static_cast<float>(gptq::float16::from_bits(static_cast<std::uint16_t>(bits)));
+      if (!(std::abs(candidate) < 65504.0F)) continue;
+      Eigen::RowVectorXd const moved =
+          d - (static_cast<double>(candidate) - static_cast<double>(scale)) * levels;
+      least = std::min(least, moved.dot(moved * h));
+    }
+    CHECK(fitted == Approx(least).epsilon(1e-5));
+  }
+}
+
+TEST_CASE("a wide beam finds the best of all codes", "[refine]") {
+  // Two levels a column: the two nearest ones are all there are, and 2^8 candidates hold every choice.
+  for (std::uint32_t seed = 0; seed < 12; ++seed) {
+    problem const p(4, 8, 60 + seed);
+    Eigen::MatrixXd const h = p.damped(0.01);
+    any_format const format{"half_step", gptq::levels_of<gptq::half_step>(2), 2, 8};
+    format_values f = format.values(8);
+    f.levels.min_code = 1;  // -1/2 and 1/2
+    f.levels.max_code = 2;
+    solution const greedy = solve(p, f, {.search = true, .rounds = 1});
+    solution s = solve(p, f, {.search = true, .rounds = 1, .beam = 256});
+    auto const found = losses_of(p, s, f, h);
+    auto const without = losses_of(p, greedy, f, h);
+    for (index_t row = 0; row < 4; ++row) {
+      double least = std::numeric_limits<double>::infinity();
+      for (int choice = 0; choice < 256; ++choice) {
+        for (index_t c = 0; c < 8; ++c) {
+          s.codes[at(row * 8 + c)] = static_cast<std::uint8_t>(1 + ((choice >> c) & 1));
+        }
+        least = std::min(least, losses_of(p, s, f, h)[at(row)]);
+      }
+      CHECK(found[at(row)] == Approx(least).epsilon(1e-4));
+      CHECK(found[at(row)] <= without[at(row)] * (1.0 + 1e-6));
+    }
+  }
+}
+
+TEST_CASE("more work never makes the loss worse", "[refine]") {
+  problem const p(40, 200, 54);
+  Eigen::MatrixXd const h = p.damped(0.01);
+  std::array<recipe, 5> const recipes{recipe{.search = true},
+                                      {.search = true, .passes = 1},
+                                      {.search = true, .passes = 4},
+                                      {.search = true, .rounds = 2, .passes = 4},
+                                      {.search = true, .rounds = 2, .beam = 8, .passes = 4}};
+  for (any_format const& format : all_formats({32, 0})) {
+    CAPTURE(format.scheme, format.bits, format.group);
+    format_values const f = format.values(200);
+    double const plain = solve(p, f, {}, {.act_order = true, .static_groups = true}).report.loss;
+    double before = plain;
+    for (std::size_t i = 0; i < recipes.size(); ++i) {
+      CAPTURE(i);
+      solution const s = solve(p, f, recipes[i]);
+      check_stored(s, f);
+      auto const losses = losses_of(p, s, f, h);
+      CHECK(s.report.loss == Approx(0.5 * std::accumulate(losses.begin(), losses.end(), 0.0)).epsilon(1e-3));
+      // Rounds start from elsewhere than passes alone, and may end a little higher.
+      CHECK(s.report.loss < before * (i < 3 ? 1.0 + 1e-6 : 1.02));
+      before = s.report.loss;
+    }
+    CHECK(before < 0.95 * plain);
+  }
+}
+
+TEST_CASE("the search's grid is never worse than the rule's, and as good as a fine scan", "[refine]") {
+  test::random random(55);
+  for (any_format const& format : all_formats({32})) {
+    CAPTURE(format.scheme, format.bits);
+    format_values const f = format.values(32);
+    bool const half = f.levels.is_half_step();
+    double searched = 0.0, scanned = 0.0;
+    for (int group = 0; group < 20; ++group) {
+      auto const weights = random.normals(32);
+      std::vector<float> metric(32);
+      for (float& m : metric) m = std::exp2(4.0F * random.uniform());
+      auto const search = half ? gptq::detail::search_grid<true> : gptq::detail::search_grid<false>;
+      auto const error = [&](grid g) {
+        double sum = 0.0;
+        for (std::size_t i = 0; i < 32; ++i) {
+          double const e = static_cast<double>(f.levels.decode(f.levels.encode(weights[i], g), g)) -
+                           static_cast<double>(weights[i]);
+          sum += static_cast<double>(metric[i]) * e * e;
+        }
+        return sum;
+      };
+      grid const found = search(weights, metric.data(), f);
+      CHECK(error(found) <= error(f.find(weights)) * (1.0 + 1e-5));
+      double least = std::numeric_limits<double>::infinity();
+      grid const own = f.find(weights);
+      for (int i = -300; i <= 300; ++i) {
+        float const scale = own.scale * static_cast<float>(i) / 300.0F;
+        if (f.levels.has_zero_point && i <= 0) continue;
+        for (int zero = 0; zero < (f.levels.has_zero_point && f.bits < 8 ? 1 << f.bits : 1); ++zero) {
+          least = std::min(least, error({scale, f.levels.has_zero_point && f.bits == 8 ? own.zero : zero}));
+        }
+      }
+      searched += error(found);
+      scanned += least;
+    }
+    CHECK(searched < 1.35 * scanned);
+  }
+}
+
+TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-out tokens", "[refine]") {
+  any_format const format{"fixed_zero", gptq::levels_of<gptq::fixed_zero>(3), 3, 32};
+  format_values const f = format.values(96);
+  int raised = 0, fell_back = 0;
+  for (std::uint32_t seed = 0; seed < 12; ++seed) {
+    CAPTURE(seed);
+    problem const p(24, 96, 70 + seed, 60);  // fewer tokens than inputs
+    test::random random(90 + seed);
+    hessian held_out(96);
+    matrix x = test::correlated_inputs(400, 96, random);
+    if (seed >= 3) x.leftCols(93).setZero();  // tokens that are nothing like those of the calibration
+    held_out.add(x);
+    auto const with = [&](quantize_options const& options, recipe const& how) {
+      return gptq::detail::solve(matrix(p.weight), p.h, f, options, how, &held_out).report;
+    };
+    auto const best = with({.quality = quality::best}, gptq::detail::recipe_of(quality::best));
+    auto const range = with({.quality = quality::plain, .act_order = true}, {});
+    CHECK(best.held_out_error <= range.held_out_error);
+    recipe everything_else = gptq::detail::recipe_of(quality::best);
+    everything_else.choose = false;
+    auto const unchosen = with({.quality = quality::best}, everything_else);
+    raised += best.damping > 0.01 && best.held_out_error < unchosen.held_out_error ? 1 : 0;
+    fell_back += best.fell_back ? 1 : 0;
+    CHECK((best.fell_back || best.held_out_error < range.held_out_error));
+    CHECK(!unchosen.fell_back);
+  }
+  CHECK(raised >= 2);
+  CHECK(fell_back >= 1);
+}
+
+TEST_CASE("fast and best give the same bits for any number of threads", "[refine]") {
+  problem const p(70, 280, 56);
+  for (any_format const& format : all_formats({32, 0})) {
+    if (format.bits != 3) continue;
+    format_values const f = format.values(280);
+    for (quality const q : {quality::fast, quality::best}) {
+      auto const run = [&](int threads) {
+        return gptq::detail::solve(matrix(p.weight), p.h, f, {.quality = q, .threads = threads},
+                                   gptq::detail::recipe_of(q), &p.h);
+      };
+      solution const one = run(1);
+      for (int const threads : {3}) {
+        solution const some = run(threads);
+        CHECK((one.codes == some.codes && one.scales == some.scales && one.zeros == some.zeros));
+        CHECK(one.report.loss == some.report.loss);
+      }
+    }
+  }
+}
