@@ -23,7 +23,7 @@
 #include "evaluate.hpp"
 #include "files.hpp"
 #include "forward.hpp"
-#include "generate.hpp"
+#include "generation.hpp"
 #include "model.hpp"
 #include "quantize_model.hpp"
 #include "support.hpp"
@@ -40,6 +40,8 @@ using test::contains;
 using test::error_of;
 using test::scratch;
 using test::write_file;
+
+constexpr auto float32 = llama::arithmetic::float32;
 
 // ---- a random model ----
 
@@ -328,7 +330,7 @@ TEST_CASE("the forward pass agrees with plain loops in double") {
 
   std::vector<llama::token_window> const windows{tokens, tokens};
   for (int const threads : {1, 3}) {
-    CHECK(llama::perplexity(m, windows, threads) ==
+    CHECK(llama::perplexity(m, windows, float32, threads) ==
           Approx(reference_perplexity(expected, tokens)).epsilon(1e-5));
   }
 }
@@ -392,7 +394,7 @@ TEST_CASE("tokens one by one through the cache are the same as all at once") {
 
   SECTION("so greedy generation takes the likeliest token of the whole text, again and again") {
     auto text = std::vector<token>(tokens.begin(), tokens.begin() + 5);
-    auto const generated = llama::generate(m, text, 12, {}, 2);
+    auto const generated = llama::generate(m, text, 12, {}, {float32, 2, true}).tokens;
     CHECK(generated.size() == 12);
     for (token const next : generated) {
       gptq::matrix const logits = logits_of(m, text);
@@ -404,16 +406,16 @@ TEST_CASE("tokens one by one through the cache are the same as all at once") {
   }
   SECTION("and it ends before an end token") {
     auto const text = std::vector<token>(tokens.begin(), tokens.begin() + 5);
-    auto const generated = llama::generate(m, text, 12, {}, 1);
+    auto const generated = llama::generate(m, text, 12, {}, {float32, 1, false}).tokens;
     config["eos_token_id"] = json::array({7, generated[3]});
     write_file(dir.path / "config.json", config.dump());
     auto const until = std::find(generated.begin(), generated.end(), generated[3]) - generated.begin();
-    auto const shorter = llama::generate(llama::model(dir.path), text, 12, {}, 1);
+    auto const shorter = llama::generate(llama::model(dir.path), text, 12, {}, {}).tokens;
     CHECK(shorter == std::vector<token>(generated.begin(), generated.begin() + until));
   }
   SECTION("a text longer than the model is an error") {
-    CHECK(contains(error_of([&] { llama::generate(m, tokens, 45, {}, 1); }), "64 positions"));
-    CHECK(contains(error_of([&] { llama::generate(m, {}, 1, {}, 1); }), "no tokens"));
+    CHECK(contains(error_of([&] { llama::generate(m, tokens, 45, {}, {}); }), "64 positions"));
+    CHECK(contains(error_of([&] { llama::generate(m, {}, 1, {}, {}); }), "no tokens"));
   }
 }
 
@@ -450,19 +452,27 @@ TEST_CASE("quantizing a model") {
 
   struct outcome {
     std::vector<llama::linear_report> reports;
+    std::vector<gptq::refinement> refined;
     double perplexity;
+    double perplexity_int15;
+    double perplexity_int8;
   };
   auto const run = [&](llama::quantization const& how) {
     llama::model m(dir.path);
     outcome result{};
-    llama::quantize_model(m, windows, how, [&](auto const& r) { result.reports.push_back(r); });
-    result.perplexity = llama::perplexity(m, held_out, 1);
+    llama::quantization_events events;
+    events.done = [&](auto const& r) { result.reports.push_back(r); };
+    events.refined = [&](auto const& r, auto const&) { result.refined.push_back(r); };
+    llama::quantize_model(m, windows, how, events);
+    result.perplexity = llama::perplexity(m, held_out, float32, 1);
+    result.perplexity_int15 = llama::perplexity(m, held_out, llama::arithmetic::int15, 1);
+    result.perplexity_int8 = llama::perplexity(m, held_out, llama::arithmetic::int8, 3);
     return result;
   };
   llama::quantization how;
   how.quantize.format = {"asymmetric", 8, 32};
   how.threads = how.quantize.options.threads = 1;
-  double const before = llama::perplexity(llama::model(dir.path), held_out, 1);
+  double const before = llama::perplexity(llama::model(dir.path), held_out, float32, 1);
 
   SECTION("reports every linear layer, in the published order") {
     auto const reports = run(how).reports;
@@ -489,9 +499,9 @@ TEST_CASE("quantizing a model") {
     how.quantize.format.bits = 2;
     how.quantize.round_to_nearest = true;
     llama::model m(dir.path);
-    llama::decoder_layer const original = m.load(1, 1);
-    llama::quantize_model(m, windows, how, [](auto const&) {});
-    llama::decoder_layer const loaded = m.load(1, 1);
+    llama::float_layer const original = m.load(1, 1);
+    llama::quantize_model(m, windows, how, {});
+    llama::float_layer const loaded = m.load(1, 1);
     for (std::size_t l = 0; l < llama::linears; ++l) {
       // Rounding to nearest does not depend on activations, so it can be repeated.
       using format = gptq::format<gptq::asymmetric, 2, 32>;
@@ -499,6 +509,50 @@ TEST_CASE("quantizing a model") {
       CHECK(loaded.weights[l] == rounded);
     }
     CHECK(loaded.attention_norm == original.attention_norm);
+  }
+  SECTION("the kernels compute what the decoded weights do") {
+    how.quantize.format =
+        GENERATE(gptq::format_spec{"asymmetric", 4, 32}, gptq::format_spec{"symmetric", 3, 64},
+                 gptq::format_spec{"half_step", 4, gptq::whole_row}, gptq::format_spec{"fixed_zero", 8, 32});
+    how.quantize.options.act_order = GENERATE(false, true);
+    auto const r = run(how);
+    CHECK(r.perplexity_int15 == Approx(r.perplexity).epsilon(1e-4));
+    CHECK(r.perplexity_int8 == Approx(r.perplexity).epsilon(2e-2));
+    CHECK(r.perplexity_int8 != r.perplexity);
+    for (auto const& layer : r.reports) {
+      // 8 bits of input lose about 45 dB of their own.
+      CHECK(layer.int8_snr_db < layer.quality.snr_db + 0.1);
+      double const of_inputs = std::pow(10.0, -0.1 * layer.int8_snr_db) - layer.quality.output_error;
+      CHECK(of_inputs < 2e-4);
+      if (how.quantize.format.bits == 8) CHECK(of_inputs > 1e-6);
+    }
+  }
+  SECTION("what has no kernels says so") {
+    llama::model m(dir.path);
+    CHECK_FALSE(m.has_kernels());
+    CHECK(contains(error_of([&] { m.load(0, llama::arithmetic::int8, 1); }), "is not quantized"));
+    how.quantize.format.scales = gptq::scale_type::float32;
+    llama::quantize_model(m, windows, how, {});
+    CHECK_FALSE(m.has_kernels());
+    CHECK(contains(error_of([&] { m.load(0, llama::arithmetic::int8, 1); }), "float32 scales"));
+  }
+  SECTION("the worst layers are quantized again from their original weights") {
+    how.quantize.format.bits = 2;
+    auto const coarse = run(how);
+    how.observe = llama::observation{3, {}, std::nullopt};
+    auto const observed = run(how);
+    REQUIRE(observed.refined.size() == 3);
+    std::vector<double> losses;
+    for (auto const& r : coarse.reports) losses.push_back(r.quality.loss);
+    std::sort(losses.begin(), losses.end(), std::greater<>());
+    for (std::size_t i = 0; i < 3; ++i) {
+      CHECK(observed.refined[i].before().loss == losses[i]);
+      CHECK(observed.refined[i].after().loss <= 0.5 * losses[i]);
+      CHECK(observed.refined[i].after().format.bits == 4);
+    }
+    CHECK(observed.perplexity != coarse.perplexity);
+    how.observe->extra_bytes = 0;
+    CHECK(run(how).perplexity == coarse.perplexity);
   }
   SECTION("true sequential or not differs from the second stage on") {
     how.quantize.format.bits = 2;
@@ -725,22 +779,29 @@ TEST_CASE("the program") {
   SECTION("quantizes, evaluates, generates") {
     auto const r = run_program(model + " --calibration " + file + " --evaluation " + file +
                                    " --group-size 32 --samples 8 --window 32 --generate abc"
-                                   " --generate-tokens 5 --json '" +
-                                   (dir.path / "out.json").string() + "'",
+                                   " --generate-tokens 5 --observe --topk 2 --log '" +
+                                   (dir.path / "out.jsonl").string() + "'",
                                dir.path / "out.txt");
     CHECK(r.errors == "");
     REQUIRE(r.status == 0);
-    auto const out = json::parse(std::ifstream(dir.path / "out.json"));
-    REQUIRE(out.at("layers").size() == 14);
-    CHECK(out.at("layers")[13].at("name") == "model.layers.1.mlp.down_proj");
-    CHECK(out.at("layers")[13].at("shape") == json::array({32, 48}));
+    std::ifstream lines(dir.path / "out.jsonl");
+    std::vector<json> log;
+    for (std::string line; std::getline(lines, line);) log.push_back(json::parse(line));
+    REQUIRE(log.size() == 18);  // settings, 14 layers, 2 of them again, summary
+    CHECK(log[0].at("event") == "settings");
+    CHECK(log[14].at("name") == "model.layers.1.mlp.down_proj");
+    CHECK(log[14].at("shape") == json::array({32, 48}));
+    CHECK(log[14].at("int8_snr_db").get<double>() < log[14].at("snr_db").get<double>() + 0.1);
+    CHECK(log[15].at("attempts").size() == 2);
+    CHECK(log[15].at("attempts")[1].at("bits") == 8);
+    json const& out = log.back();
     CHECK(out.at("float32_perplexity").get<double>() > 1.0);
     CHECK(out.at("perplexity").get<double>() ==
           Approx(out.at("float32_perplexity").get<double>()).epsilon(0.2));
     std::ifstream in(dir.path / "out.txt");
     std::string const printed((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    for (auto const* const part :
-         {"model.layers.0.self_attn.k_proj", "32 x 48", "perplexity", "quantized    abc"}) {
+    for (auto const* const part : {"model.layers.0.self_attn.k_proj", "32 x 48", "the worst layers again",
+                                   "> 8 bits, groups of 32", "perplexity", "quantized    abc"}) {
       CHECK(contains(printed, part));
     }
   }
@@ -768,7 +829,10 @@ TEST_CASE("the program") {
         {model + " --window 1 --calibration " + file, "--window"},
         {model + good + "--samples 0", "--samples"},
         {model + good + "--generate abc --generate-tokens 62", "64 positions"},
-        {model + good + "--json /none/x", "/none/x: cannot be written"},
+        {model + good + "--log /none/x", "/none/x: cannot be written"},
+        {model + good + "--extra-bytes 4K", "--observe"},
+        {model + good + "--observe --topk 0", "--topk"},
+        {model + good + "--observe --extra-bytes some", "--extra-bytes"},
         {model + good + "--reference --scale float16", "--reference"},
         {model + good + "--nonsense", "--nonsense"},
     };

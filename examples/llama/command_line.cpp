@@ -11,6 +11,11 @@
 namespace llama {
 namespace {
 
+struct observer_options {
+  bool observe = false;
+  observation values;
+};
+
 constexpr auto no_limit = std::numeric_limits<std::int64_t>::max();
 
 // The checks of CLI11, without what they add to the help.
@@ -96,6 +101,26 @@ void add_method_options(CLI::App& app, quantization& how) {
                "implies --scale float32");
 }
 
+void add_observer_options(CLI::App& app, observer_options& options) {
+  app.add_flag("--observe", options.observe,
+               "Keep the layers with the largest loss and quantize them again in the\n"
+               "end: smaller groups, down to 32, then twice the bits, until the loss\n"
+               "has halved");
+  app.add_option("--topk", options.values.top_k, "How many layers to keep")
+      ->check(between(std::size_t{1}, std::size_t{1} << 20))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--extra-bytes", options.values.extra_bytes,
+                 "Spend at most N bytes on them, where they remove most loss, instead\n"
+                 "of halving each one's; 4096, 64K, 2M ...")
+      ->transform(CLI::AsSizeValue(false).description(""))
+      ->type_name("N");
+  app.add_option("--spill", options.values.spill_directory,
+                 "Keep their Hessians in this directory, not in memory")
+      ->check(CLI::ExistingDirectory.description(""))
+      ->type_name("DIR");
+}
+
 void add_writing_options(CLI::App& app, command_line& args) {
   app.add_option("--generate", args.prompt, "Continue this text")->type_name("PROMPT");
   app.add_option("--generate-tokens", args.generate_tokens, "At most N new tokens")
@@ -126,6 +151,7 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   gptq::quantize_options& options = args.how.quantize.options;
   format.scheme = "asymmetric";
   std::optional<gptq::scale_type> scales;
+  observer_options observer;
 
   CLI::App app(
       "Quantizes the linear layers of a LLaMA by GPTQ and measures what that costs: the loss of every\n"
@@ -147,12 +173,14 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       ->type_name("TYPE");
   group("Method");
   add_method_options(app, args.how);
+  group("The worst layers again");
+  add_observer_options(app, observer);
   group("A text from the model, before and after");
   add_writing_options(app, args);
   group("Other");
   app.add_flag("--no-float-baseline", args.no_float_baseline,
                "Do not run the unquantized model for comparison");
-  app.add_option("--json", args.json, "Write the table and the summary to this file, too")->type_name("FILE");
+  app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
   app.add_option("--threads", args.how.threads, "Threads to use [one a core]")
       ->check(between(1, 4096))
       ->type_name("N");
@@ -171,6 +199,10 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   }
   format.scales = scales.value_or(options.reference ? gptq::scale_type::float32 : gptq::scale_type::float16);
   options.threads = args.how.threads;
+  if (observer.observe) args.how.observe = observer.values;
+  if (!observer.observe && (observer.values.extra_bytes || !observer.values.spill_directory.empty())) {
+    throw gptq::error("--extra-bytes and --spill are about what --observe keeps");
+  }
   return args;
 }
 

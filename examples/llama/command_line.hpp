@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "generate.hpp"
+#include "generation.hpp"
 #include "quantize_model.hpp"
 
 namespace llama {
@@ -23,7 +23,7 @@ struct command_line {
   std::string prompt;  ///< empty: no text is generated
   std::int64_t generate_tokens = 64;
   llama::sampling sampling;
-  std::filesystem::path json;  ///< empty: none is written
+  std::filesystem::path log;  ///< JSON lines; empty: none are written
 };
 
 /// Nothing after --help, which it prints. Throws gptq::error when an option is wrong.

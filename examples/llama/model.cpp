@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <gptq/error.hpp>
+#include <gptq/parallel.hpp>
 
 #include "threads.hpp"
 
@@ -134,8 +135,41 @@ matrix model::embed(std::span<token const> tokens) const {
   return x;
 }
 
-decoder_layer model::load(std::int64_t layer, int threads) const {
-  decoder_layer result;
+matrix float_layer::multiply(linear l, matrix const& x) const {
+  matrix const& weight = (*this)[l];
+  matrix y(x.rows(), weight.rows());
+  y.noalias() = x * weight.transpose();
+  return y;
+}
+
+std::size_t float_layer::bytes() const {
+  std::size_t sum = 0;
+  for (matrix const& weight : weights) sum += static_cast<std::size_t>(weight.size()) * sizeof(float);
+  return sum;
+}
+
+matrix packed_layer::multiply(linear l, matrix const& x) const {
+  auto const& [weight, gemv] = weights[static_cast<std::size_t>(l)];
+  matrix y(x.rows(), weight.out);
+  if (x.rows() == 1) {
+    run_parts(threads, [&, w = &weight, run = gemv](int part) noexcept {
+      auto const rows = gptq::row_share(w->out, part, threads);
+      run(*w, x.data(), y.data(), rows.first, rows.last);
+    });
+    return y;
+  }
+  for (Eigen::Index t = 0; t < x.rows(); ++t) gemv(weight, x.row(t).data(), y.row(t).data(), 0, weight.out);
+  return y;
+}
+
+std::size_t packed_layer::bytes() const {
+  std::size_t sum = 0;
+  for (entry const& e : weights) sum += e.weight.bytes();
+  return sum;
+}
+
+float_layer model::load(std::int64_t layer, int threads) const {
+  float_layer result;
   result.attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
   result.mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
   auto const& packed = packed_[static_cast<std::size_t>(layer)];
@@ -152,8 +186,71 @@ decoder_layer model::load(std::int64_t layer, int threads) const {
   return result;
 }
 
+bool model::has_kernels() const {
+  for (auto const& layer : packed_) {
+    for (auto const& l : layer) {
+      if (l == nullptr || find_gemv(l->format(), gptq::precision::int8) == nullptr) return false;
+    }
+  }
+  return true;
+}
+
+std::unique_ptr<decoder_layer> model::load(std::int64_t layer, arithmetic how, int threads) const {
+  if (how == arithmetic::float32) return std::make_unique<float_layer>(load(layer, threads));
+  auto result = std::make_unique<packed_layer>();
+  result->attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
+  result->mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
+  result->threads = gptq::detail::thread_count(threads);
+  for (std::size_t l = 0; l < linears; ++l) {
+    packed_linear const* const weight = packed(layer, linear(l));
+    if (weight == nullptr) throw gptq::error(full_name(layer, linear(l)) + " is not quantized");
+    auto const kernel =
+        find_gemv(weight->format(), how == arithmetic::int8 ? gptq::precision::int8 : gptq::precision::int15);
+    if (kernel == nullptr) {
+      throw gptq::error(full_name(layer, linear(l)) + ": no kernels for " + to_string(weight->format()));
+    }
+    result->weights[l] = {weight->parts(), kernel};
+  }
+  return result;
+}
+
+matrix model::original(std::int64_t layer, linear l) const {
+  auto const [out, in] = shape_of(config_, l);
+  return rows(files_.at(full_name(layer, l) + ".weight"), 0, out);
+}
+
+tensor_view const& model::output() const {
+  return files_.at(config_.tie_word_embeddings ? embedding_name : output_name);
+}
+
+std::size_t model::output_bytes() const { return output().bytes.size(); }
+
 matrix model::output_rows(std::int64_t first, std::int64_t count) const {
-  return rows(files_.at(config_.tie_word_embeddings ? embedding_name : output_name), first, count);
+  return rows(output(), first, count);
+}
+
+row_vector model::logits(row_vector const& x, int threads) const {
+  tensor_view const& weight = output();
+  row_vector y(config_.vocab_size);
+  auto const* const values = reinterpret_cast<float const*>(weight.bytes.data());
+  bool const as_it_is = weight.type == gptq::checkpoint::dtype::f32 &&
+                        reinterpret_cast<std::uintptr_t>(values) % alignof(float) == 0;
+  int const parts = gptq::detail::thread_count(threads);
+  serial_blas const one_thread_a_product;
+  run_parts(parts, [&](int part) noexcept {
+    auto const share = gptq::row_share(config_.vocab_size, part, parts);
+    for (std::int64_t first = share.first; first < share.last; first += output_slice) {
+      auto const count = std::min<std::int64_t>(output_slice, share.last - first);
+      if (as_it_is) {
+        Eigen::Map<matrix const> const slice(values + first * config_.hidden_size, count,
+                                             config_.hidden_size);
+        y.segment(first, count).transpose().noalias() = slice * x.transpose();
+      } else {
+        y.segment(first, count).transpose().noalias() = output_rows(first, count) * x.transpose();
+      }
+    }
+  });
+  return y;
 }
 
 void model::replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed) {

@@ -39,14 +39,46 @@ std::string full_name(std::int64_t layer, linear l);
 /// Rows of the output layer that are best in float32 at a time.
 inline constexpr std::int64_t output_slice = 1024;
 
-/// One decoder layer in float32.
+/// One decoder layer, ready to be run.
 struct decoder_layer {
-  row_vector attention_norm;            ///< [hidden]
-  row_vector mlp_norm;                  ///< [hidden]
+  row_vector attention_norm;  ///< [hidden]
+  row_vector mlp_norm;        ///< [hidden]
+
+  virtual ~decoder_layer() = default;
+  /// x W' for x[tokens, in].
+  virtual matrix multiply(linear l, matrix const& x) const = 0;
+  /// Bytes that multiply() reads of all linear layers, once each.
+  virtual std::size_t bytes() const = 0;
+};
+
+/// In float32.
+struct float_layer final : decoder_layer {
   std::array<matrix, linears> weights;  ///< [out, in] each
 
   matrix& operator[](linear l) { return weights[static_cast<std::size_t>(l)]; }
   matrix const& operator[](linear l) const { return weights[static_cast<std::size_t>(l)]; }
+  matrix multiply(linear l, matrix const& x) const override;
+  std::size_t bytes() const override;
+};
+
+/// Packed, through the library's gemv.
+struct packed_layer final : decoder_layer {
+  struct entry {
+    packed_parts weight;
+    gemv_kernel gemv = nullptr;
+  };
+  std::array<entry, linears> weights;
+  int threads = 1;  ///< for a single token; several tokens are one thread's work
+
+  matrix multiply(linear l, matrix const& x) const override;
+  std::size_t bytes() const override;
+};
+
+/// What linear layers are computed with.
+enum class arithmetic {
+  float32,  ///< decoded to float32
+  int15,    ///< straight from packed codes, activations in 15 bits: to 1e-4 the same as float32
+  int8      ///< the same in 8 bits: fastest
 };
 
 /// A model directory. Weights stay in the mapped files, or packed once they are replaced, until they are
@@ -62,17 +94,36 @@ class model {
 
   /// Embeddings of some tokens: [tokens, hidden].
   matrix embed(std::span<token const> tokens) const;
-  /// A decoder layer, decoding what was replaced; on `threads` threads.
-  decoder_layer load(std::int64_t layer, int threads) const;
+  /// Whether all linear layers are packed, in formats that there are kernels for.
+  bool has_kernels() const;
+  /// A decoder layer in float32, decoding what is packed; on `threads` threads.
+  float_layer load(std::int64_t layer, int threads) const;
+  /// A decoder layer in the arithmetic asked for, which packed layers share with this model. Throws
+  /// gptq::error when one of its linear layers is not packed, or in a format without kernels.
+  std::unique_ptr<decoder_layer> load(std::int64_t layer, arithmetic how, int threads) const;
+  /// A linear layer as the model directory has it: [out, in].
+  matrix original(std::int64_t layer, linear l) const;
   row_vector const& final_norm() const { return final_norm_; }
   /// Rows [first, first + count) of the output layer: [count, hidden].
   matrix output_rows(std::int64_t first, std::int64_t count) const;
+  /// The output layer of one token, x[1, hidden], on `threads` threads: [vocab_size].
+  row_vector logits(row_vector const& x, int threads) const;
+  /// Bytes of the output layer as it is stored.
+  std::size_t output_bytes() const;
 
   /// From now on, load() takes this linear layer from its packed form.
   void replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed);
+  /// Null until it is packed.
+  packed_linear const* packed(std::int64_t layer, linear l) const {
+    return packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)].get();
+  }
+  /// All tensors of the model directory.
+  gptq::checkpoint::safetensors_directory const& files() const { return files_; }
 
  private:
   matrix rows(gptq::checkpoint::tensor_view const& tensor, std::int64_t first, std::int64_t count) const;
+  gptq::checkpoint::tensor_view const& output() const;
+  void attach(std::int64_t layer, linear l, gptq::format_spec const& format);
 
   llama::config config_;
   gptq::checkpoint::safetensors_directory files_;

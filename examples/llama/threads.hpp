@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gptq/detail/parallel.hpp>
+#include <gptq/parallel.hpp>
 
 // OpenBLAS's own controls; null with another BLAS or none.
 extern "C" {
@@ -33,6 +34,17 @@ template <class Piece>
 void for_each(std::ptrdiff_t count, int threads, Piece&& piece) {
   serial_blas const one_thread_a_product;
   gptq::detail::parallel_for(count, threads, piece);
+}
+
+/// Calls piece(0) ... piece(parts - 1), for pieces so short that starting threads would take longer: on
+/// OpenMP's, which wait for the next call. Without OpenMP this thread does it all.
+template <class Piece>
+void run_parts(int parts, Piece const& piece) {
+#if defined(_OPENMP)
+  gptq::openmp{parts}(parts, piece);
+#else
+  for (int part = 0; part < parts; ++part) piece(part);
+#endif
 }
 
 /// BLAS threads for what is not spread over windows, such as the Hessian (0: one a core).

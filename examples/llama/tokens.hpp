@@ -37,4 +37,18 @@ std::vector<token> read_tokens(std::filesystem::path const& file, std::filesyste
 /// Cuts tokens into whole windows of `length`, without overlap, at most `most` of them (0: all).
 std::vector<token_window> cut_windows(std::span<token const> tokens, std::int64_t length, std::int64_t most);
 
+/// Tokens and the windows that they are cut into.
+struct text {
+  std::vector<token> tokens;
+  std::vector<token_window> windows;
+};
+
+/// read_tokens() and cut_windows(); throws gptq::error as well when the tokens do not fill one window.
+text read_text(std::filesystem::path const& file, std::filesystem::path const& directory, config const& c,
+               std::int64_t window, std::int64_t most);
+
+/// The window asked for, or the model's maximum, at most 2048, for 0. Throws gptq::error when the model has
+/// fewer positions.
+std::int64_t window_length(config const& c, std::int64_t asked_for);
+
 }  // namespace llama

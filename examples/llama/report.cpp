@@ -1,0 +1,96 @@
+#include "report.hpp"
+
+#include <cmath>
+#include <utility>
+
+#include <sys/resource.h>
+
+#include <gptq/error.hpp>
+
+namespace llama {
+
+using nlohmann::ordered_json;
+
+summary summarize(std::vector<linear_report> const& reports) {
+  summary s;
+  double weights = 0.0;
+  for (linear_report const& r : reports) {
+    s.loss += r.quality.loss;
+    if (s.largest.empty() || r.quality.loss > s.largest_loss) {
+      s.largest_loss = r.quality.loss;
+      s.largest = r.name;
+    }
+    s.bits_per_weight += 8.0 * static_cast<double>(r.packed_bytes);
+    weights += static_cast<double>(r.out * r.in);
+    s.raised_damping += r.quality.damping_raised > 0 ? 1 : 0;
+  }
+  s.bits_per_weight /= weights;
+  return s;
+}
+
+ordered_json number(double value) { return std::isfinite(value) ? ordered_json(value) : ordered_json(); }
+
+ordered_json json_of(gptq::format_spec const& format) {
+  return {{"scheme", format.scheme},
+          {"bits", format.bits},
+          {"group_size", format.group_size},
+          {"scales", format.scales == gptq::scale_type::float16 ? "float16" : "float32"}};
+}
+
+ordered_json json_of(linear_report const& r) {
+  ordered_json json{{"name", r.name},
+                    {"shape", {r.out, r.in}},
+                    {"loss", number(r.quality.loss)},
+                    {"loss_per_token", number(r.quality.loss_per_token)},
+                    {"output_error", number(r.quality.output_error)},
+                    {"snr_db", number(r.quality.snr_db)},
+                    {"int8_snr_db", number(r.int8_snr_db)},
+                    {"damping", number(r.quality.damping)},
+                    {"damping_raised", r.quality.damping_raised},
+                    {"packed_bytes", r.packed_bytes},
+                    {"seconds", number(r.quality.seconds)},
+                    {"weight_quantiles", r.weights},
+                    {"input_quantiles", r.inputs}};
+  json.update(json_of(r.format));
+  return json;
+}
+
+ordered_json json_of(gptq::refinement const& refinement) {
+  ordered_json attempts = ordered_json::array();
+  for (gptq::attempt const& a : refinement.attempts) {
+    ordered_json json{{"loss", number(a.loss)}, {"packed_bytes", a.bytes}, {"seconds", a.seconds}};
+    json.update(json_of(a.format));
+    attempts.push_back(json);
+  }
+  return {{"name", refinement.name}, {"chosen", refinement.chosen}, {"attempts", attempts}};
+}
+
+ordered_json json_of(summary const& s) {
+  return {{"loss", number(s.loss)},
+          {"largest_loss", number(s.largest_loss)},
+          {"largest", s.largest},
+          {"bits_per_weight", s.bits_per_weight},
+          {"raised_damping", s.raised_damping}};
+}
+
+run_log::run_log(std::filesystem::path path) : path_(std::move(path)) {
+  if (path_.empty()) return;
+  out_.open(path_);
+  if (!out_) throw gptq::error(path_.string() + ": cannot be written");
+}
+
+void run_log::write(char const* event, ordered_json const& values) {
+  if (path_.empty()) return;
+  ordered_json line{{"event", event}};
+  line.update(values);
+  out_ << line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) << '\n';
+  if (!out_.flush()) throw gptq::error(path_.string() + ": cannot be written");
+}
+
+double peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return 1024.0 * static_cast<double>(usage.ru_maxrss);
+}
+
+}  // namespace llama
