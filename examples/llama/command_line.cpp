@@ -1,5 +1,6 @@
 #include "command_line.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <map>
 
@@ -10,6 +11,10 @@
 
 namespace llama {
 namespace {
+
+std::map<std::string, gptq::grid_rule> const grid_rules{{"published", gptq::grid_rule::published},
+                                                        {"amax", gptq::grid_rule::amax},
+                                                        {"signed_amax", gptq::grid_rule::signed_amax}};
 
 struct observer_options {
   bool observe = false;
@@ -82,9 +87,7 @@ void add_method_options(CLI::App& app, quantization& how) {
   app.add_flag("--true-sequential", how.true_sequential,
                "Within a decoder layer, calibrate on what is quantized already");
   app.add_option("--grid", options.grid, "How a scale is found: published, amax, signed_amax [published]")
-      ->transform(translate<gptq::grid_rule>({{"published", gptq::grid_rule::published},
-                                              {"amax", gptq::grid_rule::amax},
-                                              {"signed_amax", gptq::grid_rule::signed_amax}}))
+      ->transform(translate(grid_rules))
       ->type_name("RULE");
   app.add_flag("--mse", options.mse, "Search for the range of least error, not the weights' own");
   app.add_option("--damping", options.damping, "Added to the Hessian's diagonal: a fraction of its mean")
@@ -145,6 +148,12 @@ void add_writing_options(CLI::App& app, command_line& args) {
 
 }  // namespace
 
+std::string name_of(gptq::grid_rule rule) {
+  return std::find_if(grid_rules.begin(), grid_rules.end(),
+                      [&](auto const& entry) { return entry.second == rule; })
+      ->first;
+}
+
 std::optional<command_line> parse_command_line(int argc, char** argv) {
   command_line args;
   gptq::format_spec& format = args.how.quantize.format;
@@ -180,6 +189,11 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   group("Other");
   app.add_flag("--no-float-baseline", args.no_float_baseline,
                "Do not run the unquantized model for comparison");
+  app.add_option("--output", args.output,
+                 "Write the packed model to this directory, for generate and perplexity;\n"
+                 "decoder layers are kept there as they are finished")
+      ->type_name("DIR");
+  app.add_flag("--resume", args.resume, "Go on with the run in --output that was interrupted");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
   app.add_option("--threads", args.how.threads, "Threads to use [one a core]")
       ->check(between(1, 4096))
@@ -199,6 +213,7 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   }
   format.scales = scales.value_or(options.reference ? gptq::scale_type::float32 : gptq::scale_type::float16);
   options.threads = args.how.threads;
+  if (args.resume && args.output.empty()) throw gptq::error("--resume needs the --output of that run");
   if (observer.observe) args.how.observe = observer.values;
   if (!observer.observe && (observer.values.extra_bytes || !observer.values.spill_directory.empty())) {
     throw gptq::error("--extra-bytes and --spill are about what --observe keeps");

@@ -195,6 +195,7 @@ nlohmann::json read_published(std::filesystem::path const& path) {
 /// Whether the losses agree with the published ones where there are any.
 bool run(arguments args) {
   llama::model const m(args.model);
+  m.require_unquantized();
   args.window = llama::window_length(m.config(), args.window);
   auto const calibration =
       llama::read_text(args.calibration, args.model, m.config(), args.window, args.samples);

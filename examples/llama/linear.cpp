@@ -12,7 +12,7 @@
 namespace llama {
 namespace {
 
-/// @tparam Owner  keeps the memory of the view: the matrix itself, or nothing
+/// @tparam Owner  keeps the memory of the view: the matrix itself, or a mapped file
 template <gptq::storage_format Format, class Owner>
 class packed_as final : public packed_linear {
  public:
@@ -38,8 +38,6 @@ class packed_as final : public packed_linear {
   gptq::packed_view<Format> view_;
 };
 
-struct nobody {};
-
 // What the command line can ask for.
 using formats =
     gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero, gptq::half_step>,
@@ -59,7 +57,8 @@ void check_order(std::span<std::int32_t const> order, gptq::index_t in) {
 
 }  // namespace
 
-std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts) {
+std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts,
+                                           std::shared_ptr<void const> owner) {
   return gptq::with_format<formats>(format, [&]<class Format>() -> std::unique_ptr<packed_linear> {
     gptq::packed_layout<Format> const layout{parts.out, parts.in};
     auto const check_size = [](char const* what, std::size_t bytes, gptq::index_t expected) {
@@ -73,8 +72,8 @@ std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, pack
     check_size("zeros", parts.zeros.size(), layout.zero_bytes());
     if (!parts.order.empty()) check_size("order", parts.order.size_bytes(), parts.in * 4);
     check_order(parts.order, parts.in);
-    return std::make_unique<packed_as<Format, nobody>>(
-        nobody{},
+    return std::make_unique<packed_as<Format, std::shared_ptr<void const>>>(
+        std::move(owner),
         gptq::packed_view<Format>{
             reinterpret_cast<std::uint8_t const*>(parts.codes.data()),
             reinterpret_cast<typename Format::scale const*>(parts.scales.data()),

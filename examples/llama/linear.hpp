@@ -24,9 +24,10 @@ class packed_linear {
   virtual packed_parts parts() const = 0;
 };
 
-/// A packed matrix whose pieces somebody else owns. Throws gptq::error when the format is not compiled into
-/// this program, or a piece has not the size that format and shape give it, or order is not a permutation.
-std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts);
+/// A packed matrix whose pieces `owner` owns. Throws gptq::error when the format is not compiled into this
+/// program, or a piece has not the size that format and shape give it, or order is not a permutation.
+std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts,
+                                           std::shared_ptr<void const> owner);
 
 /// How linear layers are quantized.
 struct quantizer {

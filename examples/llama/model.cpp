@@ -1,5 +1,6 @@
 #include "model.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
@@ -45,7 +46,7 @@ std::pair<std::int64_t, std::int64_t> shape_of(config const& c, linear l) {
   return {};
 }
 
-/// All tensors that a model of this configuration has, with their shapes: visit(name, shape).
+/// All tensors that an unquantized model of this configuration has, with their shapes: visit(name, shape).
 template <class Visit>
 void for_each_tensor(config const& c, Visit&& visit) {
   using shape = std::vector<std::size_t>;
@@ -64,6 +65,8 @@ void for_each_tensor(config const& c, Visit&& visit) {
   visit(final_norm_name, shape{hidden});
   if (!c.tie_word_embeddings) visit(output_name, shape{vocab, hidden});
 }
+
+bool is_linear(std::string const& tensor) { return tensor.ends_with("_proj.weight"); }
 
 row_vector to_vector(tensor_view const& tensor) {
   row_vector values(static_cast<Eigen::Index>(tensor.shape[0]));
@@ -96,8 +99,43 @@ std::string full_name(std::int64_t layer, linear l) {
   return fmt::format("model.layers.{}.{}", layer, names[static_cast<std::size_t>(l)]);
 }
 
-model::model(std::filesystem::path const& directory) : config_(read_config(directory)), files_(directory) {
+std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& tensors,
+                                           std::string const& name, gptq::format_spec const& format,
+                                           std::int64_t out, std::int64_t in,
+                                           std::shared_ptr<void const> owner) {
+  using gptq::checkpoint::dtype;
+  auto const bytes_of = [&](char const* suffix, dtype type, bool optional) -> std::span<std::byte const> {
+    auto const found = tensors.find(name + suffix);
+    if (found == tensors.end() && optional) return {};
+    if (found == tensors.end()) throw gptq::error("has no tensor '" + name + suffix + "'");
+    tensor_view const& tensor = found->second;
+    auto const misaligned = reinterpret_cast<std::uintptr_t>(tensor.bytes.data()) % size_of(type);
+    if (tensor.type != type || tensor.shape.size() != 1 || misaligned != 0) {
+      throw gptq::error(fmt::format("tensor '{}{}' is {}, not an aligned row of {}", name, suffix,
+                                    to_string(tensor), name_of(type)));
+    }
+    return tensor.bytes;
+  };
+  packed_parts parts{out, in, {}, {}, {}, {}};
+  parts.codes = bytes_of(".codes", dtype::u8, false);
+  parts.scales =
+      bytes_of(".scales", format.scales == gptq::scale_type::float16 ? dtype::f16 : dtype::f32, false);
+  parts.zeros = bytes_of(".zeros", dtype::u8, true);
+  auto const order = bytes_of(".order", dtype::i32, true);
+  parts.order = {reinterpret_cast<std::int32_t const*>(order.data()), order.size() / sizeof(std::int32_t)};
+  try {
+    return make_packed(format, parts, std::move(owner));
+  } catch (gptq::error const& e) {
+    throw gptq::error(fmt::format("'{}': {}", name, e.what()));
+  }
+}
+
+model::model(std::filesystem::path const& directory)
+    : directory_(directory), config_(read_config(directory)), files_(directory) {
+  packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
+  if (!config_.packed.empty()) attach_packed();
   for_each_tensor(config_, [&](std::string const& name, std::vector<std::size_t> const& shape) {
+    if (!config_.packed.empty() && is_linear(name)) return;
     tensor_view const& tensor = files_.at(name);
     if (tensor.shape != shape) {
       throw gptq::error(fmt::format("{}: tensor '{}' is {}, but config.json makes it {}", directory.string(),
@@ -109,7 +147,47 @@ model::model(std::filesystem::path const& directory) : config_(read_config(direc
     }
   });
   final_norm_ = to_vector(files_.at(final_norm_name));
-  packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
+}
+
+void model::attach_packed() {
+  for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    for (std::size_t l = 0; l < linears; ++l) {
+      std::string const name = full_name(i, linear(l));
+      auto const format = config_.packed.find(name);
+      if (format == config_.packed.end()) {
+        throw gptq::error(directory_.string() + ": config.json has no format for '" + name + "'");
+      }
+      auto const [out, in] = shape_of(config_, linear(l));
+      try {
+        // The files live as long as this model, so nobody else has to keep them.
+        replace(i, linear(l), find_packed(files_.tensors(), name, format->second, out, in, nullptr));
+      } catch (gptq::error const& e) {
+        throw gptq::error(directory_.string() + ": " + e.what());
+      }
+    }
+  }
+}
+
+std::string model::fingerprint() const {
+  constexpr std::size_t most =
+      4096;  // bytes of a tensor: reading all of them takes minutes for a large model
+  std::string description;
+  for (auto const& [name, tensor] : files_.tensors()) {
+    description += name + to_string(tensor) +
+                   llama::fingerprint(tensor.bytes.first(std::min(most, tensor.bytes.size())));
+  }
+  return llama::fingerprint(std::as_bytes(std::span(description)));
+}
+
+void model::require_unquantized() const {
+  if (!config_.packed.empty()) throw gptq::error(directory_.string() + ": the model is quantized already");
+}
+
+void model::for_each_float_tensor(
+    std::function<void(std::string const&, tensor_view const&)> const& visit) const {
+  for_each_tensor(config_, [&](std::string const& name, auto const&) {
+    if (!is_linear(name)) visit(name, files_.at(name));
+  });
 }
 
 std::int64_t model::parameters() const {
@@ -133,6 +211,12 @@ matrix model::embed(std::span<token const> tokens) const {
   matrix x(static_cast<Eigen::Index>(tokens.size()), config_.hidden_size);
   for (Eigen::Index t = 0; t < x.rows(); ++t) x.row(t) = rows(table, tokens[static_cast<std::size_t>(t)], 1);
   return x;
+}
+
+std::string name_of(arithmetic how) {
+  return std::find_if(arithmetic_names.begin(), arithmetic_names.end(),
+                      [&](auto const& entry) { return entry.second == how; })
+      ->first;
 }
 
 matrix float_layer::multiply(linear l, matrix const& x) const {

@@ -4,6 +4,8 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -81,8 +83,21 @@ enum class arithmetic {
   int8      ///< the same in 8 bits: fastest
 };
 
-/// A model directory. Weights stay in the mapped files, or packed once they are replaced, until they are
-/// asked for.
+inline std::map<std::string, arithmetic> const arithmetic_names{
+    {"float32", arithmetic::float32}, {"int15", arithmetic::int15}, {"int8", arithmetic::int8}};
+/// "float32", "int15" or "int8"
+std::string name_of(arithmetic how);
+
+/// The linear layer called NAME among tensors NAME.codes, NAME.scales, NAME.zeros, NAME.order
+/// (packed_model.hpp), which `owner` keeps. Throws gptq::error, naming the tensor, when one is missing or
+/// does not fit.
+std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& tensors,
+                                           std::string const& name, gptq::format_spec const& format,
+                                           std::int64_t out, std::int64_t in,
+                                           std::shared_ptr<void const> owner);
+
+/// A model directory, packed or not. Weights stay in the mapped files, or packed once they are replaced,
+/// until they are asked for.
 class model {
  public:
   /// Throws gptq::error when a file, a tensor or a shape is wrong; afterwards loading cannot fail.
@@ -117,14 +132,20 @@ class model {
   packed_linear const* packed(std::int64_t layer, linear l) const {
     return packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)].get();
   }
-  /// All tensors of the model directory.
-  gptq::checkpoint::safetensors_directory const& files() const { return files_; }
+  /// Tells models apart: a number made of all tensors' names, shapes, types and first bytes.
+  std::string fingerprint() const;
+  /// Throws gptq::error when the directory holds a packed model: there are no weights to quantize.
+  void require_unquantized() const;
+  /// The tensors that stay as they are, as they are stored: visit(name, tensor).
+  void for_each_float_tensor(
+      std::function<void(std::string const&, gptq::checkpoint::tensor_view const&)> const& visit) const;
 
  private:
   matrix rows(gptq::checkpoint::tensor_view const& tensor, std::int64_t first, std::int64_t count) const;
   gptq::checkpoint::tensor_view const& output() const;
-  void attach(std::int64_t layer, linear l, gptq::format_spec const& format);
+  void attach_packed();
 
+  std::filesystem::path directory_;
   llama::config config_;
   gptq::checkpoint::safetensors_directory files_;
   std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;

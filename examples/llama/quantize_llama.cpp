@@ -12,7 +12,9 @@
 #include "command_line.hpp"
 #include "evaluate.hpp"
 #include "generation.hpp"
+#include "interrupt.hpp"
 #include "model.hpp"
+#include "packed_model.hpp"
 #include "progress.hpp"
 #include "quantize_model.hpp"
 #include "report.hpp"
@@ -29,8 +31,10 @@ double measure_perplexity(llama::model const& m, text const& evaluation, command
   auto const steps =
       static_cast<std::ptrdiff_t>(evaluation.windows.size()) * (m.config().num_hidden_layers + 1);
   llama::progress bar(what, steps);
-  return llama::perplexity(m, evaluation.windows, llama::arithmetic::float32, args.how.threads,
-                           [&] { bar.advance(); });
+  return llama::perplexity(m, evaluation.windows, llama::arithmetic::float32, args.how.threads, [&] {
+    llama::check_interrupt();
+    bar.advance();
+  });
 }
 
 constexpr char const* table_row = "{:<34} {:>12} {:>11.5g} {:>10.3e} {:>6.2f} {:>6.2f} {:>8.3g} {:>8.3f}\n";
@@ -52,7 +56,7 @@ void print(gptq::refinement const& r) {
 }
 
 std::vector<linear_report> quantize(llama::model& m, text const& calibration, command_line const& args,
-                                    llama::run_log& log) {
+                                    llama::unfinished_run const* saved, llama::run_log& log) {
   fmt::print("\n{:<34} {:>12} {:>11} {:>10} {:>6} {:>6} {:>8} {:>8}\n", "linear layer", "out x in", "loss",
              "rel. error", "SNR dB", "int8", "damping", "seconds");
   std::vector<linear_report> reports;
@@ -60,6 +64,7 @@ std::vector<linear_report> quantize(llama::model& m, text const& calibration, co
                       static_cast<std::ptrdiff_t>(calibration.windows.size()) * m.config().num_hidden_layers);
   llama::quantization_events events;
   events.done = [&](linear_report const& r) {
+    llama::check_interrupt();
     bar.clear();
     fmt::print(table_row, r.name, fmt::format("{} x {}", r.out, r.in), r.quality.loss, r.quality.output_error,
                r.quality.snr_db, r.int8_snr_db, r.quality.damping, r.quality.seconds);
@@ -69,6 +74,7 @@ std::vector<linear_report> quantize(llama::model& m, text const& calibration, co
   };
   bool first = true;
   events.refined = [&](gptq::refinement const& r, linear_report const& after) {
+    llama::check_interrupt();
     bar.clear();
     if (std::exchange(first, false)) {
       fmt::print("\n{:<28} {:>11} {:>7} {:>12} {:>8}\n", "the worst layers again", "loss", "ratio",
@@ -81,17 +87,12 @@ std::vector<linear_report> quantize(llama::model& m, text const& calibration, co
       if (report.name == after.name) report = after;
     }
   };
-  events.advance = [&] { bar.advance(); };
-  llama::quantize_model(m, calibration.windows, args.how, events);
+  events.advance = [&] {
+    llama::check_interrupt();
+    bar.advance();
+  };
+  llama::quantize_model(m, calibration.windows, args.how, events, saved);
   return reports;
-}
-
-/// Tokens as text that can be shown: what is not printable becomes '?'.
-std::string printable(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = c == '\n' || c == '\t' ? ' ' : '?';
-  }
-  return text;
 }
 
 /// What the model is asked to continue.
@@ -102,8 +103,7 @@ struct prompt {
 
 prompt read_prompt(llama::config const& c, command_line const& args) {
   prompt p{llama::make_tokenizer(args.model, c), {}};
-  p.tokens = p.words.encode(args.prompt);
-  if (p.words.wants_bos && c.bos_token_id) p.tokens.insert(p.tokens.begin(), *c.bos_token_id);
+  p.tokens = llama::prompt_tokens(p.words, c, args.prompt);
   llama::check_prompt(c, p.tokens, args.generate_tokens);
   return p;
 }
@@ -114,12 +114,37 @@ std::string continue_text(llama::model const& m, prompt const& p, command_line c
   auto const more = llama::generate(m, p.tokens, args.generate_tokens, args.sampling, run).tokens;
   std::vector<llama::token> all = p.tokens;
   all.insert(all.end(), more.begin(), more.end());
-  return printable(p.words.decode(all));
+  return llama::printable(p.words.decode(all));
+}
+
+/// All that the packed model depends on, for the log and for a run that goes on with another.
+nlohmann::ordered_json settings_of(llama::model const& m, text const& calibration, command_line const& args) {
+  gptq::quantize_options const& options = args.how.quantize.options;
+  std::size_t const used = calibration.windows.size() * static_cast<std::size_t>(args.window);
+  nlohmann::ordered_json settings{
+      {"model", args.model.filename().string()},
+      {"weights", m.fingerprint()},
+      {"calibration", llama::fingerprint(std::as_bytes(std::span(calibration.tokens).first(used)))},
+      {"windows", calibration.windows.size()},
+      {"window", args.window},
+      {"method", args.how.quantize.round_to_nearest ? "rtn" : "gptq"},
+      {"grid", llama::name_of(options.grid)},
+      {"mse", options.mse},
+      {"act_order", options.act_order},
+      {"static_groups", options.static_groups},
+      {"true_sequential", args.how.true_sequential},
+      {"damping", options.damping},
+      {"block_size", options.block_size},
+      {"reference", options.reference},
+      {"quantile_shares", llama::quantile_shares}};
+  settings.update(llama::json_of(args.how.quantize.format));
+  return settings;
 }
 
 void run(command_line args) {
   auto const start = std::chrono::steady_clock::now();
   llama::model m(args.model);
+  m.require_unquantized();
   llama::config const& c = m.config();
   args.window = llama::window_length(c, args.window);
   text const calibration = llama::read_text(args.calibration, args.model, c, args.window, args.samples);
@@ -141,15 +166,12 @@ void run(command_line args) {
   if (evaluation)
     fmt::print("evaluation   {} windows of {} tokens\n", evaluation->windows.size(), args.window);
   std::fflush(stdout);
-  nlohmann::ordered_json settings{{"model", args.model.string()},
-                                  {"method", args.how.quantize.round_to_nearest ? "rtn" : "gptq"},
-                                  {"act_order", args.how.quantize.options.act_order},
-                                  {"true_sequential", args.how.true_sequential},
-                                  {"reference", args.how.quantize.options.reference},
-                                  {"windows", calibration.windows.size()},
-                                  {"window", args.window},
-                                  {"quantile_shares", llama::quantile_shares}};
-  settings.update(llama::json_of(args.how.quantize.format));
+  nlohmann::ordered_json const settings = settings_of(m, calibration, args);
+  std::optional<llama::unfinished_run> saved;
+  if (!args.output.empty()) saved.emplace(args.output, settings, args.resume);
+  if (saved && saved->finished() > 0) {
+    fmt::print("resumed      after {} decoder layers\n", saved->finished());
+  }
   log.write("settings", settings);
 
   auto const not_measured = gptq::quantize_report::not_measured;
@@ -161,7 +183,11 @@ void run(command_line args) {
     if (evaluation) before = measure_perplexity(m, *evaluation, args, "float32    ");
     if (writing) text_before = continue_text(m, *writing, args);
   }
-  std::vector<linear_report> const reports = quantize(m, calibration, args, log);
+  std::vector<linear_report> const reports = quantize(m, calibration, args, saved ? &*saved : nullptr, log);
+  if (saved) {
+    llama::write_packed_model(args.output, m, args.model);
+    saved->remove();
+  }
   if (evaluation) after = measure_perplexity(m, *evaluation, args, "evaluating ");
   if (writing) text_after = continue_text(m, *writing, args);
 
@@ -188,11 +214,18 @@ void run(command_line args) {
 
 }  // namespace
 
-/// 0: done; 2: something in the arguments or files is wrong; 1: anything else.
+/// 0: done; 2: something in the arguments or files is wrong; 130, 143: interrupted; 1: anything else.
 int main(int argc, char** argv) {
+  llama::catch_interrupts();
+  std::optional<command_line> args;
   try {
-    if (auto const args = llama::parse_command_line(argc, argv)) run(*args);
+    args = llama::parse_command_line(argc, argv);
+    if (args) run(*args);
     return 0;
+  } catch (llama::interrupted const&) {
+    fmt::print(stderr, "quantize_llama: interrupted{}\n",
+               args->output.empty() ? "" : "; what is finished is kept, and --resume goes on with it");
+    return llama::interrupt_status();
   } catch (gptq::error const& e) {
     fmt::print(stderr, "quantize_llama: {}\n", e.what());
     return 2;

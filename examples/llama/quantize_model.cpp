@@ -11,6 +11,7 @@
 #include <gptq/hessian.hpp>
 
 #include "forward.hpp"
+#include "packed_model.hpp"
 #include "threads.hpp"
 
 namespace llama {
@@ -83,6 +84,7 @@ struct run_state {
   quantization_events const& events;
   token_sample const& sample;
   gptq::observer* observer;                      ///< null: none
+  unfinished_run const* saved;                   ///< null: nowhere
   std::map<std::string, linear_report> reports;  ///< of what is observed, by name
 };
 
@@ -90,8 +92,23 @@ struct run_state {
 class decoder_quantizer {
  public:
   decoder_quantizer(run_state& run, std::int64_t layer)
-      : run_(run), index_(layer), weights_(run.m.load(layer, run.how.threads)) {}
+      : run_(run), index_(layer), weights_(run.m.load(layer, run.how.threads)) {
+    if (run.saved != nullptr) saved_ = run.saved->load(layer);
+  }
 
+  /// x becomes the decoder layer's output, when that is quantized.
+  void run(std::vector<matrix>& x) {
+    if (saved_ && run_.observer == nullptr) {
+      take_saved(x);
+    } else if (run_.how.true_sequential) {
+      run_sequentially(x);
+    } else {
+      run_at_once(x);
+    }
+    if (run_.saved != nullptr && !saved_) run_.saved->save(index_, run_.m, reports_);
+  }
+
+ private:
   /// Stage by stage: each sees the stages before it quantized. x becomes the decoder layer's output.
   void run_sequentially(std::vector<matrix>& x) {
     std::vector<matrix> input(x.size());
@@ -113,7 +130,11 @@ class decoder_quantizer {
     for (stage const s : stages) inputs.push_back(new_inputs(s));
 
     // A few windows at a time: what the stages leave behind is as large as all activations otherwise.
-    auto const batch = 4 * static_cast<std::size_t>(gptq::detail::thread_count(run_.how.threads));
+    constexpr std::size_t batch_bytes = std::size_t{256} << 20;
+    auto const threads = static_cast<std::size_t>(gptq::detail::thread_count(run_.how.threads));
+    auto const window_bytes =
+        static_cast<std::size_t>(x.front().rows() * run_.m.config().intermediate_size) * 4;
+    auto const batch = std::clamp(batch_bytes / window_bytes, threads, 4 * threads);
     for (std::size_t first = 0; first < x.size(); first += batch) {
       std::vector<matrix> copies(x.begin() + static_cast<std::ptrdiff_t>(first),
                                  x.begin() + static_cast<std::ptrdiff_t>(std::min(first + batch, x.size())));
@@ -131,7 +152,26 @@ class decoder_quantizer {
     });
   }
 
- private:
+  /// All of it is there already.
+  void take_saved(std::vector<matrix>& x) {
+    for (stage const s : stages) {
+      for (linear const l : linears_of(s)) take_saved(l);
+    }
+    for_each_window(x, [&](std::size_t w) {
+      run_layer(run_.ctx, weights_, x[w]);
+      run_.events.advance();
+    });
+  }
+
+  linear_report const& take_saved(linear l) {
+    auto& packed = saved_->packed[static_cast<std::size_t>(l)];
+    linear_report const& report = saved_->reports[static_cast<std::size_t>(l)];
+    packed->dequantize(weights_[l].data());
+    run_.m.replace(index_, l, std::move(packed));
+    run_.events.done(report);
+    return report;
+  }
+
   template <class Piece>
   void for_each_window(std::vector<matrix> const& windows, Piece&& piece) const {
     for_each(static_cast<std::ptrdiff_t>(windows.size()), run_.how.threads,
@@ -156,6 +196,10 @@ class decoder_quantizer {
   void quantize(stage s, stage_inputs const& inputs) {
     quantiles const of_inputs = quantiles_of(inputs.sample);
     for (linear const l : linears_of(s)) {
+      if (saved_) {
+        observe(l, inputs, take_saved(l));
+        continue;
+      }
       linear_report report;
       report.name = full_name(index_, l);
       report.out = weights_[l].rows();
@@ -177,6 +221,7 @@ class decoder_quantizer {
         throw gptq::error(report.name + ": " + e.what());
       }
       run_.events.done(report);
+      reports_.push_back(report);
     }
   }
 
@@ -209,6 +254,8 @@ class decoder_quantizer {
   run_state& run_;
   std::int64_t index_;
   float_layer weights_;
+  std::optional<unfinished_run::saved_layer> saved_;
+  std::vector<linear_report> reports_;
 };
 
 /// Quantizes again what was observed.
@@ -240,7 +287,7 @@ void refine(run_state& run) {
 }  // namespace
 
 void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
-                    quantization_events const& events) {
+                    quantization_events const& events, unfinished_run const* saved) {
   set_blas_threads(how.threads);
   auto const length = windows.front().size();
   auto const angles = make_rotations(m.config(), static_cast<std::int64_t>(length));
@@ -248,18 +295,11 @@ void quantize_model(model& m, std::span<token_window const> windows, quantizatio
   token_sample const sample(windows.size(), length);
   std::optional<gptq::observer> observer;
   if (how.observe) observer.emplace(how.observe->top_k, how.observe->spill_directory);
-  run_state run{m, how, ctx, events, sample, observer ? &*observer : nullptr, {}};
+  run_state run{m, how, ctx, events, sample, observer ? &*observer : nullptr, saved, {}};
 
   std::vector<matrix> x;
   for (token_window const window : windows) x.push_back(m.embed(window));
-  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    decoder_quantizer layer(run, i);
-    if (how.true_sequential) {
-      layer.run_sequentially(x);
-    } else {
-      layer.run_at_once(x);
-    }
-  }
+  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) decoder_quantizer(run, i).run(x);
   x.clear();
   if (observer) refine(run);
 }

@@ -53,6 +53,8 @@ struct linear_report {
   quantiles inputs{};   ///< of the sample's activations, likewise
 };
 
+class unfinished_run;
+
 /// What quantize_model() tells of. Every function is optional.
 struct quantization_events {
   /// For each linear layer, in the order in which they are quantized.
@@ -69,8 +71,10 @@ struct quantization_events {
 /// the Hessians. In float32 at a time: the activations of all windows (with true_sequential twice: the
 /// residual, and the input of a stage), one decoder layer, and the Hessian of one stage (without
 /// true_sequential: of four), besides what an observation keeps.
+/// @param saved  where decoder layers are kept as they are finished, and taken from if they are there; may be
+///               null. A run that takes some from there ends with the same bits as one that does not.
 /// @throws gptq::error naming the linear layer that cannot be quantized
 void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
-                    quantization_events const& events);
+                    quantization_events const& events, unfinished_run const* saved = nullptr);
 
 }  // namespace llama

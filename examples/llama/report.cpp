@@ -55,6 +55,32 @@ ordered_json json_of(linear_report const& r) {
   return json;
 }
 
+linear_report report_of(ordered_json const& json) {
+  auto const measured = [&](char const* key) {
+    return json.at(key).is_null() ? gptq::quantize_report::not_measured : json.at(key).get<double>();
+  };
+  linear_report r;
+  json.at("name").get_to(r.name);
+  json.at("shape").at(0).get_to(r.out);
+  json.at("shape").at(1).get_to(r.in);
+  r.format = {json.at("scheme").get<std::string>(), json.at("bits").get<int>(),
+              json.at("group_size").get<int>(),
+              json.at("scales") == "float16" ? gptq::scale_type::float16 : gptq::scale_type::float32};
+  json.at("packed_bytes").get_to(r.packed_bytes);
+  r.quality.loss = measured("loss");
+  r.quality.loss_per_token = measured("loss_per_token");
+  r.quality.output_error = measured("output_error");
+  r.quality.snr_db = measured("snr_db");
+  r.quality.damping = measured("damping");
+  json.at("damping_raised").get_to(r.quality.damping_raised);
+  r.quality.seconds = measured("seconds");
+  r.int8_snr_db = measured("int8_snr_db");
+  r.int8_error = std::pow(10.0, -0.1 * r.int8_snr_db);
+  json.at("weight_quantiles").get_to(r.weights);
+  json.at("input_quantiles").get_to(r.inputs);
+  return r;
+}
+
 ordered_json json_of(gptq::refinement const& refinement) {
   ordered_json attempts = ordered_json::array();
   for (gptq::attempt const& a : refinement.attempts) {

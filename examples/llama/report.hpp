@@ -29,6 +29,8 @@ summary summarize(std::vector<linear_report> const& reports);
 nlohmann::ordered_json number(double value);
 nlohmann::ordered_json json_of(gptq::format_spec const& format);
 nlohmann::ordered_json json_of(linear_report const& report);
+/// What json_of() wrote. Throws what nlohmann::json throws when it is something else.
+linear_report report_of(nlohmann::ordered_json const& json);
 nlohmann::ordered_json json_of(gptq::refinement const& refinement);
 nlohmann::ordered_json json_of(summary const& s);
 

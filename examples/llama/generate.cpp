@@ -1,0 +1,128 @@
+// generate: continues a text with a packed model, straight from its codes, or with a float32 one, and says
+// how fast.
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
+
+#include "generation.hpp"
+#include "model.hpp"
+#include "report.hpp"
+#include "tokens.hpp"
+
+namespace {
+
+struct arguments {
+  std::filesystem::path model;
+  std::string prompt;
+  std::int64_t tokens = 128;
+  llama::sampling sampling;
+  std::optional<llama::arithmetic> how;
+  std::filesystem::path beside;
+  int threads = 0;
+};
+
+std::optional<arguments> parse(int argc, char** argv) {
+  arguments args;
+  CLI::App app(
+      "Continues a text with a model that quantize_llama --output has written, through this library's\n"
+      "kernels, or with an unquantized one in float32.\n",
+      "generate");
+  app.get_formatter()->column_width(30);
+  app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
+  app.add_option("PROMPT", args.prompt, "Text to continue")->required()->type_name("");
+  app.add_option("--tokens", args.tokens, "At most N new tokens")
+      ->check(CLI::PositiveNumber.description(""))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--temperature", args.sampling.temperature,
+                 "0: always the likeliest token; 1: by the model's probabilities")
+      ->check(CLI::Range(0.0, 1e3).description(""))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--top-p", args.sampling.top_p,
+                 "Draw among the likeliest tokens that have this probability\n"
+                 "together")
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--seed", args.sampling.seed, "Of the random numbers")
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--arithmetic", args.how,
+                 "int8, int15: packed codes with activations in so many bits; float32:\n"
+                 "decoded first [int8, or float32 where there are no kernels]")
+      ->transform(CLI::CheckedTransformer(llama::arithmetic_names).description(""))
+      ->type_name("NAME");
+  app.add_option("--beside", args.beside, "Let this model continue the text, too, in float32")
+      ->type_name("DIR");
+  app.add_option("--threads", args.threads, "Threads to use [one a core]")
+      ->check(CLI::Range(1, 4096).description(""))
+      ->type_name("N");
+  app.set_help_flag("-h,--help", "Print this and exit");
+  try {
+    app.parse(argc, argv);
+  } catch (CLI::CallForHelp const&) {
+    fmt::print("{}", app.help());
+    return std::nullopt;
+  } catch (CLI::ParseError const& e) {
+    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
+  }
+  return args;
+}
+
+/// Prints the text as it grows, whole characters at a time as far as the tokenizer gives them.
+void run(std::filesystem::path const& directory, std::optional<llama::arithmetic> how,
+         arguments const& args) {
+  llama::model const m(directory);
+  auto const words = llama::make_tokenizer(directory, m.config());
+  std::vector<llama::token> all = llama::prompt_tokens(words, m.config(), args.prompt);
+  auto const prompt = all;
+  llama::execution const execution{
+      how.value_or(m.has_kernels() ? llama::arithmetic::int8 : llama::arithmetic::float32), args.threads,
+      true};
+  std::string shown;
+  auto const next = [&](llama::token token) {
+    all.push_back(token);
+    std::string const text = llama::printable(words.decode(all));
+    fmt::print("{}", text.substr(std::min(shown.size(), text.size())));
+    std::fflush(stdout);
+    shown = text;
+  };
+  llama::check_prompt(m.config(), prompt, args.tokens);
+  shown = llama::printable(words.decode(prompt));
+  fmt::print("{}", shown);
+  auto const text = llama::generate(m, prompt, args.tokens, args.sampling, execution, next);
+  fmt::print(
+      "\n\n{}, {}: prompt of {} tokens {:.3f} s, {} tokens at {:.1f} a second; {:.2f} MB a token, {:.2f} "
+      "GB/s\n",
+      directory.string(), llama::name_of(execution.how), prompt.size(), text.prompt_seconds,
+      text.tokens.size(), text.tokens_a_second(), text.bytes_a_token * 1e-6,
+      text.bytes_a_token * text.tokens_a_second() * 1e-9);
+}
+
+}  // namespace
+
+/// 0: done; 2: something in the arguments or files is wrong; 1: anything else.
+int main(int argc, char** argv) {
+  try {
+    auto const args = parse(argc, argv);
+    if (!args) return 0;
+    run(args->model, args->how, *args);
+    if (!args->beside.empty()) {
+      fmt::print("\n");
+      run(args->beside, llama::arithmetic::float32, *args);
+    }
+    return 0;
+  } catch (gptq::error const& e) {
+    fmt::print(stderr, "generate: {}\n", e.what());
+    return 2;
+  } catch (std::exception const& e) {
+    fmt::print(stderr, "generate: {}\n", e.what());
+    return 1;
+  }
+}
