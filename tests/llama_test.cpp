@@ -1086,7 +1086,7 @@ TEST_CASE("the program") {
     write_file(dir.path / "text.txt", long_text);
     std::string const much = model + " --calibration " + file +
                              " --group-size 32 --window 32 --samples 60000 --output '" + out.string() + "'";
-    auto const r = run_command("timeout --preserve-status -s INT 0.5 \"$bin/quantize_llama\" " + much);
+    auto const r = run_command("timeout --foreground --preserve-status -s INT 0.5 \"$bin/quantize_llama\" " + much);
     CHECK(r.status == 130);
     CHECK(contains(r.errors, "interrupted"));
     CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);

@@ -1,6 +1,8 @@
 // Work on several windows at once.
 #pragma once
 
+#include <Eigen/Core>
+
 #include <gptq/detail/parallel.hpp>
 #include <gptq/parallel.hpp>
 
@@ -16,6 +18,7 @@ namespace llama {
 class serial_blas {
  public:
   serial_blas() {
+    Eigen::setNbThreads(1);  // with OpenMP, Eigen's own products would start threads, too
     if (openblas_set_num_threads != nullptr) openblas_set_num_threads(1);
   }
   ~serial_blas() {
@@ -49,6 +52,7 @@ void run_parts(int parts, Piece const& piece) {
 
 /// BLAS threads for what is not spread over windows, such as the Hessian (0: one a core).
 inline void set_blas_threads(int threads) {
+  Eigen::setNbThreads(1);
   if (openblas_set_num_threads != nullptr) openblas_set_num_threads(gptq::detail::thread_count(threads));
 }
 
