@@ -1014,6 +1014,11 @@ TEST_CASE("the program") {
     CHECK(run_command("\"$bin/generate\" " + out + " abc --tokens 4 --beside " + model, printed).status == 0);
     CHECK(contains(contents_of(printed), "int8: prompt of 3 tokens"));
     CHECK(contains(contents_of(printed), "float32: prompt of 3 tokens"));
+    write_file(dir.path / "ids.i32", std::string("a\0\0\0b\0\0\0", 8));
+    CHECK(run_command("\"$bin/generate\" " + out + " '" + (dir.path / "ids.i32").string() + "' --tokens 1",
+                      printed)
+              .status == 0);
+    CHECK(contents_of(printed).starts_with("97 98 "));
     auto const r = run_command("\"$bin/generate\" " + model + " abc --tokens 4 --arithmetic int8");
     CHECK(r.status == 2);
     CHECK(contains(r.errors, "is not quantized"));
@@ -1086,7 +1091,8 @@ TEST_CASE("the program") {
     write_file(dir.path / "text.txt", long_text);
     std::string const much = model + " --calibration " + file +
                              " --group-size 32 --window 32 --samples 60000 --output '" + out.string() + "'";
-    auto const r = run_command("timeout --foreground --preserve-status -s INT 0.5 \"$bin/quantize_llama\" " + much);
+    auto const r =
+        run_command("timeout --foreground --preserve-status -s INT 0.5 \"$bin/quantize_llama\" " + much);
     CHECK(r.status == 130);
     CHECK(contains(r.errors, "interrupted"));
     CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);

@@ -16,6 +16,8 @@
 
 namespace {
 
+namespace fs = std::filesystem;
+
 struct arguments {
   std::filesystem::path model;
   std::string prompt;
@@ -34,7 +36,9 @@ std::optional<arguments> parse(int argc, char** argv) {
       "generate");
   app.get_formatter()->column_width(30);
   app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
-  app.add_option("PROMPT", args.prompt, "Text to continue")->required()->type_name("");
+  app.add_option("PROMPT", args.prompt, "Text to continue, or a file of token ids (NAME.i32)")
+      ->required()
+      ->type_name("");
   app.add_option("--tokens", args.tokens, "At most N new tokens")
       ->check(CLI::PositiveNumber.description(""))
       ->type_name("N")
@@ -75,12 +79,25 @@ std::optional<arguments> parse(int argc, char** argv) {
   return args;
 }
 
+/// Token ids in place of words, for models whose tokenizer cannot be read here.
+llama::tokenizer numbers() {
+  return {[](std::string_view) { return std::vector<llama::token>(); },
+          [](std::span<llama::token const> ids) {
+            std::string text;
+            for (llama::token const id : ids) text += fmt::format("{} ", id);
+            return text;
+          },
+          false};
+}
+
 /// Prints the text as it grows, whole characters at a time as far as the tokenizer gives them.
 void run(std::filesystem::path const& directory, std::optional<llama::arithmetic> how,
          arguments const& args) {
   llama::model const m(directory);
-  auto const words = llama::make_tokenizer(directory, m.config());
-  std::vector<llama::token> all = llama::prompt_tokens(words, m.config(), args.prompt);
+  bool const ids = fs::path(args.prompt).extension() == ".i32";
+  auto const words = ids ? numbers() : llama::make_tokenizer(directory, m.config());
+  std::vector<llama::token> all = ids ? llama::read_tokens(args.prompt, directory, m.config())
+                                      : llama::prompt_tokens(words, m.config(), args.prompt);
   auto const prompt = all;
   llama::execution const execution{
       how.value_or(m.has_kernels() ? llama::arithmetic::int8 : llama::arithmetic::float32), args.threads,

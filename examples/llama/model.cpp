@@ -1,9 +1,11 @@
 #include "model.hpp"
 
 #include <algorithm>
+#include <unistd.h>
 #include <utility>
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <gptq/error.hpp>
 #include <gptq/parallel.hpp>
@@ -67,6 +69,16 @@ void for_each_tensor(config const& c, Visit&& visit) {
 }
 
 bool is_linear(std::string const& tensor) { return tensor.ends_with("_proj.weight"); }
+
+/// Takes the whole pages of a mapped tensor out of memory; they come back from the file when they are read.
+/// Otherwise all of a large model would count as this process's memory in the end.
+void drop_pages(tensor_view const& tensor) {
+  auto const page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  auto const begin = reinterpret_cast<std::uintptr_t>(tensor.bytes.data());
+  std::uintptr_t const first = (begin + page - 1) / page * page;
+  std::uintptr_t const last = (begin + tensor.bytes.size()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
 
 row_vector to_vector(tensor_view const& tensor) {
   row_vector values(static_cast<Eigen::Index>(tensor.shape[0]));
@@ -264,7 +276,9 @@ float_layer model::load(std::int64_t layer, int threads) const {
       result[l].resize(out, in);
       replacement->dequantize(result[l].data());
     } else {
-      result[l] = rows(files_.at(full_name(layer, l) + ".weight"), 0, out);
+      tensor_view const& weight = files_.at(full_name(layer, l) + ".weight");
+      result[l] = rows(weight, 0, out);
+      drop_pages(weight);
     }
   });
   return result;

@@ -105,7 +105,7 @@ class decoder_quantizer {
     } else {
       run_at_once(x);
     }
-    if (run_.saved != nullptr && !saved_) run_.saved->save(index_, run_.m, reports_);
+    if (run_.saved != nullptr && !saved_) keep();
   }
 
  private:
@@ -161,6 +161,15 @@ class decoder_quantizer {
       run_layer(run_.ctx, weights_, x[w]);
       run_.events.advance();
     });
+  }
+
+  /// Writes the decoder layer, and has the model use it from the file: then it takes no memory.
+  void keep() {
+    run_.saved->save(index_, run_.m, reports_);
+    auto written = run_.saved->load(index_);
+    for (std::size_t l = 0; l < linears; ++l) {
+      run_.m.replace(index_, linear(l), std::move(written->packed[l]));
+    }
   }
 
   linear_report const& take_saved(linear l) {
