@@ -26,13 +26,14 @@ METHODS = {
 
 
 def quantize(program, model, window, calibration, evaluation, run):
-    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as out:
         subprocess.run(
             [program, model, "--calibration", calibration, "--evaluation", evaluation, "--window", window,
              "--quality", "reference", "--true-sequential", "--no-float-baseline", "--bits", str(run["bits"]),
-             "--group-size", str(run["group_size"]), "--json", out.name] + METHODS[run["method"]],
+             "--group-size", str(run["group_size"]), "--log", out.name] + METHODS[run["method"]],
             check=True, stdout=subprocess.DEVNULL)
-        return json.load(open(out.name))
+        events = [json.loads(line) for line in open(out.name)]
+    return {"layers": [e for e in events if e["event"] == "layer"], **events[-1]}
 
 
 def main(program, model, window, calibration, evaluation, reference, bits=None, group_size=None):

@@ -2,6 +2,7 @@
 // it, and what the program says when it is given something wrong.
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -23,8 +24,10 @@
 #include "evaluate.hpp"
 #include "files.hpp"
 #include "forward.hpp"
-#include "generate.hpp"
+#include "generation.hpp"
+#include "interrupt.hpp"
 #include "model.hpp"
+#include "packed_model.hpp"
 #include "quantize_model.hpp"
 #include "support.hpp"
 #include "tokens.hpp"
@@ -40,6 +43,8 @@ using test::contains;
 using test::error_of;
 using test::scratch;
 using test::write_file;
+
+constexpr auto float32 = llama::arithmetic::float32;
 
 // ---- a random model ----
 
@@ -328,7 +333,7 @@ TEST_CASE("the forward pass agrees with plain loops in double") {
 
   std::vector<llama::token_window> const windows{tokens, tokens};
   for (int const threads : {1, 3}) {
-    CHECK(llama::perplexity(m, windows, threads) ==
+    CHECK(llama::perplexity(m, windows, float32, threads) ==
           Approx(reference_perplexity(expected, tokens)).epsilon(1e-5));
   }
 }
@@ -392,7 +397,7 @@ TEST_CASE("tokens one by one through the cache are the same as all at once") {
 
   SECTION("so greedy generation takes the likeliest token of the whole text, again and again") {
     auto text = std::vector<token>(tokens.begin(), tokens.begin() + 5);
-    auto const generated = llama::generate(m, text, 12, {}, 2);
+    auto const generated = llama::generate(m, text, 12, {}, {float32, 2, true}).tokens;
     CHECK(generated.size() == 12);
     for (token const next : generated) {
       gptq::matrix const logits = logits_of(m, text);
@@ -404,16 +409,16 @@ TEST_CASE("tokens one by one through the cache are the same as all at once") {
   }
   SECTION("and it ends before an end token") {
     auto const text = std::vector<token>(tokens.begin(), tokens.begin() + 5);
-    auto const generated = llama::generate(m, text, 12, {}, 1);
+    auto const generated = llama::generate(m, text, 12, {}, {float32, 1, false}).tokens;
     config["eos_token_id"] = json::array({7, generated[3]});
     write_file(dir.path / "config.json", config.dump());
     auto const until = std::find(generated.begin(), generated.end(), generated[3]) - generated.begin();
-    auto const shorter = llama::generate(llama::model(dir.path), text, 12, {}, 1);
+    auto const shorter = llama::generate(llama::model(dir.path), text, 12, {}, {}).tokens;
     CHECK(shorter == std::vector<token>(generated.begin(), generated.begin() + until));
   }
   SECTION("a text longer than the model is an error") {
-    CHECK(contains(error_of([&] { llama::generate(m, tokens, 45, {}, 1); }), "64 positions"));
-    CHECK(contains(error_of([&] { llama::generate(m, {}, 1, {}, 1); }), "no tokens"));
+    CHECK(contains(error_of([&] { llama::generate(m, tokens, 45, {}, {}); }), "64 positions"));
+    CHECK(contains(error_of([&] { llama::generate(m, {}, 1, {}, {}); }), "no tokens"));
   }
 }
 
@@ -450,19 +455,27 @@ TEST_CASE("quantizing a model") {
 
   struct outcome {
     std::vector<llama::linear_report> reports;
+    std::vector<gptq::refinement> refined;
     double perplexity;
+    double perplexity_int15;
+    double perplexity_int8;
   };
   auto const run = [&](llama::quantization const& how) {
     llama::model m(dir.path);
     outcome result{};
-    llama::quantize_model(m, windows, how, [&](auto const& r) { result.reports.push_back(r); });
-    result.perplexity = llama::perplexity(m, held_out, 1);
+    llama::quantization_events events;
+    events.done = [&](auto const& r) { result.reports.push_back(r); };
+    events.refined = [&](auto const& r, auto const&) { result.refined.push_back(r); };
+    llama::quantize_model(m, windows, how, events);
+    result.perplexity = llama::perplexity(m, held_out, float32, 1);
+    result.perplexity_int15 = llama::perplexity(m, held_out, llama::arithmetic::int15, 1);
+    result.perplexity_int8 = llama::perplexity(m, held_out, llama::arithmetic::int8, 3);
     return result;
   };
   llama::quantization how;
   how.quantize.format = {"asymmetric", 8, 32};
   how.threads = how.quantize.options.threads = 1;
-  double const before = llama::perplexity(llama::model(dir.path), held_out, 1);
+  double const before = llama::perplexity(llama::model(dir.path), held_out, float32, 1);
 
   SECTION("reports every linear layer, in the published order") {
     auto const reports = run(how).reports;
@@ -489,9 +502,9 @@ TEST_CASE("quantizing a model") {
     how.quantize.format.bits = 2;
     how.quantize.round_to_nearest = true;
     llama::model m(dir.path);
-    llama::decoder_layer const original = m.load(1, 1);
-    llama::quantize_model(m, windows, how, [](auto const&) {});
-    llama::decoder_layer const loaded = m.load(1, 1);
+    llama::float_layer const original = m.load(1, 1);
+    llama::quantize_model(m, windows, how, {});
+    llama::float_layer const loaded = m.load(1, 1);
     for (std::size_t l = 0; l < llama::linears; ++l) {
       // Rounding to nearest does not depend on activations, so it can be repeated.
       using format = gptq::format<gptq::asymmetric, 2, 32>;
@@ -499,6 +512,50 @@ TEST_CASE("quantizing a model") {
       CHECK(loaded.weights[l] == rounded);
     }
     CHECK(loaded.attention_norm == original.attention_norm);
+  }
+  SECTION("the kernels compute what the decoded weights do") {
+    how.quantize.format =
+        GENERATE(gptq::format_spec{"asymmetric", 4, 32}, gptq::format_spec{"symmetric", 3, 64},
+                 gptq::format_spec{"half_step", 4, gptq::whole_row}, gptq::format_spec{"fixed_zero", 8, 32});
+    how.quantize.options.act_order = GENERATE(false, true);
+    auto const r = run(how);
+    CHECK(r.perplexity_int15 == Approx(r.perplexity).epsilon(1e-4));
+    CHECK(r.perplexity_int8 == Approx(r.perplexity).epsilon(2e-2));
+    CHECK(r.perplexity_int8 != r.perplexity);
+    for (auto const& layer : r.reports) {
+      // 8 bits of input lose about 45 dB of their own.
+      CHECK(layer.int8_snr_db < layer.quality.snr_db + 0.1);
+      double const of_inputs = std::pow(10.0, -0.1 * layer.int8_snr_db) - layer.quality.output_error;
+      CHECK(of_inputs < 2e-4);
+      if (how.quantize.format.bits == 8) CHECK(of_inputs > 1e-6);
+    }
+  }
+  SECTION("what has no kernels says so") {
+    llama::model m(dir.path);
+    CHECK_FALSE(m.has_kernels());
+    CHECK(contains(error_of([&] { m.load(0, llama::arithmetic::int8, 1); }), "is not quantized"));
+    how.quantize.format.scales = gptq::scale_type::float32;
+    llama::quantize_model(m, windows, how, {});
+    CHECK_FALSE(m.has_kernels());
+    CHECK(contains(error_of([&] { m.load(0, llama::arithmetic::int8, 1); }), "float32 scales"));
+  }
+  SECTION("the worst layers are quantized again from their original weights") {
+    how.quantize.format.bits = 2;
+    auto const coarse = run(how);
+    how.observe = llama::observation{3, {}, std::nullopt};
+    auto const observed = run(how);
+    REQUIRE(observed.refined.size() == 3);
+    std::vector<double> losses;
+    for (auto const& r : coarse.reports) losses.push_back(r.quality.loss);
+    std::sort(losses.begin(), losses.end(), std::greater<>());
+    for (std::size_t i = 0; i < 3; ++i) {
+      CHECK(observed.refined[i].before().loss == losses[i]);
+      CHECK(observed.refined[i].after().loss <= 0.5 * losses[i]);
+      CHECK(observed.refined[i].after().format.bits == 4);
+    }
+    CHECK(observed.perplexity != coarse.perplexity);
+    how.observe->extra_bytes = 0;
+    CHECK(run(how).perplexity == coarse.perplexity);
   }
   SECTION("true sequential or not differs from the second stage on") {
     how.quantize.format.bits = 2;
@@ -535,6 +592,179 @@ TEST_CASE("quantizing a model") {
     write_safetensors(dir.path / "model.safetensors", tensors);
     CHECK(contains(error_of([&] { run(how); }), "input of model.layers.0.self_attn"));
   }
+}
+
+namespace {
+
+std::string contents_of_model(fs::path const& directory) {
+  std::string all;
+  for (char const* const name : {"config.json", "model.safetensors"}) {
+    std::ifstream in(directory / name, std::ios::binary);
+    all.append(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("packed models and unfinished runs") {
+  scratch const dir;
+  auto const source = dir.path / "source";
+  fs::create_directories(source);
+  write_model(source, small_config(), dtype::bf16);
+  write_file(source / "tokenizer.model", "whatever");
+  auto const calibration = random_tokens(8 * 48, 80);
+  auto const windows = llama::cut_windows(calibration, 48, 0);
+  llama::quantization how;
+  how.quantize.format = {"asymmetric", 3, 32};
+  how.quantize.options.act_order = true;
+  how.threads = how.quantize.options.threads = 1;
+  json const settings{{"bits", 3}};
+  auto const packed = dir.path / "packed";
+  /// Quantizes and writes; ends by an exception after `most` linear layers.
+  auto const run = [&](fs::path const& to, bool resume, std::size_t most = 99) {
+    llama::model m(source);
+    llama::unfinished_run const saved(to, settings, resume);
+    std::vector<llama::linear_report> reports;
+    llama::quantization_events events;
+    events.done = [&](auto const& r) {
+      reports.push_back(r);
+      if (reports.size() == most) throw llama::interrupted();
+    };
+    llama::quantize_model(m, windows, how, events, &saved);
+    llama::write_packed_model(to, m, source);
+    saved.remove();
+    return reports;
+  };
+
+  SECTION("a packed model computes what it did before it was written") {
+    llama::model before(source);
+    llama::quantize_model(before, windows, how, {});
+    llama::write_packed_model(packed, before, source);
+    llama::model const after(packed);
+    CHECK(after.has_kernels());
+    CHECK(fs::exists(packed / "tokenizer.model"));
+    for (auto const arithmetic : {float32, llama::arithmetic::int15, llama::arithmetic::int8}) {
+      CHECK(llama::perplexity(after, windows, arithmetic, 1) ==
+            llama::perplexity(before, windows, arithmetic, 1));
+    }
+    std::vector<token> const prompt(calibration.begin(), calibration.begin() + 6);
+    auto const text = llama::generate(after, prompt, 20, {}, {llama::arithmetic::int15, 2, true});
+    CHECK(text.tokens == llama::generate(before, prompt, 20, {}, {float32, 1, false}).tokens);
+    CHECK(text.tokens_a_second() > 0.0);
+    CHECK(text.bytes_a_token > static_cast<double>(after.output_bytes()));
+    CHECK(contains(error_of([&] { after.require_unquantized(); }), "quantized already"));
+  }
+  SECTION("a run that is resumed ends with the same bytes") {
+    how.true_sequential = GENERATE(false, true);
+    if (GENERATE(false, true)) how.observe = llama::observation{4, {}, std::nullopt};
+    auto const whole = run(packed, false);
+    auto const again = dir.path / "again";
+    CHECK_THROWS_AS(run(again, false, 10), llama::interrupted);  // in the second of two decoder layers
+    CHECK(llama::unfinished_run(again, settings, true).finished() == 1);
+    CHECK_FALSE(fs::exists(again / "config.json"));
+    CHECK(contains(error_of([&] { run(again, false); }), "--resume"));
+    auto const other = json{{"bits", 4}};
+    CHECK(
+        contains(error_of([&] { llama::unfinished_run(again, other, true); }), "that run had bits 3, not 4"));
+    write_file(again / "model.safetensors.part-1", "of one that was killed");
+
+    auto const resumed = run(again, true);
+    REQUIRE(resumed.size() == 14);
+    for (std::size_t i = 0; i < 14; ++i) {
+      CHECK(resumed[i].name == whole[i].name);
+      CHECK(resumed[i].quality.loss == whole[i].quality.loss);
+      CHECK(resumed[i].int8_snr_db == whole[i].int8_snr_db);
+    }
+    CHECK(contents_of_model(again) == contents_of_model(packed));
+    CHECK(std::distance(fs::directory_iterator(again), {}) == 3);  // with the tokenizer, and nothing else
+    CHECK(contains(error_of([&] { run(again, true); }), "holds a model already"));
+  }
+  SECTION("what is damaged is named") {
+    CHECK_THROWS_AS(run(packed, false, 10), llama::interrupted);
+    auto const layer = packed / "unfinished" / "layer-00000.safetensors";
+    auto const size = fs::file_size(layer);
+    fs::resize_file(layer, size - 1);
+    CHECK(contains(error_of([&] { run(packed, true); }), "layer-00000.safetensors"));
+    fs::remove_all(packed);
+
+    run(packed, false);
+    auto const open = [&] { return error_of([&] { llama::model const m(packed); }); };
+    CHECK(open().empty());
+    auto const file = packed / "model.safetensors";
+    auto const original = tensor_map(gptq::checkpoint::safetensors_file(file).tensors());
+    std::string const name = "model.layers.0.mlp.down_proj";
+    auto const with = [&](auto&& change) {
+      gptq::checkpoint::safetensors_file const mapped(file);
+      tensor_map tensors = mapped.tensors();
+      change(tensors);
+      write_safetensors(packed / "changed", tensors);
+      fs::rename(file, packed / "kept");
+      fs::rename(packed / "changed", file);
+      std::string const message = open();
+      fs::rename(packed / "kept", file);
+      return message;
+    };
+    CHECK(contains(with([&](auto& t) { t.erase(name + ".codes"); }), name + ".codes'"));
+    CHECK(contains(with([&](auto& t) { t.erase(name + ".zeros"); }), "its zeros have 0 bytes"));
+    CHECK(contains(with([&](auto& t) { t[name + ".scales"].type = dtype::i16; }), name + ".scales' is I16"));
+    std::vector<std::int32_t> const twice(48, 3);
+    CHECK(contains(with([&](auto& t) { t[name + ".order"].bytes = std::as_bytes(std::span(twice)); }),
+                   "not a permutation: column 3"));
+    auto config = json::parse(std::ifstream(packed / "config.json"));
+    auto& formats = config["quantization_config"]["layers"];
+    auto const with_format = [&](json const& format) {
+      json changed = config;
+      changed["quantization_config"]["layers"][name] = format;
+      write_file(packed / "config.json", changed.dump());
+      return open();
+    };
+    json format = formats[name];
+    format["group_size"] = 64;
+    CHECK(contains(with_format(format), name));
+    format["bits"] = 5;
+    CHECK(contains(with_format(format), "not compiled"));
+    format["bits"] = "3";
+    CHECK(contains(with_format(format), "bits"));
+    formats.erase(name);
+    write_file(packed / "config.json", config.dump());
+    CHECK(contains(open(), "no format for '" + name));
+  }
+}
+
+TEST_CASE("a signal ends the work between two steps") {
+  llama::check_interrupt();
+  llama::catch_interrupts();
+  std::raise(SIGTERM);
+  CHECK_THROWS_AS(llama::check_interrupt(), llama::interrupted);
+  CHECK(llama::interrupt_status() == 143);
+  llama::detail::interrupt_signal = 0;
+  std::signal(SIGINT, SIG_DFL);
+}
+
+TEST_CASE("a tokenizer that does not fit") {
+  scratch const dir;
+  llama::config c{};
+  c.vocab_size = 80;
+  // A sentencepiece model: pieces {1: text, 2: score, 3: kind}, the first of them the unknown piece.
+  auto const pieces = [](int count) {
+    std::string model;
+    for (int i = 0; i < count; ++i) {
+      std::string const text =
+          i == 0 ? "<unk>" : std::string(1, static_cast<char>('!' + i % 90)) + (i > 89 ? "x" : "");
+      std::string piece = "\x0a" + std::string(1, static_cast<char>(text.size())) + text;
+      piece += std::string("\x15\0\0\0\0", 5) + "\x18" + (i == 0 ? '\x02' : '\x01');
+      model += "\x0a" + std::string(1, static_cast<char>(piece.size())) + piece;
+    }
+    return model;
+  };
+  write_file(dir.path / "tokenizer.model", pieces(81));
+  std::string const message = error_of([&] { llama::make_tokenizer(dir.path, c); });
+  INFO(message);
+  CHECK((contains(message, "81 pieces, more than the model's vocabulary of 80") ||
+         contains(message, "without sentencepiece")));
+  write_file(dir.path / "tokenizer.model", pieces(80));
+  if (!contains(message, "without")) CHECK(error_of([&] { llama::make_tokenizer(dir.path, c); }).empty());
 }
 
 TEST_CASE("tokens from files") {
@@ -688,7 +918,7 @@ TEST_CASE("tensors that do not fit config.json") {
   CHECK(contains(open(), "'model.norm.weight' is I32 [32]"));
 }
 
-#ifdef GPTQ_QUANTIZE_LLAMA
+#ifdef GPTQ_LLAMA_PROGRAMS
 namespace {
 
 struct result {
@@ -696,9 +926,11 @@ struct result {
   std::string errors;
 };
 
-/// Runs the program and collects what it writes to stderr; stdout goes to `output`.
-result run_program(std::string const& arguments, fs::path const& output = "/dev/null") {
-  std::string const command = "'" GPTQ_QUANTIZE_LLAMA "' " + arguments + " 2>&1 >'" + output.string() + "'";
+/// Runs a shell command and collects what it writes to stderr; stdout goes to `output`. $bin is where the
+/// programs are.
+result run_command(std::string const& text, fs::path const& output = "/dev/null") {
+  std::string const command =
+      "bin='" GPTQ_LLAMA_PROGRAMS "'; { " + text + "; } 2>&1 >'" + output.string() + "'";
   std::FILE* const pipe = ::popen(command.c_str(), "r");
   REQUIRE(pipe != nullptr);
   result r{};
@@ -707,6 +939,15 @@ result run_program(std::string const& arguments, fs::path const& output = "/dev/
   int const status = ::pclose(pipe);
   r.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   return r;
+}
+
+result run_program(std::string const& arguments, fs::path const& output = "/dev/null") {
+  return run_command("\"$bin/quantize_llama\" " + arguments, output);
+}
+
+std::string contents_of(fs::path const& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
 }  // namespace
@@ -725,28 +966,138 @@ TEST_CASE("the program") {
   SECTION("quantizes, evaluates, generates") {
     auto const r = run_program(model + " --calibration " + file + " --evaluation " + file +
                                    " --group-size 32 --samples 8 --window 32 --generate abc"
-                                   " --generate-tokens 5 --json '" +
-                                   (dir.path / "out.json").string() + "'",
+                                   " --generate-tokens 5 --observe --topk 2 --log '" +
+                                   (dir.path / "out.jsonl").string() + "'",
                                dir.path / "out.txt");
     CHECK(r.errors == "");
     REQUIRE(r.status == 0);
-    auto const out = json::parse(std::ifstream(dir.path / "out.json"));
-    REQUIRE(out.at("layers").size() == 14);
-    CHECK(out.at("layers")[13].at("name") == "model.layers.1.mlp.down_proj");
-    CHECK(out.at("layers")[13].at("shape") == json::array({32, 48}));
+    std::ifstream lines(dir.path / "out.jsonl");
+    std::vector<json> log;
+    for (std::string line; std::getline(lines, line);) log.push_back(json::parse(line));
+    REQUIRE(log.size() == 18);  // settings, 14 layers, 2 of them again, summary
+    CHECK(log[0].at("event") == "settings");
+    CHECK(log[14].at("name") == "model.layers.1.mlp.down_proj");
+    CHECK(log[14].at("shape") == json::array({32, 48}));
+    CHECK(log[14].at("int8_snr_db").get<double>() < log[14].at("snr_db").get<double>() + 0.1);
+    CHECK(log[15].at("attempts").size() == 2);
+    CHECK(log[15].at("attempts")[1].at("bits") == 8);
+    json const& out = log.back();
     CHECK(out.at("float32_perplexity").get<double>() > 1.0);
     CHECK(out.at("perplexity").get<double>() ==
           Approx(out.at("float32_perplexity").get<double>()).epsilon(0.2));
     std::ifstream in(dir.path / "out.txt");
     std::string const printed((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    for (auto const* const part :
-         {"model.layers.0.self_attn.k_proj", "32 x 48", "perplexity", "quantized    abc"}) {
+    for (auto const* const part : {"model.layers.0.self_attn.k_proj", "32 x 48", "the worst layers again",
+                                   "> 8 bits, groups of 32", "perplexity", "quantized    abc"}) {
       CHECK(contains(printed, part));
     }
   }
   SECTION("has help") {
-    CHECK(run_program("--help").status == 0);
-    CHECK(run_program("--help").errors == "");
+    for (std::string const program : {"quantize_llama", "compare", "generate", "perplexity", "plot"}) {
+      auto const r = run_command("\"$bin/" + program + "\" --help");
+      CHECK(r.status == 0);
+      CHECK(r.errors == "");
+      CHECK(run_command("\"$bin/" + program + "\" --nonsense").status == 2);
+    }
+  }
+  SECTION("writes what the other programs read") {
+    auto const packed = dir.path / "packed";
+    std::string const out = "'" + packed.string() + "'";
+    std::string const quantize =
+        model + " --calibration " + file + " --group-size 32 --window 32 --samples 8";
+    REQUIRE(run_program(quantize + " --output " + out).status == 0);
+    CHECK(contains(run_program(quantize + " --output " + out).errors, "holds a model already"));
+    CHECK(contains(run_program(out + " --calibration " + file).errors, "quantized already"));
+    auto const printed = dir.path / "out.txt";
+    CHECK(run_command("\"$bin/perplexity\" " + out + " " + file + " --window 32", printed).status == 0);
+    for (char const* const name : {"float32", "int15", "int8"}) CHECK(contains(contents_of(printed), name));
+    CHECK(run_command("\"$bin/generate\" " + out + " abc --tokens 4 --beside " + model, printed).status == 0);
+    CHECK(contains(contents_of(printed), "int8: prompt of 3 tokens"));
+    CHECK(contains(contents_of(printed), "float32: prompt of 3 tokens"));
+    write_file(dir.path / "ids.i32", std::string("a\0\0\0b\0\0\0", 8));
+    CHECK(run_command("\"$bin/generate\" " + out + " '" + (dir.path / "ids.i32").string() + "' --tokens 1",
+                      printed)
+              .status == 0);
+    CHECK(contents_of(printed).starts_with("97 98 "));
+    auto const r = run_command("\"$bin/generate\" " + model + " abc --tokens 4 --arithmetic int8");
+    CHECK(r.status == 2);
+    CHECK(contains(r.errors, "is not quantized"));
+  }
+  SECTION("compares") {
+    auto const printed = dir.path / "out.txt";
+    std::string const compare = "\"$bin/compare\" " + model + " --calibration " + file +
+                                " --group-size 32 --window 32 --samples 8 --topk 2 ";
+    REQUIRE(run_command(compare + "--evaluation " + file, printed).status == 0);
+    for (char const* const row : {"float32", "asymmetric, 0..15", "symmetric, observed", "half step"}) {
+      CHECK(contains(contents_of(printed), row));
+    }
+    auto const log = dir.path / "log.jsonl";
+    REQUIRE(run_command(compare + "--log '" + log.string() + "'").status == 0);
+    auto const plot = [&] {
+      return run_command("\"$bin/plot\" '" + log.string() + "' '" + (dir.path / "p").string() + "'");
+    };
+    if (run_command("gnuplot --version").status == 0) {
+      CHECK(plot().errors == "");
+      for (char const* const name : {"p-loss", "p-weights", "p-inputs", "p-schemes"}) {
+        CHECK(fs::file_size(dir.path / (name + std::string(".png"))) > 1000);
+        CHECK(contains(contents_of(dir.path / (name + std::string(".svg"))), "<svg"));
+      }
+    } else {
+      CHECK(plot().status == 2);
+    }
+    write_file(log, "{\"event\": \"layer\"}\nnonsense\n");
+    CHECK(plot().status == 2);
+    CHECK(contains(plot().errors, "line 2"));
+    auto const published = dir.path / "published.json";
+    auto const check = [&](double loss) {
+      write_file(published, json::array({{{"method", "gptq asym act-order"},
+                                          {"bits", 4},
+                                          {"group_size", 32},
+                                          {"loss_max", loss},
+                                          {"loss_sum", loss}}})
+                                .dump());
+      return run_command(compare + "--quality reference --true-sequential --published '" + published.string() + "'")
+          .status;
+    };
+    CHECK(check(1e9) == 3);
+  }
+  SECTION("leaves nothing half when it is cut off") {
+    auto const out = dir.path / "packed";
+    std::string const quantize = model + " --calibration " + file +
+                                 " --group-size 32 --window 32 --samples 8 --output '" + out.string() + "'";
+    auto const parts = [&] {
+      auto const all = fs::recursive_directory_iterator(dir.path);
+      return std::count_if(begin(all), end(all), [](auto const& entry) {
+        return contains(entry.path().filename().string(), ".part-");
+      });
+    };
+    // The disk is full: no file may be longer than 8 KiB.
+    auto full = run_command("trap '' XFSZ; ulimit -f 8; \"$bin/quantize_llama\" " + quantize);
+    CHECK(full.status == 2);
+    CHECK(contains(full.errors, "cannot be written: "));
+    CHECK(std::count(full.errors.begin(), full.errors.end(), '\n') == 1);
+    CHECK(parts() == 0);
+    CHECK_FALSE(fs::exists(out / "config.json"));
+    CHECK(run_program(quantize + " --resume").status == 0);
+    CHECK_FALSE(fs::exists(out / "unfinished"));
+    full = run_program(model + " --calibration " + file + " --group-size 32 --window 32 --log /dev/full");
+    CHECK(full.status == 2);
+    CHECK(contains(full.errors, "/dev/full: cannot be written"));
+
+    // Ctrl-C: far more work than half a second's.
+    fs::remove_all(out);
+    std::string long_text;
+    while (long_text.size() < 2'000'000) long_text += text;
+    write_file(dir.path / "text.txt", long_text);
+    std::string const much = model + " --calibration " + file +
+                             " --group-size 32 --window 32 --samples 60000 --output '" + out.string() + "'";
+    auto const r =
+        run_command("timeout --foreground --preserve-status -s INT 0.5 \"$bin/quantize_llama\" " + much);
+    CHECK(r.status == 130);
+    CHECK(contains(r.errors, "interrupted"));
+    CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);
+    CHECK(parts() == 0);
+    CHECK_FALSE(fs::exists(out / "config.json"));
   }
   SECTION("ends with one line and status 2 when something is wrong") {
     write_file(dir.path / "short.txt", "abc");
@@ -759,6 +1110,9 @@ TEST_CASE("the program") {
         {model + " --calibration '" + dir.path.string() + "'", "cannot be opened"},
         {model + good + "--evaluation '" + (dir.path / "short.txt").string() + "'",
          "3 tokens do not fill a window"},
+        {model + " --group-size 32 --calibration '" + (dir.path / "short.txt").string() + "'",
+         "3 tokens do not fill a window of 64"},
+        {model + good + "--resume", "--output"},
         {model + good + "--bits 5", "--bits"},
         {model + " --group-size 48 --calibration " + file, "--group-size"},
         {model + good + "--scheme none", "--scheme"},
@@ -768,7 +1122,10 @@ TEST_CASE("the program") {
         {model + " --window 1 --calibration " + file, "--window"},
         {model + good + "--samples 0", "--samples"},
         {model + good + "--generate abc --generate-tokens 62", "64 positions"},
-        {model + good + "--json /none/x", "/none/x: cannot be written"},
+        {model + good + "--log /none/x", "/none/x: cannot be written"},
+        {model + good + "--extra-bytes 4K", "--observe"},
+        {model + good + "--observe --topk 0", "--topk"},
+        {model + good + "--observe --extra-bytes some", "--extra-bytes"},
         {model + good + "--quality reference --scale float16", "--quality reference"},
         {model + good + "--nonsense", "--nonsense"},
     };
@@ -779,6 +1136,11 @@ TEST_CASE("the program") {
       CHECK(contains(r.errors, message));
       CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);
     }
+    fs::resize_file(dir.path / "model.safetensors", fs::file_size(dir.path / "model.safetensors") - 100);
+    auto const truncated = run_program(model + good);
+    CHECK(truncated.status == 2);
+    CHECK(contains(truncated.errors, "model.safetensors"));
+    CHECK(std::count(truncated.errors.begin(), truncated.errors.end(), '\n') == 1);
     config["model_type"] = "mistral";
     write_file(dir.path / "config.json", config.dump());
     auto const r = run_program(model + good);

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(g++ cmake ninja-build ccache libeigen3-dev libopenblas-dev nlohmann-json3-dev catch2 libbenchmark-dev
-  libxsimd-dev libcli11-dev libfmt-dev libsentencepiece-dev pkg-config)
+  libxsimd-dev libcli11-dev libfmt-dev libsentencepiece-dev pkg-config gnuplot-nox)
 quick=false
 case "${1-}" in
   --quick) quick=true ;;

@@ -1,5 +1,6 @@
 #include "command_line.hpp"
 
+#include <algorithm>
 #include <limits>
 #include <map>
 
@@ -8,8 +9,19 @@
 
 #include <gptq/error.hpp>
 
+#include "report.hpp"
+
 namespace llama {
 namespace {
+
+std::map<std::string, gptq::grid_rule> const grid_rules{{"published", gptq::grid_rule::published},
+                                                        {"amax", gptq::grid_rule::amax},
+                                                        {"signed_amax", gptq::grid_rule::signed_amax}};
+
+struct observer_options {
+  bool observe = false;
+  observation values;
+};
 
 constexpr auto no_limit = std::numeric_limits<std::int64_t>::max();
 
@@ -77,9 +89,7 @@ void add_method_options(CLI::App& app, quantization& how) {
   app.add_flag("--true-sequential", how.true_sequential,
                "Within a decoder layer, calibrate on what is quantized already");
   app.add_option("--grid", options.grid, "How a scale is found: published, amax, signed_amax [published]")
-      ->transform(translate<gptq::grid_rule>({{"published", gptq::grid_rule::published},
-                                              {"amax", gptq::grid_rule::amax},
-                                              {"signed_amax", gptq::grid_rule::signed_amax}}))
+      ->transform(translate(grid_rules))
       ->type_name("RULE");
   app.add_flag("--mse", options.mse, "Search for the range of least error, not the weights' own");
   app.add_option("--damping", options.damping, "Added to the Hessian's diagonal: a fraction of its mean")
@@ -94,11 +104,28 @@ void add_method_options(CLI::App& app, quantization& how) {
   app.add_option("--quality", options.quality,
                  "Work put into the codes: reference (the published arithmetic with\n"
                  "its defects, implies --scale float32), plain, fast, best [fast]")
-      ->transform(translate<gptq::quality>({{"reference", gptq::quality::reference},
-                                            {"plain", gptq::quality::plain},
-                                            {"fast", gptq::quality::fast},
-                                            {"best", gptq::quality::best}}))
+      ->transform(translate(qualities))
       ->type_name("NAME");
+}
+
+void add_observer_options(CLI::App& app, observer_options& options) {
+  app.add_flag("--observe", options.observe,
+               "Keep the layers with the largest loss and quantize them again in the\n"
+               "end: smaller groups, down to 32, then twice the bits, until the loss\n"
+               "has halved");
+  app.add_option("--topk", options.values.top_k, "How many layers to keep")
+      ->check(between(std::size_t{1}, std::size_t{1} << 20))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--extra-bytes", options.values.extra_bytes,
+                 "Spend at most N bytes on them, where they remove most loss, instead\n"
+                 "of halving each one's; 4096, 64K, 2M ...")
+      ->transform(CLI::AsSizeValue(false).description(""))
+      ->type_name("N");
+  app.add_option("--spill", options.values.spill_directory,
+                 "Keep their Hessians in this directory, not in memory")
+      ->check(CLI::ExistingDirectory.description(""))
+      ->type_name("DIR");
 }
 
 void add_writing_options(CLI::App& app, command_line& args) {
@@ -125,12 +152,19 @@ void add_writing_options(CLI::App& app, command_line& args) {
 
 }  // namespace
 
+std::string name_of(gptq::grid_rule rule) {
+  return std::find_if(grid_rules.begin(), grid_rules.end(),
+                      [&](auto const& entry) { return entry.second == rule; })
+      ->first;
+}
+
 std::optional<command_line> parse_command_line(int argc, char** argv) {
   command_line args;
   gptq::format_spec& format = args.how.quantize.format;
   gptq::quantize_options& options = args.how.quantize.options;
   format.scheme = "asymmetric";
   std::optional<gptq::scale_type> scales;
+  observer_options observer;
 
   CLI::App app(
       "Quantizes the linear layers of a LLaMA by GPTQ and measures what that costs: the loss of every\n"
@@ -152,12 +186,19 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       ->type_name("TYPE");
   group("Method");
   add_method_options(app, args.how);
+  group("The worst layers again");
+  add_observer_options(app, observer);
   group("A text from the model, before and after");
   add_writing_options(app, args);
   group("Other");
   app.add_flag("--no-float-baseline", args.no_float_baseline,
                "Do not run the unquantized model for comparison");
-  app.add_option("--json", args.json, "Write the table and the summary to this file, too")->type_name("FILE");
+  app.add_option("--output", args.output,
+                 "Write the packed model to this directory, for generate and perplexity;\n"
+                 "decoder layers are kept there as they are finished")
+      ->type_name("DIR");
+  app.add_flag("--resume", args.resume, "Go on with the run in --output that was interrupted");
+  app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
   app.add_option("--threads", args.how.threads, "Threads to use [one a core]")
       ->check(between(1, 4096))
       ->type_name("N");
@@ -177,6 +218,11 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   }
   format.scales = scales.value_or(reference ? gptq::scale_type::float32 : gptq::scale_type::float16);
   options.threads = args.how.threads;
+  if (args.resume && args.output.empty()) throw gptq::error("--resume needs the --output of that run");
+  if (observer.observe) args.how.observe = observer.values;
+  if (!observer.observe && (observer.values.extra_bytes || !observer.values.spill_directory.empty())) {
+    throw gptq::error("--extra-bytes and --spill are about what --observe keeps");
+  }
   return args;
 }
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "generate.hpp"
+#include "generation.hpp"
 #include "quantize_model.hpp"
 
 namespace llama {
@@ -23,8 +23,13 @@ struct command_line {
   std::string prompt;  ///< empty: no text is generated
   std::int64_t generate_tokens = 64;
   llama::sampling sampling;
-  std::filesystem::path json;  ///< empty: none is written
+  std::filesystem::path output;  ///< the packed model's directory; empty: it is not kept
+  bool resume = false;
+  std::filesystem::path log;  ///< JSON lines; empty: none are written
 };
+
+/// "published", "amax", "signed_amax"
+std::string name_of(gptq::grid_rule rule);
 
 /// Nothing after --help, which it prints. Throws gptq::error when an option is wrong.
 std::optional<command_line> parse_command_line(int argc, char** argv);

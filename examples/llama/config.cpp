@@ -80,7 +80,13 @@ class reader {
     return ids;
   }
 
+  int integer(char const* key) const {
+    if (!at(key).is_number_integer()) refuse(key, "not a whole number");
+    return at(key).get<int>();
+  }
+
   reader object(char const* key) const { return {at(key), fmt::format("{}: '{}'", where_, key)}; }
+  json const& members() const { return object_; }
 
  private:
   json const& object_;
@@ -110,9 +116,26 @@ void check_architecture(reader const& keys) {
   for (auto const* const key : {"attention_bias", "mlp_bias"}) {
     if (keys.flag(key, false)) keys.refuse(key, "biases are not implemented");
   }
-  if (keys.find("quantization_config") != nullptr) {
-    keys.refuse("quantization_config", "the model is quantized already");
+}
+
+/// What packed_model.hpp says about each linear layer.
+std::map<std::string, gptq::format_spec> parse_packed(reader const& keys) {
+  if (keys.find("quantization_config") == nullptr) return {};
+  reader const quantization = keys.object("quantization_config");
+  if (quantization.text("quant_method", "") != packed_method) {
+    keys.refuse("quantization_config", fmt::format("only {} can be read", packed_method));
   }
+  std::map<std::string, gptq::format_spec> formats;
+  reader const layers = quantization.object("layers");
+  for (auto const& [name, value] : layers.members().items()) {
+    reader const format = layers.object(name.c_str());
+    std::string const scales = format.text("scales", "float16");
+    if (scales != "float16" && scales != "float32") format.refuse("scales", "neither float16 nor float32");
+    formats[name] = {format.text("scheme", ""), format.integer("bits"), format.integer("group_size"),
+                     scales == "float16" ? gptq::scale_type::float16 : gptq::scale_type::float32};
+  }
+  if (formats.empty()) keys.refuse("quantization_config", "no layer in it");
+  return formats;
 }
 
 /// The scaling that a "rope_scaling" or "rope_parameters" object asks for.
@@ -171,6 +194,7 @@ config read_config(std::filesystem::path const& directory) {
     c.rope_theta = rope.positive("rope_theta", c.rope_theta);
     c.rope_scaling = parse_scaling(rope);
   }
+  c.packed = parse_packed(keys);
   return c;
 }
 

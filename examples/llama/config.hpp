@@ -3,10 +3,17 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include <gptq/format.hpp>
+
 namespace llama {
+
+/// "quant_method" of a packed model.
+inline constexpr char const* packed_method = "gptq-packed";
 
 /// Llama 3's way of stretching rotary embeddings over longer contexts ("rope_type": "llama3").
 struct rope_scaling {
@@ -32,6 +39,8 @@ struct config {
   bool tie_word_embeddings;
   std::optional<std::int32_t> bos_token_id;
   std::vector<std::int32_t> eos_token_id;  ///< any of these ends a text; may be empty
+  /// The formats of the linear layers of a packed model (packed_model.hpp), by name; empty: not quantized.
+  std::map<std::string, gptq::format_spec> packed;
 
   std::int64_t query_size() const { return num_attention_heads * head_dim; }
   std::int64_t key_value_size() const { return num_key_value_heads * head_dim; }

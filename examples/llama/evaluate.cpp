@@ -31,7 +31,7 @@ struct running_softmax {
 
 }  // namespace
 
-double perplexity(model const& m, std::span<token_window const> windows, int threads,
+double perplexity(model const& m, std::span<token_window const> windows, arithmetic how, int threads,
                   std::function<void()> const& advance) {
   config const& c = m.config();
   auto const count = static_cast<std::ptrdiff_t>(windows.size());
@@ -43,9 +43,9 @@ double perplexity(model const& m, std::span<token_window const> windows, int thr
   auto const at = [](auto& items, std::ptrdiff_t w) -> auto& { return items[static_cast<std::size_t>(w)]; };
   for_each(count, threads, [&](std::ptrdiff_t w) { at(x, w) = m.embed(at(windows, w)); });
   for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
-    decoder_layer const layer = m.load(i, threads);
+    auto const layer = m.load(i, how, threads);
     for_each(count, threads, [&](std::ptrdiff_t w) {
-      run_layer(ctx, layer, at(x, w));
+      run_layer(ctx, *layer, at(x, w));
       advance();
     });
   }

@@ -10,12 +10,12 @@
 namespace llama {
 
 /// exp of the mean negative log-likelihood of each window's tokens but its first, given those before it in
-/// the window. One decoder layer is in float32 at a time, and the output layer a slice of the vocabulary at a
-/// time.
+/// the window. With arithmetic::float32 one decoder layer is decoded at a time; the output layer is a slice
+/// of the vocabulary at a time.
 /// @param windows  at least one, of the same length of at least 2
 /// @param advance  called windows.size() * (layers + 1) times, from any thread
 double perplexity(
-    model const& m, std::span<token_window const> windows, int threads,
+    model const& m, std::span<token_window const> windows, arithmetic how, int threads,
     std::function<void()> const& advance = [] {});
 
 }  // namespace llama

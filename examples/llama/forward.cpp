@@ -8,6 +8,7 @@ namespace llama {
 namespace {
 
 using Eigen::Index;
+using rows_of = Eigen::Ref<matrix const>;
 
 /// Rotates each head of rows [tokens, heads * head_dim], the first row being at position `first`. Element i
 /// of a head pairs with element i + head_dim / 2 (the Hugging Face order, not the interleaved one of the
@@ -39,7 +40,7 @@ void causal_softmax(matrix& scores, Index seen) {
 /// less.
 /// @param q     [tokens, query_size], consumed
 /// @param k, v  [positions, key_value_size]; several heads of q share one of k and v
-matrix attention(config const& c, matrix q, matrix const& k, matrix const& v) {
+matrix attention(config const& c, matrix q, rows_of const& k, rows_of const& v) {
   constexpr Index block = 128;  // of queries: keys after a block's last one are not multiplied at all
   Index const size = c.head_dim;
   Index const sharing = c.num_attention_heads / c.num_key_value_heads;
@@ -63,28 +64,26 @@ matrix attention(config const& c, matrix q, matrix const& k, matrix const& v) {
   return result;
 }
 
-void append(matrix& rows, matrix const& more) {
-  rows.conservativeResize(rows.rows() + more.rows(), more.cols());
-  rows.bottomRows(more.rows()) = more;
-}
-
-matrix project(matrix const& x, matrix const& weight) {
-  matrix y(x.rows(), weight.rows());
-  y.noalias() = x * weight.transpose();
-  return y;
+/// Adds rows to the first `count` ones, with room for as many again when there is none left.
+void append(matrix& rows, Index count, matrix const& more) {
+  Index const needed = count + more.rows();
+  if (rows.rows() < needed) rows.conservativeResize(2 * needed, more.cols());
+  rows.middleRows(count, more.rows()) = more;
 }
 
 matrix self_attention(context const& ctx, decoder_layer const& layer, matrix const& input, kv_cache* cache) {
-  Index const first = cache == nullptr ? 0 : cache->keys.rows();
-  matrix q = project(input, layer[linear::q_proj]);
-  matrix k = project(input, layer[linear::k_proj]);
-  matrix v = project(input, layer[linear::v_proj]);
+  Index const first = cache == nullptr ? 0 : cache->positions;
+  matrix q = layer.multiply(linear::q_proj, input);
+  matrix k = layer.multiply(linear::k_proj, input);
+  matrix const v = layer.multiply(linear::v_proj, input);
   rotate(q, ctx.angles, ctx.c.head_dim, first);
   rotate(k, ctx.angles, ctx.c.head_dim, first);
   if (cache == nullptr) return attention(ctx.c, std::move(q), k, v);
-  append(cache->keys, k);
-  append(cache->values, v);
-  return attention(ctx.c, std::move(q), cache->keys, cache->values);
+  append(cache->keys, first, k);
+  append(cache->values, first, v);
+  cache->positions += input.rows();
+  return attention(ctx.c, std::move(q), cache->keys.topRows(cache->positions),
+                   cache->values.topRows(cache->positions));
 }
 
 }  // namespace
@@ -140,12 +139,12 @@ void run_stage(context const& ctx, decoder_layer const& layer, stage s, matrix& 
       input = self_attention(ctx, layer, input, cache);
       return;
     case stage::gate_up:
-      x.noalias() += input * layer[linear::o_proj].transpose();
+      x += layer.multiply(linear::o_proj, input);
       input = rms_norm(x, layer.mlp_norm, ctx.c.rms_norm_eps);
       return;
     case stage::down: {
-      matrix gate = project(input, layer[linear::gate_proj]);
-      input = project(input, layer[linear::up_proj]);
+      matrix const gate = layer.multiply(linear::gate_proj, input);
+      input = layer.multiply(linear::up_proj, input);
       input.array() *= gate.array() / (1.0F + (-gate.array()).exp());
       return;
     }
@@ -153,7 +152,7 @@ void run_stage(context const& ctx, decoder_layer const& layer, stage s, matrix& 
 }
 
 void finish(decoder_layer const& layer, matrix& x, matrix const& input) {
-  x.noalias() += input * layer[linear::down_proj].transpose();
+  x += layer.multiply(linear::down_proj, input);
 }
 
 void run_layer(context const& ctx, decoder_layer const& layer, matrix& x, kv_cache* cache) {

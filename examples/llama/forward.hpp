@@ -27,10 +27,11 @@ std::vector<double> rope_frequencies(config const& c);
 /// Angles for the positions 0..positions-1.
 rotations make_rotations(config const& c, std::int64_t positions);
 
-/// Rotated keys, and values, of the positions so far; [positions, key_value_size] each.
+/// Rotated keys, and values, of the positions so far: the first `positions` rows, [key_value_size] each.
 struct kv_cache {
   matrix keys;
   matrix values;
+  Eigen::Index positions = 0;
 };
 
 /// x / rms(x) * weight, row by row.
@@ -43,7 +44,7 @@ struct context {
 };
 
 /// Runs one stage: afterwards `input` is the input of the stage's linear layers.
-/// @param x      residual [tokens, hidden], positions cache->keys.rows() and on (0 and on without a cache)
+/// @param x      residual [tokens, hidden], positions cache->positions and on (0 and on without a cache)
 /// @param input  what the stage before left here
 /// @param cache  keys and values of earlier positions, to which these are appended; null for a whole sequence
 void run_stage(context const& ctx, decoder_layer const& layer, stage s, matrix& x, matrix& input,

@@ -1,91 +1,145 @@
-#include "generate.hpp"
+// generate: continues a text with a packed model, straight from its codes, or with a float32 one, and says
+// how fast.
+#include <optional>
+#include <string>
+#include <vector>
 
-#include <algorithm>
-#include <cmath>
-#include <numeric>
-#include <random>
-
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 
 #include <gptq/error.hpp>
 
-#include "forward.hpp"
+#include "generation.hpp"
+#include "model.hpp"
+#include "report.hpp"
+#include "tokens.hpp"
 
-namespace llama {
 namespace {
 
-/// What the model makes of the token after `last`, the residual [1, hidden] of the text's last token.
-row_vector next_logits(model const& m, matrix const& last) {
-  config const& c = m.config();
-  matrix const x = rms_norm(last, m.final_norm(), c.rms_norm_eps);
-  row_vector logits(c.vocab_size);
-  for (std::int64_t first = 0; first < c.vocab_size; first += output_slice) {
-    auto const rows = std::min(output_slice, c.vocab_size - first);
-    logits.segment(first, rows).noalias() = x * m.output_rows(first, rows).transpose();
+namespace fs = std::filesystem;
+
+struct arguments {
+  std::filesystem::path model;
+  std::string prompt;
+  std::int64_t tokens = 128;
+  llama::sampling sampling;
+  std::optional<llama::arithmetic> how;
+  std::filesystem::path beside;
+  int threads = 0;
+};
+
+std::optional<arguments> parse(int argc, char** argv) {
+  arguments args;
+  CLI::App app(
+      "Continues a text with a model that quantize_llama --output has written, through this library's\n"
+      "kernels, or with an unquantized one in float32.\n",
+      "generate");
+  app.get_formatter()->column_width(30);
+  app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
+  app.add_option("PROMPT", args.prompt, "Text to continue, or a file of token ids (NAME.i32)")
+      ->required()
+      ->type_name("");
+  app.add_option("--tokens", args.tokens, "At most N new tokens")
+      ->check(CLI::PositiveNumber.description(""))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--temperature", args.sampling.temperature,
+                 "0: always the likeliest token; 1: by the model's probabilities")
+      ->check(CLI::Range(0.0, 1e3).description(""))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--top-p", args.sampling.top_p,
+                 "Draw among the likeliest tokens that have this probability\n"
+                 "together")
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->type_name("X")
+      ->capture_default_str();
+  app.add_option("--seed", args.sampling.seed, "Of the random numbers")
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--arithmetic", args.how,
+                 "int8, int15: packed codes with activations in so many bits; float32:\n"
+                 "decoded first [int8, or float32 where there are no kernels]")
+      ->transform(CLI::CheckedTransformer(llama::arithmetic_names).description(""))
+      ->type_name("NAME");
+  app.add_option("--beside", args.beside, "Let this model continue the text, too, in float32")
+      ->type_name("DIR");
+  app.add_option("--threads", args.threads, "Threads to use [one a core]")
+      ->check(CLI::Range(1, 4096).description(""))
+      ->type_name("N");
+  app.set_help_flag("-h,--help", "Print this and exit");
+  try {
+    app.parse(argc, argv);
+  } catch (CLI::CallForHelp const&) {
+    fmt::print("{}", app.help());
+    return std::nullopt;
+  } catch (CLI::ParseError const& e) {
+    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
   }
-  return logits;
+  return args;
+}
+
+/// Token ids in place of words, for models whose tokenizer cannot be read here.
+llama::tokenizer numbers() {
+  return {[](std::string_view) { return std::vector<llama::token>(); },
+          [](std::span<llama::token const> ids) {
+            std::string text;
+            for (llama::token const id : ids) text += fmt::format("{} ", id);
+            return text;
+          },
+          false};
+}
+
+/// Prints the text as it grows, whole characters at a time as far as the tokenizer gives them.
+void run(std::filesystem::path const& directory, std::optional<llama::arithmetic> how,
+         arguments const& args) {
+  llama::model const m(directory);
+  bool const ids = fs::path(args.prompt).extension() == ".i32";
+  auto const words = ids ? numbers() : llama::make_tokenizer(directory, m.config());
+  std::vector<llama::token> all = ids ? llama::read_tokens(args.prompt, directory, m.config())
+                                      : llama::prompt_tokens(words, m.config(), args.prompt);
+  auto const prompt = all;
+  llama::execution const execution{
+      how.value_or(m.has_kernels() ? llama::arithmetic::int8 : llama::arithmetic::float32), args.threads,
+      true};
+  std::string shown;
+  auto const next = [&](llama::token token) {
+    all.push_back(token);
+    std::string const text = llama::printable(words.decode(all));
+    fmt::print("{}", text.substr(std::min(shown.size(), text.size())));
+    std::fflush(stdout);
+    shown = text;
+  };
+  llama::check_prompt(m.config(), prompt, args.tokens);
+  shown = llama::printable(words.decode(prompt));
+  fmt::print("{}", shown);
+  auto const text = llama::generate(m, prompt, args.tokens, args.sampling, execution, next);
+  fmt::print(
+      "\n\n{}, {}: prompt of {} tokens {:.3f} s, {} tokens at {:.1f} a second; {:.2f} MB a token, {:.2f} "
+      "GB/s\n",
+      directory.string(), llama::name_of(execution.how), prompt.size(), text.prompt_seconds,
+      text.tokens.size(), text.tokens_a_second(), text.bytes_a_token * 1e-6,
+      text.bytes_a_token * text.tokens_a_second() * 1e-9);
 }
 
 }  // namespace
 
-token choose(row_vector const& logits, sampling const& how, double random) {
-  Eigen::Index likeliest = 0;
-  float const top = logits.maxCoeff(&likeliest);
-  if (how.temperature <= 0.0) return static_cast<token>(likeliest);
-
-  std::vector<double> weight(static_cast<std::size_t>(logits.size()));
-  for (std::size_t i = 0; i < weight.size(); ++i) {
-    weight[i] =
-        std::exp((static_cast<double>(logits(static_cast<Eigen::Index>(i))) - static_cast<double>(top)) /
-                 how.temperature);
-  }
-  std::vector<token> order(weight.size());
-  std::iota(order.begin(), order.end(), 0);
-  auto const weight_of = [&](token id) { return weight[static_cast<std::size_t>(id)]; };
-  std::stable_sort(order.begin(), order.end(), [&](token a, token b) { return weight_of(a) > weight_of(b); });
-
-  double const nucleus = how.top_p * std::accumulate(weight.begin(), weight.end(), 0.0);
-  double kept = 0.0;
-  std::size_t count = 0;
-  while (count < order.size() && (count == 0 || kept < nucleus)) kept += weight_of(order[count++]);
-  double below = 0.0;
-  for (std::size_t i = 0; i < count; ++i) {
-    below += weight_of(order[i]);
-    if (random * kept < below) return order[i];
-  }
-  return order[count - 1];
-}
-
-void check_prompt(config const& c, std::span<token const> prompt, std::int64_t most) {
-  if (prompt.empty()) throw gptq::error("the prompt has no tokens");
-  if (most > c.max_position_embeddings - static_cast<std::int64_t>(prompt.size())) {
-    throw gptq::error(fmt::format("a prompt of {} tokens and {} new ones exceed the model's {} positions",
-                                  prompt.size(), most, c.max_position_embeddings));
-  }
-}
-
-std::vector<token> generate(model const& m, std::span<token const> prompt, std::int64_t most,
-                            sampling const& how, int threads) {
-  config const& c = m.config();
-  check_prompt(c, prompt, most);
-  auto const angles = make_rotations(c, static_cast<std::int64_t>(prompt.size()) + most);
-  context const ctx{c, angles};
-  std::vector<kv_cache> caches(static_cast<std::size_t>(c.num_hidden_layers));
-
-  std::mt19937_64 random(how.seed);
-  std::vector<token> text;
-  matrix x = m.embed(prompt);
-  while (static_cast<std::int64_t>(text.size()) < most) {
-    for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
-      run_layer(ctx, m.load(i, threads), x, &caches[static_cast<std::size_t>(i)]);
+/// 0: done; 2: something in the arguments or files is wrong; 1: anything else.
+int main(int argc, char** argv) {
+  try {
+    auto const args = parse(argc, argv);
+    if (!args) return 0;
+    run(args->model, args->how, *args);
+    if (!args->beside.empty()) {
+      fmt::print("\n");
+      run(args->beside, llama::arithmetic::float32, *args);
     }
-    row_vector const logits = next_logits(m, x.bottomRows(1));
-    token const next = choose(logits, how, static_cast<double>(random() >> 11) * 0x1p-53);
-    if (std::find(c.eos_token_id.begin(), c.eos_token_id.end(), next) != c.eos_token_id.end()) break;
-    text.push_back(next);
-    x = m.embed(std::span(&next, 1));
+    return 0;
+  } catch (gptq::error const& e) {
+    fmt::print(stderr, "generate: {}\n", e.what());
+    return 2;
+  } catch (std::exception const& e) {
+    fmt::print(stderr, "generate: {}\n", e.what());
+    return 1;
   }
-  return text;
 }
-
-}  // namespace llama

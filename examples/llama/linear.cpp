@@ -1,22 +1,41 @@
 #include "linear.hpp"
 
 #include <utility>
+#include <vector>
 
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/quantize.hpp>
 
 namespace llama {
 namespace {
 
-template <gptq::storage_format Format>
+/// @tparam Owner  keeps the memory of the view: the matrix itself, or a mapped file
+template <gptq::storage_format Format, class Owner>
 class packed_as final : public packed_linear {
  public:
-  explicit packed_as(gptq::packed_matrix<Format> matrix) : matrix_(std::move(matrix)) {}
-  void dequantize(float* weight) const override { gptq::dequantize(matrix_.view(), weight); }
-  std::ptrdiff_t bytes() const override { return matrix_.bytes(); }
+  packed_as(Owner owner, gptq::packed_view<Format> view) : owner_(std::move(owner)), view_(view) {}
+
+  gptq::format_spec format() const override { return gptq::spec_of<Format>(); }
+  void dequantize(float* weight) const override { gptq::dequantize(view_, weight); }
+  packed_parts parts() const override {
+    auto const layout = view_.layout();
+    auto const bytes = [](auto const* data, gptq::index_t count) {
+      return std::as_bytes(std::span(data, data == nullptr ? 0 : static_cast<std::size_t>(count)));
+    };
+    return {view_.out,
+            view_.in,
+            bytes(view_.codes, layout.code_bytes()),
+            bytes(view_.scales, layout.scale_count()),
+            bytes(view_.zeros, layout.zero_bytes()),
+            {view_.order, view_.order == nullptr ? 0 : static_cast<std::size_t>(view_.in)}};
+  }
 
  private:
-  gptq::packed_matrix<Format> matrix_;
+  Owner owner_;
+  gptq::packed_view<Format> view_;
 };
 
 // What the command line can ask for.
@@ -25,13 +44,53 @@ using formats =
                        gptq::bit_widths<2, 3, 4, 8>, gptq::group_sizes<32, 64, 128, gptq::whole_row>,
                        gptq::scale_types<gptq::float16, float>>;
 
+void check_order(std::span<std::int32_t const> order, gptq::index_t in) {
+  if (order.empty()) return;
+  std::vector<bool> seen(order.size());
+  for (std::int32_t const column : order) {
+    if (column < 0 || column >= in || seen[static_cast<std::size_t>(column)]) {
+      throw gptq::error(fmt::format("its order is not a permutation: column {}", column));
+    }
+    seen[static_cast<std::size_t>(column)] = true;
+  }
+}
+
 }  // namespace
+
+std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts,
+                                           std::shared_ptr<void const> owner) {
+  return gptq::with_format<formats>(format, [&]<class Format>() -> std::unique_ptr<packed_linear> {
+    gptq::packed_layout<Format> const layout{parts.out, parts.in};
+    auto const check_size = [](char const* what, std::size_t bytes, gptq::index_t expected) {
+      if (static_cast<gptq::index_t>(bytes) != expected) {
+        throw gptq::error(fmt::format("its {} have {} bytes, not {}", what, bytes, expected));
+      }
+    };
+    check_size("codes", parts.codes.size(), layout.code_bytes());
+    check_size("scales", parts.scales.size(),
+               layout.scale_count() * gptq::index_t{sizeof(typename Format::scale)});
+    check_size("zeros", parts.zeros.size(), layout.zero_bytes());
+    if (!parts.order.empty()) check_size("order", parts.order.size_bytes(), parts.in * 4);
+    check_order(parts.order, parts.in);
+    return std::make_unique<packed_as<Format, std::shared_ptr<void const>>>(
+        std::move(owner),
+        gptq::packed_view<Format>{
+            reinterpret_cast<std::uint8_t const*>(parts.codes.data()),
+            reinterpret_cast<typename Format::scale const*>(parts.scales.data()),
+            Format::has_zero_point ? reinterpret_cast<std::uint8_t const*>(parts.zeros.data()) : nullptr,
+            parts.order.empty() ? nullptr : parts.order.data(), parts.out, parts.in});
+  });
+}
 
 quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian const& h) const {
   return gptq::with_format<formats>(format, [&]<class Format>() -> result {
     auto const layer = round_to_nearest ? gptq::round_to_nearest<Format>(weight, options, &h)
                                         : gptq::quantize<Format>(std::move(weight), h, options);
-    return {std::make_unique<packed_as<Format>>(gptq::pack(layer)), layer.report};
+    auto packed = gptq::pack(layer);
+    auto const view = packed.view();  // stays good when the matrix moves: it points to what that owns
+    auto const bytes = packed.bytes();
+    return {std::make_unique<packed_as<Format, gptq::packed_matrix<Format>>>(std::move(packed), view),
+            layer.report, bytes};
   });
 }
 

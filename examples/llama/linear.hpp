@@ -9,17 +9,25 @@
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
 
+#include "kernels.hpp"
+
 namespace llama {
 
 /// A packed matrix of a format chosen at run time.
 class packed_linear {
  public:
   virtual ~packed_linear() = default;
+  virtual gptq::format_spec format() const = 0;
   /// weight[out, in], row-major, columns in their original order.
   virtual void dequantize(float* weight) const = 0;
-  /// Memory of codes, scales, zeros and column order.
-  virtual std::ptrdiff_t bytes() const = 0;
+  /// Codes, scales, zeros and column order, as long as this object lives.
+  virtual packed_parts parts() const = 0;
 };
+
+/// A packed matrix whose pieces `owner` owns. Throws gptq::error when the format is not compiled into this
+/// program, or a piece has not the size that format and shape give it, or order is not a permutation.
+std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts,
+                                           std::shared_ptr<void const> owner);
 
 /// How linear layers are quantized.
 struct quantizer {
@@ -30,6 +38,7 @@ struct quantizer {
   struct result {
     std::unique_ptr<packed_linear> packed;
     gptq::quantize_report report;
+    gptq::index_t bytes = 0;  ///< of `packed`
   };
   /// Quantizes and packs weight[out, in] for inputs like those that `h` has seen; uses the weight's memory
   /// up. Throws gptq::error when the format is not compiled into this program, and as gptq::quantize does.

@@ -1,10 +1,14 @@
 #include "model.hpp"
 
+#include <algorithm>
+#include <unistd.h>
 #include <utility>
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <gptq/error.hpp>
+#include <gptq/parallel.hpp>
 
 #include "threads.hpp"
 
@@ -44,7 +48,7 @@ std::pair<std::int64_t, std::int64_t> shape_of(config const& c, linear l) {
   return {};
 }
 
-/// All tensors that a model of this configuration has, with their shapes: visit(name, shape).
+/// All tensors that an unquantized model of this configuration has, with their shapes: visit(name, shape).
 template <class Visit>
 void for_each_tensor(config const& c, Visit&& visit) {
   using shape = std::vector<std::size_t>;
@@ -62,6 +66,18 @@ void for_each_tensor(config const& c, Visit&& visit) {
   }
   visit(final_norm_name, shape{hidden});
   if (!c.tie_word_embeddings) visit(output_name, shape{vocab, hidden});
+}
+
+bool is_linear(std::string const& tensor) { return tensor.ends_with("_proj.weight"); }
+
+/// Takes the whole pages of a mapped tensor out of memory; they come back from the file when they are read.
+/// Otherwise all of a large model would count as this process's memory in the end.
+void drop_pages(tensor_view const& tensor) {
+  auto const page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  auto const begin = reinterpret_cast<std::uintptr_t>(tensor.bytes.data());
+  std::uintptr_t const first = (begin + page - 1) / page * page;
+  std::uintptr_t const last = (begin + tensor.bytes.size()) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
 row_vector to_vector(tensor_view const& tensor) {
@@ -95,8 +111,43 @@ std::string full_name(std::int64_t layer, linear l) {
   return fmt::format("model.layers.{}.{}", layer, names[static_cast<std::size_t>(l)]);
 }
 
-model::model(std::filesystem::path const& directory) : config_(read_config(directory)), files_(directory) {
+std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& tensors,
+                                           std::string const& name, gptq::format_spec const& format,
+                                           std::int64_t out, std::int64_t in,
+                                           std::shared_ptr<void const> owner) {
+  using gptq::checkpoint::dtype;
+  auto const bytes_of = [&](char const* suffix, dtype type, bool optional) -> std::span<std::byte const> {
+    auto const found = tensors.find(name + suffix);
+    if (found == tensors.end() && optional) return {};
+    if (found == tensors.end()) throw gptq::error("has no tensor '" + name + suffix + "'");
+    tensor_view const& tensor = found->second;
+    auto const misaligned = reinterpret_cast<std::uintptr_t>(tensor.bytes.data()) % size_of(type);
+    if (tensor.type != type || tensor.shape.size() != 1 || misaligned != 0) {
+      throw gptq::error(fmt::format("tensor '{}{}' is {}, not an aligned row of {}", name, suffix,
+                                    to_string(tensor), name_of(type)));
+    }
+    return tensor.bytes;
+  };
+  packed_parts parts{out, in, {}, {}, {}, {}};
+  parts.codes = bytes_of(".codes", dtype::u8, false);
+  parts.scales =
+      bytes_of(".scales", format.scales == gptq::scale_type::float16 ? dtype::f16 : dtype::f32, false);
+  parts.zeros = bytes_of(".zeros", dtype::u8, true);
+  auto const order = bytes_of(".order", dtype::i32, true);
+  parts.order = {reinterpret_cast<std::int32_t const*>(order.data()), order.size() / sizeof(std::int32_t)};
+  try {
+    return make_packed(format, parts, std::move(owner));
+  } catch (gptq::error const& e) {
+    throw gptq::error(fmt::format("'{}': {}", name, e.what()));
+  }
+}
+
+model::model(std::filesystem::path const& directory)
+    : directory_(directory), config_(read_config(directory)), files_(directory) {
+  packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
+  if (!config_.packed.empty()) attach_packed();
   for_each_tensor(config_, [&](std::string const& name, std::vector<std::size_t> const& shape) {
+    if (!config_.packed.empty() && is_linear(name)) return;
     tensor_view const& tensor = files_.at(name);
     if (tensor.shape != shape) {
       throw gptq::error(fmt::format("{}: tensor '{}' is {}, but config.json makes it {}", directory.string(),
@@ -108,7 +159,47 @@ model::model(std::filesystem::path const& directory) : config_(read_config(direc
     }
   });
   final_norm_ = to_vector(files_.at(final_norm_name));
-  packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
+}
+
+void model::attach_packed() {
+  for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    for (std::size_t l = 0; l < linears; ++l) {
+      std::string const name = full_name(i, linear(l));
+      auto const format = config_.packed.find(name);
+      if (format == config_.packed.end()) {
+        throw gptq::error(directory_.string() + ": config.json has no format for '" + name + "'");
+      }
+      auto const [out, in] = shape_of(config_, linear(l));
+      try {
+        // The files live as long as this model, so nobody else has to keep them.
+        replace(i, linear(l), find_packed(files_.tensors(), name, format->second, out, in, nullptr));
+      } catch (gptq::error const& e) {
+        throw gptq::error(directory_.string() + ": " + e.what());
+      }
+    }
+  }
+}
+
+std::string model::fingerprint() const {
+  constexpr std::size_t most =
+      4096;  // bytes of a tensor: reading all of them takes minutes for a large model
+  std::string description;
+  for (auto const& [name, tensor] : files_.tensors()) {
+    description += name + to_string(tensor) +
+                   llama::fingerprint(tensor.bytes.first(std::min(most, tensor.bytes.size())));
+  }
+  return llama::fingerprint(std::as_bytes(std::span(description)));
+}
+
+void model::require_unquantized() const {
+  if (!config_.packed.empty()) throw gptq::error(directory_.string() + ": the model is quantized already");
+}
+
+void model::for_each_float_tensor(
+    std::function<void(std::string const&, tensor_view const&)> const& visit) const {
+  for_each_tensor(config_, [&](std::string const& name, auto const&) {
+    if (!is_linear(name)) visit(name, files_.at(name));
+  });
 }
 
 std::int64_t model::parameters() const {
@@ -134,8 +225,47 @@ matrix model::embed(std::span<token const> tokens) const {
   return x;
 }
 
-decoder_layer model::load(std::int64_t layer, int threads) const {
-  decoder_layer result;
+std::string name_of(arithmetic how) {
+  return std::find_if(arithmetic_names.begin(), arithmetic_names.end(),
+                      [&](auto const& entry) { return entry.second == how; })
+      ->first;
+}
+
+matrix float_layer::multiply(linear l, matrix const& x) const {
+  matrix const& weight = (*this)[l];
+  matrix y(x.rows(), weight.rows());
+  y.noalias() = x * weight.transpose();
+  return y;
+}
+
+std::size_t float_layer::bytes() const {
+  std::size_t sum = 0;
+  for (matrix const& weight : weights) sum += static_cast<std::size_t>(weight.size()) * sizeof(float);
+  return sum;
+}
+
+matrix packed_layer::multiply(linear l, matrix const& x) const {
+  auto const& [weight, gemv] = weights[static_cast<std::size_t>(l)];
+  matrix y(x.rows(), weight.out);
+  if (x.rows() == 1) {
+    run_parts(threads, [&, w = &weight, run = gemv](int part) noexcept {
+      auto const rows = gptq::row_share(w->out, part, threads);
+      run(*w, x.data(), y.data(), rows.first, rows.last);
+    });
+    return y;
+  }
+  for (Eigen::Index t = 0; t < x.rows(); ++t) gemv(weight, x.row(t).data(), y.row(t).data(), 0, weight.out);
+  return y;
+}
+
+std::size_t packed_layer::bytes() const {
+  std::size_t sum = 0;
+  for (entry const& e : weights) sum += e.weight.bytes();
+  return sum;
+}
+
+float_layer model::load(std::int64_t layer, int threads) const {
+  float_layer result;
   result.attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
   result.mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
   auto const& packed = packed_[static_cast<std::size_t>(layer)];
@@ -146,14 +276,79 @@ decoder_layer model::load(std::int64_t layer, int threads) const {
       result[l].resize(out, in);
       replacement->dequantize(result[l].data());
     } else {
-      result[l] = rows(files_.at(full_name(layer, l) + ".weight"), 0, out);
+      tensor_view const& weight = files_.at(full_name(layer, l) + ".weight");
+      result[l] = rows(weight, 0, out);
+      drop_pages(weight);
     }
   });
   return result;
 }
 
+bool model::has_kernels() const {
+  for (auto const& layer : packed_) {
+    for (auto const& l : layer) {
+      if (l == nullptr || find_gemv(l->format(), gptq::precision::int8) == nullptr) return false;
+    }
+  }
+  return true;
+}
+
+std::unique_ptr<decoder_layer> model::load(std::int64_t layer, arithmetic how, int threads) const {
+  if (how == arithmetic::float32) return std::make_unique<float_layer>(load(layer, threads));
+  auto result = std::make_unique<packed_layer>();
+  result->attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
+  result->mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
+  result->threads = gptq::detail::thread_count(threads);
+  for (std::size_t l = 0; l < linears; ++l) {
+    packed_linear const* const weight = packed(layer, linear(l));
+    if (weight == nullptr) throw gptq::error(full_name(layer, linear(l)) + " is not quantized");
+    auto const kernel =
+        find_gemv(weight->format(), how == arithmetic::int8 ? gptq::precision::int8 : gptq::precision::int15);
+    if (kernel == nullptr) {
+      throw gptq::error(full_name(layer, linear(l)) + ": no kernels for " + to_string(weight->format()));
+    }
+    result->weights[l] = {weight->parts(), kernel};
+  }
+  return result;
+}
+
+matrix model::original(std::int64_t layer, linear l) const {
+  auto const [out, in] = shape_of(config_, l);
+  return rows(files_.at(full_name(layer, l) + ".weight"), 0, out);
+}
+
+tensor_view const& model::output() const {
+  return files_.at(config_.tie_word_embeddings ? embedding_name : output_name);
+}
+
+std::size_t model::output_bytes() const { return output().bytes.size(); }
+
 matrix model::output_rows(std::int64_t first, std::int64_t count) const {
-  return rows(files_.at(config_.tie_word_embeddings ? embedding_name : output_name), first, count);
+  return rows(output(), first, count);
+}
+
+row_vector model::logits(row_vector const& x, int threads) const {
+  tensor_view const& weight = output();
+  row_vector y(config_.vocab_size);
+  auto const* const values = reinterpret_cast<float const*>(weight.bytes.data());
+  bool const as_it_is = weight.type == gptq::checkpoint::dtype::f32 &&
+                        reinterpret_cast<std::uintptr_t>(values) % alignof(float) == 0;
+  int const parts = gptq::detail::thread_count(threads);
+  serial_blas const one_thread_a_product;
+  run_parts(parts, [&](int part) noexcept {
+    auto const share = gptq::row_share(config_.vocab_size, part, parts);
+    for (std::int64_t first = share.first; first < share.last; first += output_slice) {
+      auto const count = std::min<std::int64_t>(output_slice, share.last - first);
+      if (as_it_is) {
+        Eigen::Map<matrix const> const slice(values + first * config_.hidden_size, count,
+                                             config_.hidden_size);
+        y.segment(first, count).transpose().noalias() = slice * x.transpose();
+      } else {
+        y.segment(first, count).transpose().noalias() = output_rows(first, count) * x.transpose();
+      }
+    }
+  });
+  return y;
 }
 
 void model::replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed) {

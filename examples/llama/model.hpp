@@ -4,6 +4,8 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -39,18 +41,63 @@ std::string full_name(std::int64_t layer, linear l);
 /// Rows of the output layer that are best in float32 at a time.
 inline constexpr std::int64_t output_slice = 1024;
 
-/// One decoder layer in float32.
+/// One decoder layer, ready to be run.
 struct decoder_layer {
-  row_vector attention_norm;            ///< [hidden]
-  row_vector mlp_norm;                  ///< [hidden]
+  row_vector attention_norm;  ///< [hidden]
+  row_vector mlp_norm;        ///< [hidden]
+
+  virtual ~decoder_layer() = default;
+  /// x W' for x[tokens, in].
+  virtual matrix multiply(linear l, matrix const& x) const = 0;
+  /// Bytes that multiply() reads of all linear layers, once each.
+  virtual std::size_t bytes() const = 0;
+};
+
+/// In float32.
+struct float_layer final : decoder_layer {
   std::array<matrix, linears> weights;  ///< [out, in] each
 
   matrix& operator[](linear l) { return weights[static_cast<std::size_t>(l)]; }
   matrix const& operator[](linear l) const { return weights[static_cast<std::size_t>(l)]; }
+  matrix multiply(linear l, matrix const& x) const override;
+  std::size_t bytes() const override;
 };
 
-/// A model directory. Weights stay in the mapped files, or packed once they are replaced, until they are
-/// asked for.
+/// Packed, through the library's gemv.
+struct packed_layer final : decoder_layer {
+  struct entry {
+    packed_parts weight;
+    gemv_kernel gemv = nullptr;
+  };
+  std::array<entry, linears> weights;
+  int threads = 1;  ///< for a single token; several tokens are one thread's work
+
+  matrix multiply(linear l, matrix const& x) const override;
+  std::size_t bytes() const override;
+};
+
+/// What linear layers are computed with.
+enum class arithmetic {
+  float32,  ///< decoded to float32
+  int15,    ///< straight from packed codes, activations in 15 bits: to 1e-4 the same as float32
+  int8      ///< the same in 8 bits: fastest
+};
+
+inline std::map<std::string, arithmetic> const arithmetic_names{
+    {"float32", arithmetic::float32}, {"int15", arithmetic::int15}, {"int8", arithmetic::int8}};
+/// "float32", "int15" or "int8"
+std::string name_of(arithmetic how);
+
+/// The linear layer called NAME among tensors NAME.codes, NAME.scales, NAME.zeros, NAME.order
+/// (packed_model.hpp), which `owner` keeps. Throws gptq::error, naming the tensor, when one is missing or
+/// does not fit.
+std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& tensors,
+                                           std::string const& name, gptq::format_spec const& format,
+                                           std::int64_t out, std::int64_t in,
+                                           std::shared_ptr<void const> owner);
+
+/// A model directory, packed or not. Weights stay in the mapped files, or packed once they are replaced,
+/// until they are asked for.
 class model {
  public:
   /// Throws gptq::error when a file, a tensor or a shape is wrong; afterwards loading cannot fail.
@@ -62,18 +109,43 @@ class model {
 
   /// Embeddings of some tokens: [tokens, hidden].
   matrix embed(std::span<token const> tokens) const;
-  /// A decoder layer, decoding what was replaced; on `threads` threads.
-  decoder_layer load(std::int64_t layer, int threads) const;
+  /// Whether all linear layers are packed, in formats that there are kernels for.
+  bool has_kernels() const;
+  /// A decoder layer in float32, decoding what is packed; on `threads` threads.
+  float_layer load(std::int64_t layer, int threads) const;
+  /// A decoder layer in the arithmetic asked for, which packed layers share with this model. Throws
+  /// gptq::error when one of its linear layers is not packed, or in a format without kernels.
+  std::unique_ptr<decoder_layer> load(std::int64_t layer, arithmetic how, int threads) const;
+  /// A linear layer as the model directory has it: [out, in].
+  matrix original(std::int64_t layer, linear l) const;
   row_vector const& final_norm() const { return final_norm_; }
   /// Rows [first, first + count) of the output layer: [count, hidden].
   matrix output_rows(std::int64_t first, std::int64_t count) const;
+  /// The output layer of one token, x[1, hidden], on `threads` threads: [vocab_size].
+  row_vector logits(row_vector const& x, int threads) const;
+  /// Bytes of the output layer as it is stored.
+  std::size_t output_bytes() const;
 
   /// From now on, load() takes this linear layer from its packed form.
   void replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed);
+  /// Null until it is packed.
+  packed_linear const* packed(std::int64_t layer, linear l) const {
+    return packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)].get();
+  }
+  /// Tells models apart: a number made of all tensors' names, shapes, types and first bytes.
+  std::string fingerprint() const;
+  /// Throws gptq::error when the directory holds a packed model: there are no weights to quantize.
+  void require_unquantized() const;
+  /// The tensors that stay as they are, as they are stored: visit(name, tensor).
+  void for_each_float_tensor(
+      std::function<void(std::string const&, gptq::checkpoint::tensor_view const&)> const& visit) const;
 
  private:
   matrix rows(gptq::checkpoint::tensor_view const& tensor, std::int64_t first, std::int64_t count) const;
+  gptq::checkpoint::tensor_view const& output() const;
+  void attach_packed();
 
+  std::filesystem::path directory_;
   llama::config config_;
   gptq::checkpoint::safetensors_directory files_;
   std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;

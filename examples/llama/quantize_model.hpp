@@ -1,9 +1,14 @@
 // Quantizing all linear layers of a model, one decoder layer after the other.
 #pragma once
 
+#include <array>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
+
+#include <gptq/observer.hpp>
 
 #include "linear.hpp"
 #include "model.hpp"
@@ -11,34 +16,65 @@
 
 namespace llama {
 
+/// Quantizing the worst layers again, when all are done (gptq/observer.hpp).
+struct observation {
+  std::size_t top_k = 32;
+  std::filesystem::path spill_directory;    ///< for their Hessians; empty: in memory
+  std::optional<std::int64_t> extra_bytes;  ///< a budget, in place of halving each layer's loss
+};
+
 struct quantization {
   quantizer quantize;
   /// Within a decoder layer, collect the inputs of a stage after the stages before it are quantized.
   /// Otherwise all inputs come from the unquantized decoder layer, and it runs once more when it is
   /// quantized.
   bool true_sequential = false;
+  std::optional<observation> observe;
   int threads = 0;  ///< 0: one a core
 };
+
+/// Values that these shares of a sample are below or at: what a distribution looks like.
+inline constexpr std::array<double, 9> quantile_shares{0.0, 0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999, 1.0};
+using quantiles = std::array<float, quantile_shares.size()>;
 
 /// What became of one linear layer.
 struct linear_report {
   std::string name;  ///< "model.layers.0.self_attn.q_proj"
   std::int64_t out = 0;
   std::int64_t in = 0;
+  gptq::format_spec format;
   std::ptrdiff_t packed_bytes = 0;
   gptq::quantize_report quality;
+  /// Of the layer's output when its input is rounded to int8 as well, as the int8 kernels do. Measured
+  /// against quality.output_error on a sample of tokens; not after a layer was quantized again.
+  double int8_error = gptq::quantize_report::not_measured;
+  double int8_snr_db = gptq::quantize_report::not_measured;
+  quantiles weights{};  ///< of the original weight, from at most 65536 of them
+  quantiles inputs{};   ///< of the sample's activations, likewise
+};
+
+class unfinished_run;
+
+/// What quantize_model() tells of. Every function is optional.
+struct quantization_events {
+  /// For each linear layer, in the order in which they are quantized.
+  std::function<void(linear_report const&)> done = [](auto const&) {};
+  /// What was tried on a layer that is quantized again, and its report where that made it better.
+  std::function<void(gptq::refinement const&, linear_report const&)> refined = [](auto const&, auto const&) {
+  };
+  /// windows.size() times for each decoder layer, from any thread.
+  std::function<void()> advance = [] {};
 };
 
 /// Replaces every linear layer of every decoder layer by its packed form. The inputs of a decoder layer are
 /// the outputs of the quantized ones before it, on the calibration windows, each of which is one sequence of
 /// the Hessians. In float32 at a time: the activations of all windows (with true_sequential twice: the
 /// residual, and the input of a stage), one decoder layer, and the Hessian of one stage (without
-/// true_sequential: of four).
-/// @param done     called for each linear layer, in the order in which they are quantized
-/// @param advance  called windows.size() times for each decoder layer, from any thread
+/// true_sequential: of four), besides what an observation keeps.
+/// @param saved  where decoder layers are kept as they are finished, and taken from if they are there; may be
+///               null. A run that takes some from there ends with the same bits as one that does not.
 /// @throws gptq::error naming the linear layer that cannot be quantized
-void quantize_model(
-    model& m, std::span<token_window const> windows, quantization const& how,
-    std::function<void(linear_report const&)> const& done, std::function<void()> const& advance = [] {});
+void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
+                    quantization_events const& events, unfinished_run const* saved = nullptr);
 
 }  // namespace llama

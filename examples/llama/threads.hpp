@@ -1,7 +1,10 @@
 // Work on several windows at once.
 #pragma once
 
+#include <Eigen/Core>
+
 #include <gptq/detail/parallel.hpp>
+#include <gptq/parallel.hpp>
 
 // OpenBLAS's own controls; null with another BLAS or none.
 extern "C" {
@@ -15,6 +18,7 @@ namespace llama {
 class serial_blas {
  public:
   serial_blas() {
+    Eigen::setNbThreads(1);  // with OpenMP, Eigen's own products would start threads, too
     if (openblas_set_num_threads != nullptr) openblas_set_num_threads(1);
   }
   ~serial_blas() {
@@ -35,8 +39,20 @@ void for_each(std::ptrdiff_t count, int threads, Piece&& piece) {
   gptq::detail::parallel_for(count, threads, piece);
 }
 
+/// Calls piece(0) ... piece(parts - 1), for pieces so short that starting threads would take longer: on
+/// OpenMP's, which wait for the next call. Without OpenMP this thread does it all.
+template <class Piece>
+void run_parts(int parts, Piece const& piece) {
+#if defined(_OPENMP)
+  gptq::openmp{parts}(parts, piece);
+#else
+  for (int part = 0; part < parts; ++part) piece(part);
+#endif
+}
+
 /// BLAS threads for what is not spread over windows, such as the Hessian (0: one a core).
 inline void set_blas_threads(int threads) {
+  Eigen::setNbThreads(1);
   if (openblas_set_num_threads != nullptr) openblas_set_num_threads(gptq::detail::thread_count(threads));
 }
 

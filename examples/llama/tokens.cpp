@@ -114,4 +114,44 @@ std::vector<token_window> cut_windows(std::span<token const> tokens, std::int64_
   return windows;
 }
 
+std::vector<token> prompt_tokens(tokenizer const& words, config const& c, std::string_view text) {
+  std::vector<token> tokens = words.encode(text);
+  if (words.wants_bos && c.bos_token_id) tokens.insert(tokens.begin(), *c.bos_token_id);
+  return tokens;
+}
+
+std::string printable(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = c == '\n' || c == '\t' ? ' ' : '?';
+  }
+  return text;
+}
+
+std::string fingerprint(std::span<std::byte const> bytes) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (std::byte const b : bytes) hash = (hash ^ std::to_integer<std::uint64_t>(b)) * 0x100000001b3;
+  return fmt::format("{:016x}", hash);
+}
+
+text read_text(std::filesystem::path const& file, std::filesystem::path const& directory, config const& c,
+               std::int64_t window, std::int64_t most) {
+  text result;
+  result.tokens = read_tokens(file, directory, c);
+  result.windows = cut_windows(result.tokens, window, most);
+  if (result.windows.empty()) {
+    throw gptq::error(
+        fmt::format("{}: {} tokens do not fill a window of {}", file.string(), result.tokens.size(), window));
+  }
+  return result;
+}
+
+std::int64_t window_length(config const& c, std::int64_t asked_for) {
+  if (asked_for == 0) return std::min<std::int64_t>(c.max_position_embeddings, 2048);
+  if (asked_for > c.max_position_embeddings) {
+    throw gptq::error(
+        fmt::format("--window {}: the model has {} positions", asked_for, c.max_position_embeddings));
+  }
+  return asked_for;
+}
+
 }  // namespace llama

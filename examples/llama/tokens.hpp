@@ -37,4 +37,27 @@ std::vector<token> read_tokens(std::filesystem::path const& file, std::filesyste
 /// Cuts tokens into whole windows of `length`, without overlap, at most `most` of them (0: all).
 std::vector<token_window> cut_windows(std::span<token const> tokens, std::int64_t length, std::int64_t most);
 
+/// The tokens of a text to continue: after the configuration's bos_token_id where the tokenizer wants that.
+std::vector<token> prompt_tokens(tokenizer const& words, config const& c, std::string_view text);
+
+/// Text that can be shown: a control character becomes '?', a line break or tab a space.
+std::string printable(std::string text);
+
+/// 64-bit FNV-1a, in hexadecimal: tells texts and models apart where nobody means harm.
+std::string fingerprint(std::span<std::byte const> bytes);
+
+/// Tokens and the windows that they are cut into.
+struct text {
+  std::vector<token> tokens;
+  std::vector<token_window> windows;
+};
+
+/// read_tokens() and cut_windows(); throws gptq::error as well when the tokens do not fill one window.
+text read_text(std::filesystem::path const& file, std::filesystem::path const& directory, config const& c,
+               std::int64_t window, std::int64_t most);
+
+/// The window asked for, or the model's maximum, at most 2048, for 0. Throws gptq::error when the model has
+/// fewer positions.
+std::int64_t window_length(config const& c, std::int64_t asked_for);
+
 }  // namespace llama

@@ -7,6 +7,7 @@
 #include <gptq/grid.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
+#include <gptq/observer.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/quantize.hpp>
 #include <gptq/reference.hpp>

@@ -1,0 +1,167 @@
+#include "packed_model.hpp"
+
+#include <fstream>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
+
+#include "report.hpp"
+
+namespace llama {
+namespace {
+
+namespace fs = std::filesystem;
+using gptq::checkpoint::dtype;
+using gptq::checkpoint::tensor_map;
+using nlohmann::ordered_json;
+
+constexpr char const* reports_key = "reports";
+
+void write_text(fs::path const& path, std::string const& text) {
+  auto temporary = path;
+  temporary += ".part-" + std::to_string(::getpid());
+  std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
+  out << text;
+  out.close();
+  std::error_code failure;
+  if (out) fs::rename(temporary, path, failure);
+  if (!out || failure) {
+    std::string const reason = failure ? failure.message() : std::strerror(errno);
+    fs::remove(temporary, failure);
+    throw gptq::error(path.string() + ": cannot be written: " + reason);
+  }
+}
+
+void make_directory(fs::path const& path) {
+  std::error_code failure;
+  fs::create_directories(path, failure);
+  if (failure) throw gptq::error(path.string() + ": cannot be made: " + failure.message());
+}
+
+ordered_json parse(fs::path const& path) {
+  try {
+    return ordered_json::parse(std::ifstream(path, std::ios::binary));
+  } catch (nlohmann::json::exception const& e) {
+    throw gptq::error(path.string() + ": not valid JSON: " + e.what());
+  }
+}
+
+/// What a run that was killed while it wrote has left.
+void remove_parts(fs::path const& directory) {
+  std::error_code ignored;
+  for (auto const& file : fs::directory_iterator(directory, ignored)) {
+    if (file.path().filename().string().find(".part-") != std::string::npos) fs::remove(file.path(), ignored);
+  }
+}
+
+}  // namespace
+
+void add_packed(tensor_map& tensors, std::string const& name, packed_linear const& packed) {
+  packed_parts const parts = packed.parts();
+  bool const half = packed.format().scales == gptq::scale_type::float16;
+  tensors[name + ".codes"] = {dtype::u8, {parts.codes.size()}, parts.codes};
+  tensors[name + ".scales"] = {
+      half ? dtype::f16 : dtype::f32, {parts.scales.size() / (half ? 2 : 4)}, parts.scales};
+  if (!parts.zeros.empty()) tensors[name + ".zeros"] = {dtype::u8, {parts.zeros.size()}, parts.zeros};
+  if (!parts.order.empty()) {
+    tensors[name + ".order"] = {dtype::i32, {parts.order.size()}, std::as_bytes(parts.order)};
+  }
+}
+
+void write_packed_model(fs::path const& directory, model const& m, fs::path const& source) {
+  make_directory(directory);
+  tensor_map tensors;
+  m.for_each_float_tensor([&](std::string const& name, auto const& tensor) { tensors[name] = tensor; });
+  ordered_json layers;
+  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
+    for (std::size_t l = 0; l < linears; ++l) {
+      std::string const name = full_name(i, linear(l));
+      packed_linear const* const packed = m.packed(i, linear(l));
+      if (packed == nullptr) throw gptq::error(name + " is not quantized");
+      add_packed(tensors, name, *packed);
+      layers[name] = json_of(packed->format());
+    }
+  }
+  write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
+  for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}) {
+    std::error_code failure;
+    if (!fs::exists(source / name)) continue;
+    fs::copy_file(source / name, directory / name, fs::copy_options::overwrite_existing, failure);
+    if (failure) throw gptq::error((directory / name).string() + ": cannot be written: " + failure.message());
+  }
+  ordered_json config = parse(source / "config.json");
+  config["quantization_config"] = {{"quant_method", packed_method}, {"layers", layers}};
+  write_text(directory / "config.json", config.dump(1) + "\n");
+}
+
+unfinished_run::unfinished_run(fs::path const& directory, ordered_json const& settings, bool resume)
+    : path_(directory / "unfinished") {
+  if (fs::exists(directory / "config.json")) {
+    throw gptq::error(directory.string() + ": holds a model already");
+  }
+  auto const file = path_ / "settings.json";
+  if (!fs::exists(file)) {
+    make_directory(path_);
+    write_text(file, settings.dump(1) + "\n");
+    return;
+  }
+  if (!resume) {
+    throw gptq::error(path_.string() + ": holds a run that was interrupted; --resume goes on with it");
+  }
+  ordered_json const before = parse(file);
+  for (auto const& [key, value] : settings.items()) {
+    if (before.value(key, ordered_json()) == value) continue;
+    throw gptq::error(fmt::format("{}: that run had {} {}, not {}", file.string(), key,
+                                  before.value(key, ordered_json()).dump(), value.dump()));
+  }
+  remove_parts(directory);
+  remove_parts(path_);
+}
+
+fs::path unfinished_run::file_of(std::int64_t layer) const {
+  return path_ / fmt::format("layer-{:05}.safetensors", layer);
+}
+
+std::optional<unfinished_run::saved_layer> unfinished_run::load(std::int64_t layer) const {
+  auto const path = file_of(layer);
+  if (!fs::exists(path)) return std::nullopt;
+  auto const file = std::make_shared<gptq::checkpoint::safetensors_file const>(path);
+  saved_layer saved;
+  try {
+    for (auto const& json : ordered_json::parse(file->metadata().at(reports_key))) {
+      saved.reports.push_back(report_of(json));
+      linear_report const& r = saved.reports.back();
+      saved.packed.push_back(find_packed(file->tensors(), r.name, r.format, r.out, r.in, file));
+    }
+  } catch (std::exception const& e) {
+    throw gptq::error(path.string() + ": damaged: " + e.what());
+  }
+  if (saved.packed.size() != linears) throw gptq::error(path.string() + ": damaged: layers are missing");
+  return saved;
+}
+
+void unfinished_run::save(std::int64_t layer, model const& m,
+                          std::vector<linear_report> const& reports) const {
+  tensor_map tensors;
+  for (std::size_t l = 0; l < linears; ++l) {
+    add_packed(tensors, full_name(layer, linear(l)), *m.packed(layer, linear(l)));
+  }
+  ordered_json json = ordered_json::array();
+  for (linear_report const& r : reports) json.push_back(json_of(r));
+  write_safetensors(file_of(layer), tensors, {{reports_key, json.dump()}});
+}
+
+std::int64_t unfinished_run::finished() const {
+  std::int64_t count = 0;
+  while (fs::exists(file_of(count))) ++count;
+  return count;
+}
+
+void unfinished_run::remove() const {
+  std::error_code ignored;
+  fs::remove_all(path_, ignored);
+}
+
+}  // namespace llama

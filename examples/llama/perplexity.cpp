@@ -1,0 +1,95 @@
+// perplexity: of a model, packed or not, on a text; packed ones decoded to float32 and through the kernels.
+#include <chrono>
+#include <optional>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
+
+#include "evaluate.hpp"
+#include "model.hpp"
+#include "progress.hpp"
+#include "tokens.hpp"
+
+namespace {
+
+struct arguments {
+  std::filesystem::path model;
+  std::filesystem::path evaluation;
+  std::vector<llama::arithmetic> how;
+  std::int64_t window = 0;
+  std::int64_t eval_windows = 0;
+  int threads = 0;
+};
+
+std::optional<arguments> parse(int argc, char** argv) {
+  arguments args;
+  CLI::App app("Measures the perplexity of a model, packed or not, on a text.\n", "perplexity");
+  app.get_formatter()->column_width(30);
+  app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
+  app.add_option("EVALUATION", args.evaluation, "Text or token ids, as for quantize_llama")
+      ->required()
+      ->type_name("");
+  app.add_option("--arithmetic", args.how,
+                 "One or more of float32, int15, int8 [what there is for the model]")
+      ->transform(CLI::CheckedTransformer(llama::arithmetic_names).description(""))
+      ->type_name("NAME");
+  app.add_option("--window", args.window, "Tokens in a sequence [the model's maximum, at most 2048]")
+      ->check(CLI::Range(2, 1 << 30).description(""))
+      ->type_name("N");
+  app.add_option("--eval-windows", args.eval_windows, "Evaluate on the first N windows [all]")
+      ->check(CLI::PositiveNumber.description(""))
+      ->type_name("N");
+  app.add_option("--threads", args.threads, "Threads to use [one a core]")
+      ->check(CLI::Range(1, 4096).description(""))
+      ->type_name("N");
+  app.set_help_flag("-h,--help", "Print this and exit");
+  try {
+    app.parse(argc, argv);
+  } catch (CLI::CallForHelp const&) {
+    fmt::print("{}", app.help());
+    return std::nullopt;
+  } catch (CLI::ParseError const& e) {
+    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
+  }
+  return args;
+}
+
+void run(arguments args) {
+  llama::model const m(args.model);
+  args.window = llama::window_length(m.config(), args.window);
+  auto const text = llama::read_text(args.evaluation, args.model, m.config(), args.window, args.eval_windows);
+  if (args.how.empty()) {
+    args.how = {llama::arithmetic::float32};
+    if (m.has_kernels()) args.how.insert(args.how.end(), {llama::arithmetic::int15, llama::arithmetic::int8});
+  }
+  fmt::print("{}: {} windows of {} tokens\n", args.model.string(), text.windows.size(), args.window);
+  for (llama::arithmetic const how : args.how) {
+    auto const start = std::chrono::steady_clock::now();
+    llama::progress bar(llama::name_of(how), static_cast<std::ptrdiff_t>(text.windows.size()) *
+                                                 (m.config().num_hidden_layers + 1));
+    double const value = llama::perplexity(m, text.windows, how, args.threads, [&] { bar.advance(); });
+    bar.clear();
+    double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    fmt::print("{:<8} {:.5f}   {:.1f} s\n", llama::name_of(how), value, seconds);
+    std::fflush(stdout);
+  }
+}
+
+}  // namespace
+
+/// 0: done; 2: something in the arguments or files is wrong; 1: anything else.
+int main(int argc, char** argv) {
+  try {
+    if (auto const args = parse(argc, argv)) run(*args);
+    return 0;
+  } catch (gptq::error const& e) {
+    fmt::print(stderr, "perplexity: {}\n", e.what());
+    return 2;
+  } catch (std::exception const& e) {
+    fmt::print(stderr, "perplexity: {}\n", e.what());
+    return 1;
+  }
+}

@@ -1,0 +1,134 @@
+#include "report.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include <sys/resource.h>
+
+#include <gptq/error.hpp>
+
+namespace llama {
+
+using nlohmann::ordered_json;
+
+summary summarize(std::vector<linear_report> const& reports) {
+  summary s;
+  double weights = 0.0;
+  for (linear_report const& r : reports) {
+    s.loss += r.quality.loss;
+    if (s.largest.empty() || r.quality.loss > s.largest_loss) {
+      s.largest_loss = r.quality.loss;
+      s.largest = r.name;
+    }
+    s.bits_per_weight += 8.0 * static_cast<double>(r.packed_bytes);
+    weights += static_cast<double>(r.out * r.in);
+    s.raised_damping += r.quality.damping_raised > 0 ? 1 : 0;
+  }
+  s.bits_per_weight /= weights;
+  return s;
+}
+
+std::map<std::string, gptq::quality> const qualities{{"reference", gptq::quality::reference},
+                                                     {"plain", gptq::quality::plain},
+                                                     {"fast", gptq::quality::fast},
+                                                     {"best", gptq::quality::best}};
+
+std::string name_of(gptq::quality quality) {
+  return std::find_if(qualities.begin(), qualities.end(),
+                      [&](auto const& entry) { return entry.second == quality; })
+      ->first;
+}
+
+ordered_json number(double value) { return std::isfinite(value) ? ordered_json(value) : ordered_json(); }
+
+ordered_json json_of(gptq::format_spec const& format) {
+  return {{"scheme", format.scheme},
+          {"bits", format.bits},
+          {"group_size", format.group_size},
+          {"scales", format.scales == gptq::scale_type::float16 ? "float16" : "float32"}};
+}
+
+ordered_json json_of(linear_report const& r) {
+  ordered_json json{{"name", r.name},
+                    {"shape", {r.out, r.in}},
+                    {"loss", number(r.quality.loss)},
+                    {"loss_per_token", number(r.quality.loss_per_token)},
+                    {"output_error", number(r.quality.output_error)},
+                    {"snr_db", number(r.quality.snr_db)},
+                    {"int8_snr_db", number(r.int8_snr_db)},
+                    {"damping", number(r.quality.damping)},
+                    {"damping_raised", r.quality.damping_raised},
+                    {"packed_bytes", r.packed_bytes},
+                    {"seconds", number(r.quality.seconds)},
+                    {"weight_quantiles", r.weights},
+                    {"input_quantiles", r.inputs}};
+  json.update(json_of(r.format));
+  return json;
+}
+
+linear_report report_of(ordered_json const& json) {
+  auto const measured = [&](char const* key) {
+    return json.at(key).is_null() ? gptq::quantize_report::not_measured : json.at(key).get<double>();
+  };
+  linear_report r;
+  json.at("name").get_to(r.name);
+  json.at("shape").at(0).get_to(r.out);
+  json.at("shape").at(1).get_to(r.in);
+  r.format = {json.at("scheme").get<std::string>(), json.at("bits").get<int>(),
+              json.at("group_size").get<int>(),
+              json.at("scales") == "float16" ? gptq::scale_type::float16 : gptq::scale_type::float32};
+  json.at("packed_bytes").get_to(r.packed_bytes);
+  r.quality.loss = measured("loss");
+  r.quality.loss_per_token = measured("loss_per_token");
+  r.quality.output_error = measured("output_error");
+  r.quality.snr_db = measured("snr_db");
+  r.quality.damping = measured("damping");
+  json.at("damping_raised").get_to(r.quality.damping_raised);
+  r.quality.seconds = measured("seconds");
+  r.int8_snr_db = measured("int8_snr_db");
+  r.int8_error = std::pow(10.0, -0.1 * r.int8_snr_db);
+  json.at("weight_quantiles").get_to(r.weights);
+  json.at("input_quantiles").get_to(r.inputs);
+  return r;
+}
+
+ordered_json json_of(gptq::refinement const& refinement) {
+  ordered_json attempts = ordered_json::array();
+  for (gptq::attempt const& a : refinement.attempts) {
+    ordered_json json{{"loss", number(a.loss)}, {"packed_bytes", a.bytes}, {"seconds", a.seconds}};
+    json.update(json_of(a.format));
+    attempts.push_back(json);
+  }
+  return {{"name", refinement.name}, {"chosen", refinement.chosen}, {"attempts", attempts}};
+}
+
+ordered_json json_of(summary const& s) {
+  return {{"loss", number(s.loss)},
+          {"largest_loss", number(s.largest_loss)},
+          {"largest", s.largest},
+          {"bits_per_weight", s.bits_per_weight},
+          {"raised_damping", s.raised_damping}};
+}
+
+run_log::run_log(std::filesystem::path path) : path_(std::move(path)) {
+  if (path_.empty()) return;
+  out_.open(path_);
+  if (!out_) throw gptq::error(path_.string() + ": cannot be written");
+}
+
+void run_log::write(char const* event, ordered_json const& values) {
+  if (path_.empty()) return;
+  ordered_json line{{"event", event}};
+  line.update(values);
+  out_ << line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) << '\n';
+  if (!out_.flush()) throw gptq::error(path_.string() + ": cannot be written");
+}
+
+double peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return 1024.0 * static_cast<double>(usage.ru_maxrss);
+}
+
+}  // namespace llama
