@@ -76,14 +76,15 @@ struct judged_model {
   accuracy::window_scores exact_scores;
 };
 
-/// Decoded weights in the place of a model's own.
+/// Decoded weights in the place of a model's own, which is then run in float32.
 class decoded_linear final : public llama::packed_linear {
  public:
   explicit decoded_linear(matrix weight) : weight_(std::move(weight)) {}
+  gptq::format_spec format() const override { return {}; }
+  llama::packed_parts parts() const override { return {}; }
   void dequantize(float* weight) const override {
     std::copy(weight_.data(), weight_.data() + weight_.size(), weight);
   }
-  std::ptrdiff_t bytes() const override { return 0; }
 
  private:
   matrix weight_;

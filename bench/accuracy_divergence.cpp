@@ -30,12 +30,12 @@ predictions::predictions(llama::model const& m, std::span<llama::token_window co
   auto const length = static_cast<index_t>(windows.front().size());
   auto const angles = llama::make_rotations(m.config(), length);
   llama::context const ctx{m.config(), angles};
-  std::vector<llama::decoder_layer> layers;
+  std::vector<llama::float_layer> layers;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) layers.push_back(m.load(i, threads));
   llama::for_each(static_cast<std::ptrdiff_t>(windows.size()), threads, [&](std::ptrdiff_t w) {
     auto const at = static_cast<std::size_t>(w);
     matrix x = m.embed(windows[at]);
-    for (llama::decoder_layer const& layer : layers) llama::run_layer(ctx, layer, x);
+    for (llama::float_layer const& layer : layers) llama::run_layer(ctx, layer, x);
     // The last position predicts a token that is not in the window.
     hidden_[at] = llama::rms_norm(x.topRows(length - 1), m.final_norm(), m.config().rms_norm_eps);
   });

@@ -40,7 +40,7 @@ std::vector<layer> layers_of(llama::model const& m, int threads) {
   std::vector<layer> layers;
   std::size_t input = 0;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    llama::decoder_layer decoder = m.load(i, threads);
+    llama::float_layer decoder = m.load(i, threads);
     for (llama::stage const s : llama::stages) {
       for (llama::linear const l : llama::linears_of(s)) {
         layers.push_back({llama::full_name(i, l), std::move(decoder[l]), input});
@@ -64,7 +64,7 @@ std::vector<gptq::hessian> hessians_of(llama::model const& m, std::span<llama::t
   };
   std::vector<gptq::hessian> hessians;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    llama::decoder_layer const decoder = m.load(i, threads);
+    llama::float_layer const decoder = m.load(i, threads);
     for (llama::stage const s : llama::stages) {
       for_each_window([&](std::size_t w) { llama::run_stage(ctx, decoder, s, x[w], input[w]); });
       gptq::hessian& h = hessians.emplace_back(llama::input_size(m.config(), s), threads);

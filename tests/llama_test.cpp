@@ -1056,7 +1056,8 @@ TEST_CASE("the program") {
                                           {"loss_max", loss},
                                           {"loss_sum", loss}}})
                                 .dump());
-      return run_command(compare + "--quality reference --true-sequential --published '" + published.string() + "'")
+      return run_command(compare + "--quality reference --true-sequential --published '" +
+                         published.string() + "'")
           .status;
     };
     CHECK(check(1e9) == 3);
