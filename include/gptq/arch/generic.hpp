@@ -18,6 +18,7 @@ struct operations<isa::generic> {
   static constexpr bool offset_in_words = false;
   static constexpr bool fixed_chunks = false;
   static constexpr index_t prefetch_bytes = 0;
+  static constexpr int halves_at_once = 1;
   template <int Bits, int Planes>
   static constexpr bool shared_digits = true;
   static constexpr int direct_rows = 1;

@@ -16,6 +16,7 @@ struct operations<isa::neon_dotprod> : q_operations {
   static constexpr bool offset_in_words = false;
   static constexpr bool fixed_chunks = true;
   static constexpr index_t prefetch_bytes = 0;
+  static constexpr int halves_at_once = 2;
   template <int Bits, int Planes>
   static constexpr bool shared_digits = true;
   static constexpr int direct_rows = 2;

@@ -431,7 +431,7 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
   constexpr int planes = planes_of(Precision);
   // One token takes the codes in the order of memory. More have no registers for both halves, and time to
   // wait.
-  constexpr int at_once = Tokens == 1 ? 2 : 1;
+  constexpr int at_once = Tokens == 1 ? Ops::halves_at_once : 1;
   using source_type = packed_source<Ops, Bits>;
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
@@ -442,10 +442,10 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
   bool const fetches = Ops::prefetch_bytes != 0 && isa::detail::wants_prefetches();
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
-    unrolled<2 / at_once>([&]<int I>() __attribute__((always_inline)) {
+    auto const work = [&](auto first_half) __attribute__((always_inline)) {
       source_type source[at_once];
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
-        source[B] = {tile + (I * at_once + B) * half_unit_bytes<Bits>, fetches};
+        source[B] = {tile + (first_half + B) * half_unit_bytes<Bits>, fetches};
       });
       typename Ops::words total[Tokens * planes][at_once];
       if (Columns != 0 && columns == Columns) {
@@ -454,7 +454,7 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
         dot_chunk<Ops, source_type, 0, planes>(source, x, stride, sums, columns, total);
       }
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
-        constexpr int half = I * at_once + B;
+        int const half = first_half + B;
         auto const values = load_group<Ops, Bits, Zero>(w, row_block, half, walk.group);
         unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
           typename Ops::words of_token[planes];
@@ -464,7 +464,15 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
                                                                 sums + T * planes, scales[T]);
         });
       });
-    });
+    };
+    if constexpr (Ops::halves_at_once == 1) {
+#pragma GCC unroll 1
+      for (int half = 0; half < 2; ++half) work(half);
+    } else {
+      unrolled<2 / at_once>([&]<int I>() __attribute__((always_inline)) {
+        work(std::integral_constant<int, I * at_once>{});
+      });
+    }
     tile += source_type::units(columns) * source_type::unit_bytes;
     x += a.tokens * planes * stride;
     sums += a.tokens * planes;

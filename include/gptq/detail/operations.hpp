@@ -6,6 +6,7 @@
 //   accumulator       sums of code * digit: int32 (`wide`), or int16 modulo 2^16
 //   offset_in_words   what is taken off the codes is taken off at the end, not at the start of a sum
 //   fixed_chunks      whether full chunks of 32, 64 and 128 columns get a kernel of their own
+//   halves_at_once    of a row block, for one token: 2, or 1 where registers or patience of compilers are few
 //   shared_digits     whether a broadcast of digits serves both halves of a row block, or each has its own,
 //                     in fewer registers
 //   direct_rows ...   how many rows of digits (planes of tokens) and half blocks are worked on at once, to
