@@ -59,7 +59,9 @@ int main() {
       gptq::combinations<gptq::schemes<ternary, gptq::symmetric>, gptq::bit_widths<2>, gptq::group_sizes<64>>;
   auto const loss_of = [&](std::string const& scheme) {
     return gptq::with_format<formats>({.scheme = scheme, .bits = 2, .group_size = 64}, [&]<class Format>() {
-      auto const layer = gptq::quantize<Format>(weight, calibration, {.act_order = true});
+      // With the scales that the scheme finds: by default the search would go on from them.
+      auto const layer =
+          gptq::quantize<Format>(weight, calibration, {.quality = gptq::quality::plain, .act_order = true});
       std::printf("%-10s loss %9.1f, relative output error %.4f\n", scheme.c_str(), layer.report.loss,
                   layer.report.output_error);
       return layer.report.loss;

@@ -442,7 +442,7 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
   bool const fetches = Ops::prefetch_bytes != 0 && isa::detail::wants_prefetches();
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
-    auto const work = [&](auto first_half) __attribute__((always_inline)) {
+    auto const work = [&](int first_half) __attribute__((always_inline)) {
       source_type source[at_once];
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
         source[B] = {tile + (first_half + B) * half_unit_bytes<Bits>, fetches};
@@ -469,9 +469,7 @@ GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a
 #pragma GCC unroll 1
       for (int half = 0; half < 2; ++half) work(half);
     } else {
-      unrolled<2 / at_once>([&]<int I>() __attribute__((always_inline)) {
-        work(std::integral_constant<int, I * at_once>{});
-      });
+      unrolled<2 / at_once>([&]<int I>() __attribute__((always_inline)) { work(I * at_once); });
     }
     tile += source_type::units(columns) * source_type::unit_bytes;
     x += a.tokens * planes * stride;
