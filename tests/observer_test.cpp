@@ -67,7 +67,8 @@ struct layers {
   void offer_to(observer& o) const {
     for (auto const& [name, weight] : weights) {
       result const& r = quantized.at(name);
-      o.offer({name, [&weight] { return weight; }, inputs.at(name), coarse, r.report.loss, r.bytes});
+      o.offer(
+          {name, [&original = weight] { return original; }, inputs.at(name), coarse, r.report.loss, r.bytes});
     }
   }
 };
