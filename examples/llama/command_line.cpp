@@ -9,6 +9,7 @@
 
 #include <gptq/error.hpp>
 
+#include "cli.hpp"
 #include "report.hpp"
 
 namespace llama {
@@ -199,19 +200,8 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       ->type_name("DIR");
   app.add_flag("--resume", args.resume, "Go on with the run in --output that was interrupted");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
-  app.add_option("--threads", args.how.threads, "Threads to use [one a core]")
-      ->check(between(1, 4096))
-      ->type_name("N");
-  app.set_help_flag("-h,--help", "Print this and exit");
-
-  try {
-    app.parse(argc, argv);
-  } catch (CLI::CallForHelp const&) {
-    fmt::print("{}", app.help());
-    return std::nullopt;
-  } catch (CLI::ParseError const& e) {
-    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
-  }
+  add_threads_option(app, args.how.threads);
+  if (!parse_options(app, argc, argv)) return std::nullopt;
   bool const reference = options.quality == gptq::quality::reference;
   if (reference && scales == gptq::scale_type::float16) {
     throw gptq::error("--quality reference does not round scales: it cannot go with --scale float16");

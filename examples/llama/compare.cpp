@@ -11,6 +11,7 @@
 
 #include <gptq/error.hpp>
 
+#include "cli.hpp"
 #include "evaluate.hpp"
 #include "model.hpp"
 #include "progress.hpp"
@@ -108,18 +109,8 @@ std::optional<arguments> parse(int argc, char** argv) {
       ->check(CLI::ExistingFile.description(""))
       ->type_name("FILE");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
-  app.add_option("--threads", args.threads, "Threads to use [one a core]")
-      ->check(CLI::Range(1, 4096).description(""))
-      ->type_name("N");
-  app.set_help_flag("-h,--help", "Print this and exit");
-  try {
-    app.parse(argc, argv);
-  } catch (CLI::CallForHelp const&) {
-    fmt::print("{}", app.help());
-    return std::nullopt;
-  } catch (CLI::ParseError const& e) {
-    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
-  }
+  llama::add_threads_option(app, args.threads);
+  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
   if (!args.published.empty() && (!args.reference() || args.no_act_order || !args.true_sequential)) {
     throw gptq::error("--published is about --quality reference --true-sequential, with act-order");
   }

@@ -9,6 +9,7 @@
 
 #include <gptq/error.hpp>
 
+#include "cli.hpp"
 #include "generation.hpp"
 #include "model.hpp"
 #include "report.hpp"
@@ -64,18 +65,8 @@ std::optional<arguments> parse(int argc, char** argv) {
       ->type_name("NAME");
   app.add_option("--beside", args.beside, "Let this model continue the text, too, in float32")
       ->type_name("DIR");
-  app.add_option("--threads", args.threads, "Threads to use [one a core]")
-      ->check(CLI::Range(1, 4096).description(""))
-      ->type_name("N");
-  app.set_help_flag("-h,--help", "Print this and exit");
-  try {
-    app.parse(argc, argv);
-  } catch (CLI::CallForHelp const&) {
-    fmt::print("{}", app.help());
-    return std::nullopt;
-  } catch (CLI::ParseError const& e) {
-    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
-  }
+  llama::add_threads_option(app, args.threads);
+  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
   return args;
 }
 

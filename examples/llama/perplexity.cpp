@@ -8,6 +8,7 @@
 
 #include <gptq/error.hpp>
 
+#include "cli.hpp"
 #include "evaluate.hpp"
 #include "model.hpp"
 #include "progress.hpp"
@@ -42,18 +43,8 @@ std::optional<arguments> parse(int argc, char** argv) {
   app.add_option("--eval-windows", args.eval_windows, "Evaluate on the first N windows [all]")
       ->check(CLI::PositiveNumber.description(""))
       ->type_name("N");
-  app.add_option("--threads", args.threads, "Threads to use [one a core]")
-      ->check(CLI::Range(1, 4096).description(""))
-      ->type_name("N");
-  app.set_help_flag("-h,--help", "Print this and exit");
-  try {
-    app.parse(argc, argv);
-  } catch (CLI::CallForHelp const&) {
-    fmt::print("{}", app.help());
-    return std::nullopt;
-  } catch (CLI::ParseError const& e) {
-    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
-  }
+  llama::add_threads_option(app, args.threads);
+  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
   return args;
 }
 

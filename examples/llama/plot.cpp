@@ -14,6 +14,7 @@
 
 #include <gptq/error.hpp>
 
+#include "cli.hpp"
 #include "model.hpp"
 
 namespace {
@@ -191,15 +192,7 @@ std::optional<arguments> parse(int argc, char** argv) {
   app.add_option("PREFIX", args.output, "Where pictures go and how their names begin")
       ->required()
       ->type_name("");
-  app.set_help_flag("-h,--help", "Print this and exit");
-  try {
-    app.parse(argc, argv);
-  } catch (CLI::CallForHelp const&) {
-    fmt::print("{}", app.help());
-    return std::nullopt;
-  } catch (CLI::ParseError const& e) {
-    throw gptq::error(fmt::format("{} (--help lists the options)", e.what()));
-  }
+  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
   return args;
 }
 
