@@ -20,3 +20,17 @@ if(BLAS_FOUND)
 else()
   message(STATUS "gptq: OpenBLAS not found, benchmarks and examples use Eigen's own matrix product")
 endif()
+
+# gptq_solver(<name> <target>...) is a library: the quantizer's solver, compiled once with these targets for all
+# programs that link it. A program without it compiles its own, as a header-only library has it.
+function(gptq_solver name)
+  set(unit ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp)
+  file(CONFIGURE OUTPUT ${unit} @ONLY CONTENT "#define GPTQ_SOLVER_HERE\n#include <gptq/quantize.hpp>\n")
+  add_library(${name} STATIC ${unit})
+  target_link_libraries(${name} PUBLIC gptq::gptq ${ARGN} PRIVATE gptq_warnings)
+  target_compile_definitions(${name} INTERFACE GPTQ_SOLVER_ELSEWHERE)
+endfunction()
+if(TARGET gptq::gptq)
+  gptq_solver(gptq_solver)
+  gptq_solver(gptq_solver_blas gptq_blas)
+endif()

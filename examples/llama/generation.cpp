@@ -124,18 +124,15 @@ generated_text generate(model const& m, std::span<token const> prompt, std::int6
     token const chosen =
         choose(m.logits(last, run.threads), how, static_cast<double>(random() >> 11) * 0x1p-53);
     if (std::find(c.eos_token_id.begin(), c.eos_token_id.end(), chosen) != c.eos_token_id.end()) break;
-    if (text.tokens.empty()) {
-      text.prompt_seconds = seconds_since(start);
-      start = clock::now();
-    }
+    (text.tokens.empty() ? text.prompt_seconds : text.seconds) += seconds_since(start);
     text.tokens.push_back(chosen);
-    next(chosen);
-    text.seconds = seconds_since(start);
+    next(chosen);  // its time is the caller's
+    start = clock::now();
     x = m.embed(std::span(&chosen, 1));
   }
   // Half of the positions, in the middle of the text, are what a token reads on average.
   double const positions = static_cast<double>(prompt.size()) + 0.5 * static_cast<double>(text.tokens.size());
-  text.bytes_a_token = static_cast<double>(weights + m.output_bytes()) +
+  text.bytes_a_token = static_cast<double>(weights + m.output_bytes().size()) +
                        positions * static_cast<double>(2 * c.num_hidden_layers * c.key_value_size()) * 4.0;
   return text;
 }

@@ -27,9 +27,8 @@ void gemv(packed_parts const& w, float const* x, float* y, index_t first_row, in
   gptq::gemv<Precision>(view_of<Format>(w), x, y, first_row, last_row);
 }
 
-using formats =
-    gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero, gptq::half_step>,
-                       gptq::bit_widths<2, 3, 4, 8>, gptq::group_sizes<32, 64, 128, gptq::whole_row>>;
+using formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero, gptq::half_step>,
+                                   gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
 
 }  // namespace
 

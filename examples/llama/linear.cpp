@@ -41,8 +41,7 @@ class packed_as final : public packed_linear {
 // What the command line can ask for.
 using formats =
     gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero, gptq::half_step>,
-                       gptq::bit_widths<2, 3, 4, 8>, gptq::group_sizes<32, 64, 128, gptq::whole_row>,
-                       gptq::scale_types<gptq::float16, float>>;
+                       gptq::bit_widths<2, 3, 4, 8>, group_sizes, gptq::scale_types<gptq::float16, float>>;
 
 void check_order(std::span<std::int32_t const> order, gptq::index_t in) {
   if (order.empty()) return;

@@ -321,7 +321,7 @@ tensor_view const& model::output() const {
   return files_.at(config_.tie_word_embeddings ? embedding_name : output_name);
 }
 
-std::size_t model::output_bytes() const { return output().bytes.size(); }
+std::span<std::byte const> model::output_bytes() const { return output().bytes; }
 
 matrix model::output_rows(std::int64_t first, std::int64_t count) const {
   return rows(output(), first, count);
@@ -333,19 +333,25 @@ row_vector model::logits(row_vector const& x, int threads) const {
   auto const* const values = reinterpret_cast<float const*>(weight.bytes.data());
   bool const as_it_is = weight.type == gptq::checkpoint::dtype::f32 &&
                         reinterpret_cast<std::uintptr_t>(values) % alignof(float) == 0;
+  // Converted rows are used at once, as many as stay in the first-level cache.
+  std::int64_t const slice = as_it_is ? output_slice : std::max<std::int64_t>(1, 4096 / config_.hidden_size);
   int const parts = gptq::detail::thread_count(threads);
+  std::vector<matrix> converted(as_it_is ? 0 : static_cast<std::size_t>(parts),
+                                matrix(slice, config_.hidden_size));
   serial_blas const one_thread_a_product;
   run_parts(parts, [&](int part) noexcept {
     auto const share = gptq::row_share(config_.vocab_size, part, parts);
-    for (std::int64_t first = share.first; first < share.last; first += output_slice) {
-      auto const count = std::min<std::int64_t>(output_slice, share.last - first);
-      if (as_it_is) {
-        Eigen::Map<matrix const> const slice(values + first * config_.hidden_size, count,
-                                             config_.hidden_size);
-        y.segment(first, count).transpose().noalias() = slice * x.transpose();
-      } else {
-        y.segment(first, count).transpose().noalias() = output_rows(first, count) * x.transpose();
+    for (std::int64_t first = share.first; first < share.last; first += slice) {
+      auto const count = std::min<std::int64_t>(slice, share.last - first);
+      float const* from = values + first * config_.hidden_size;
+      if (!as_it_is) {
+        matrix& rows = converted[static_cast<std::size_t>(part)];
+        gptq::checkpoint::to_float(weight, static_cast<std::size_t>(first * config_.hidden_size),
+                                   {rows.data(), static_cast<std::size_t>(count * config_.hidden_size)});
+        from = rows.data();
       }
+      y.segment(first, count).transpose().noalias() =
+          Eigen::Map<matrix const>(from, count, config_.hidden_size) * x.transpose();
     }
   });
   return y;

@@ -123,8 +123,8 @@ class model {
   matrix output_rows(std::int64_t first, std::int64_t count) const;
   /// The output layer of one token, x[1, hidden], on `threads` threads: [vocab_size].
   row_vector logits(row_vector const& x, int threads) const;
-  /// Bytes of the output layer as it is stored.
-  std::size_t output_bytes() const;
+  /// The output layer as it is stored.
+  std::span<std::byte const> output_bytes() const;
 
   /// From now on, load() takes this linear layer from its packed form.
   void replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed);

@@ -5,6 +5,10 @@
 //
 // GPTQ: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
 // Pre-trained Transformers", 2022. How it is computed: detail/solver.hpp.
+//
+// The solver is the same for every format and takes half a minute to compile. Where several translation units
+// quantize, all but one can do without it: define GPTQ_SOLVER_ELSEWHERE for these, and GPTQ_SOLVER_HERE for
+// the one that is to have it, which need not do more than include this header.
 #pragma once
 
 #include <algorithm>
@@ -16,14 +20,16 @@
 #include <Eigen/Core>
 
 #include <gptq/detail/linear_algebra.hpp>
-#include <gptq/detail/published.hpp>
 #include <gptq/detail/solution.hpp>
-#include <gptq/detail/solver.hpp>
 #include <gptq/error.hpp>
 #include <gptq/format.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
+#if !defined(GPTQ_SOLVER_ELSEWHERE)
+#include <gptq/detail/published.hpp>
+#include <gptq/detail/solver.hpp>
+#endif
 
 namespace gptq {
 
@@ -64,6 +70,24 @@ double output_error(Eigen::Ref<matrix const> const& weight, Eigen::Ref<matrix co
 // ---- implementation -------------------------------------------------------------------------------------
 
 namespace detail {
+
+#if defined(GPTQ_SOLVER_ELSEWHERE) || defined(GPTQ_SOLVER_HERE)
+#define GPTQ_SOLVER_FUNCTION
+#else
+#define GPTQ_SOLVER_FUNCTION inline
+#endif
+
+/// Solves as `how` says and adds up the time.
+GPTQ_SOLVER_FUNCTION solution solve(matrix&& weight, hessian const& h, format_values const& format,
+                                    quantize_options const& options, recipe const& how,
+                                    hessian const* held_out);
+
+/// Rounds to nearest and reports the errors under the Hessians that are given.
+GPTQ_SOLVER_FUNCTION solution round_all(Eigen::Ref<matrix const> const& weight, format_values const& format,
+                                        quantize_options const& options, hessian const* h,
+                                        hessian const* held_out);
+
+#if !defined(GPTQ_SOLVER_ELSEWHERE)
 
 /// tr(W S W') on held-out tokens, where there are some.
 inline double signal_of(matrix const& weight, hessian const* held_out, int threads) {
@@ -135,9 +159,9 @@ inline solution solve_best(matrix&& weight, hessian const& h, format_values cons
   return best;
 }
 
-/// Solves as `how` says and adds up the time.
-inline solution solve(matrix&& weight, hessian const& h, format_values const& format,
-                      quantize_options const& options, recipe const& how, hessian const* held_out) {
+GPTQ_SOLVER_FUNCTION solution solve(matrix&& weight, hessian const& h, format_values const& format,
+                                    quantize_options const& options, recipe const& how,
+                                    hessian const* held_out) {
   stopwatch const total;
   if (!how.choose || held_out == nullptr) {
     double const signal = signal_of(weight, held_out, options.threads);
@@ -151,9 +175,9 @@ inline solution solve(matrix&& weight, hessian const& h, format_values const& fo
   return result;
 }
 
-/// Rounds to nearest and reports the errors under the Hessians that are given.
-inline solution round_all(Eigen::Ref<matrix const> const& weight, format_values const& format,
-                          quantize_options const& options, hessian const* h, hessian const* held_out) {
+GPTQ_SOLVER_FUNCTION solution round_all(Eigen::Ref<matrix const> const& weight, format_values const& format,
+                                        quantize_options const& options, hessian const* h,
+                                        hessian const* held_out) {
   stopwatch const total;
   solution result(weight.rows(), weight.cols(), format);
   quantize_report& report = result.report;
@@ -188,6 +212,9 @@ inline solution round_all(Eigen::Ref<matrix const> const& weight, format_values 
   report.seconds = total.seconds();
   return result;
 }
+
+#endif  // the solver
+#undef GPTQ_SOLVER_FUNCTION
 
 }  // namespace detail
 

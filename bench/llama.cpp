@@ -1,0 +1,175 @@
+// How near the example programs come to what the kernels below them allow, both measured in turns.
+//
+//   bench_llama DIRECTORY [--tokens N] [--windows N] [--threads N]
+//
+// A packed model: decoding, against the time that gemv alone takes for the same matrices in the same order
+// (threads that wait awake) and merely reading the output layer and the cached keys and values. A float32
+// model: the forward pass of calibration, against this machine's SGEMM.
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include <gptq/error.hpp>
+#include <gptq/parallel.hpp>
+
+#include "cli.hpp"
+#include "forward.hpp"
+#include "generation.hpp"
+#include "sgemm.hpp"
+#include "spin_pool.hpp"
+#include "threads.hpp"
+
+namespace {
+
+constexpr int rounds = 7;
+
+struct arguments {
+  std::filesystem::path model;
+  std::int64_t tokens = 128;
+  std::int64_t windows = 8;
+  int threads = 0;
+};
+
+double median(std::vector<double> values) {
+  auto const middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+std::vector<llama::token> some_tokens(llama::model const& m, std::int64_t count) {
+  std::vector<llama::token> tokens;
+  for (std::int64_t i = 0; i < count; ++i) {
+    tokens.push_back(static_cast<llama::token>(3 + i * 7919 % (m.config().vocab_size - 3)));
+  }
+  return tokens;
+}
+
+/// Reads bytes on the threads of a pool with the fastest of the readers. In seconds.
+double read_seconds(spin_pool& pool, std::span<std::byte const> bytes) {
+  auto const* const first = reinterpret_cast<std::uint8_t const*>(bytes.data());
+  double least = 1e30;
+  for (roofline::reader const reader : roofline::readers<void>) {
+    least = std::min(least, roofline::seconds_of([&] {
+                       pool.run([&](int index) {
+                         auto const share = gptq::token_share(static_cast<gptq::index_t>(bytes.size()), index,
+                                                              pool.threads());
+                         reader(first + share.first, first + share.last);
+                       });
+                     }));
+  }
+  return least;
+}
+
+void decode(llama::model const& m, arguments const& args) {
+  llama::config const& c = m.config();
+  int const threads = gptq::detail::thread_count(args.threads);
+  std::vector<std::unique_ptr<llama::decoder_layer>> layers;
+  std::vector<llama::packed_layer::entry> products;
+  for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
+    layers.push_back(m.load(i, llama::arithmetic::int8, threads));
+    auto const& weights = dynamic_cast<llama::packed_layer const&>(*layers.back()).weights;
+    products.insert(products.end(), weights.begin(), weights.end());
+  }
+  std::vector<float> const x(static_cast<std::size_t>(std::max(c.hidden_size, c.intermediate_size)), 0.5F);
+  std::vector<float> y(x.size());
+  auto const gemv_seconds = [&](spin_pool& pool) {
+    return roofline::seconds_of([&] {
+      for (auto const& product : products) {
+        pool.run([&](int index) {
+          auto const rows = gptq::row_share(product.weight.out, index, pool.threads());
+          product.gemv(product.weight, x.data(), y.data(), rows.first, rows.last);
+        });
+      }
+    });
+  };
+
+  auto const prompt = some_tokens(m, 1);
+  double bytes = 0.0;
+  double linear_bytes = 0.0;
+  for (auto const& product : products) linear_bytes += static_cast<double>(product.weight.bytes());
+  std::vector<double> predicted;
+  std::vector<double> measured;
+  for (int round = 0; round < rounds; ++round) {
+    auto const text = llama::generate(m, prompt, args.tokens, {}, {llama::arithmetic::int8, threads, true});
+    if (text.tokens.size() < 2) throw gptq::error("bench_llama: the model ends its text at once");
+    measured.push_back(1.0 / text.tokens_a_second());
+    bytes = text.bytes_a_token;
+
+    // As a token does: all linear layers, then the rest.
+    spin_pool pool(threads);
+    std::vector<double> gemv;
+    std::vector<double> rest;
+    for (int repeat = 0; repeat < 5; ++repeat) {
+      gemv.push_back(gemv_seconds(pool));
+      rest.push_back(read_seconds(pool, m.output_bytes()));
+    }
+    double const others = (bytes - linear_bytes) / static_cast<double>(m.output_bytes().size());
+    predicted.push_back(median(gemv) + median(rest) * others);
+  }
+  double const took = median(measured);
+  double const least = median(predicted);
+  fmt::print(
+      "decoding, {} threads: {:.1f} tokens/s, {:.2f} MB a token, {:.2f} GB/s; gemv and reading alone: "
+      "{:.1f} tokens/s, {:.2f} GB/s; {:.1f} %\n",
+      threads, 1.0 / took, bytes * 1e-6, bytes / took * 1e-9, 1.0 / least, bytes / least * 1e-9,
+      100.0 * least / took);
+}
+
+void forward(llama::model const& m, arguments const& args) {
+  llama::config const& c = m.config();
+  llama::set_blas_threads(args.threads);
+  auto const angles = llama::make_rotations(c, args.tokens);
+  llama::context const ctx{c, angles};
+  auto const weights = m.load(0, args.threads);
+  llama::matrix const embedded = m.embed(some_tokens(m, args.tokens));
+  double parameters = 0.0;
+  for (llama::matrix const& weight : weights.weights) parameters += static_cast<double>(weight.size());
+  auto const tokens = static_cast<double>(args.tokens);
+  // Every token with all tokens up to itself: scores, and the values they weigh.
+  double const attention = tokens * tokens * static_cast<double>(c.query_size()) * 2.0;
+  double const operations = static_cast<double>(args.windows) * (2.0 * tokens * parameters + attention);
+
+  roofline::sgemm limit;
+  std::vector<double> seconds;
+  for (int round = 0; round < rounds; ++round) {
+    limit.measure();
+    std::vector<llama::matrix> x(static_cast<std::size_t>(args.windows), embedded);
+    seconds.push_back(roofline::seconds_of([&] {
+      llama::for_each(args.windows, args.threads, [&](std::ptrdiff_t w) {
+        llama::run_layer(ctx, weights, x[static_cast<std::size_t>(w)]);
+      });
+    }));
+  }
+  double const rate = operations / median(seconds);
+  fmt::print(
+      "forward pass of a decoder layer, {} windows of {} tokens: {:.1f} GFLOP/s, SGEMM {:.1f}; {:.1f} %\n",
+      args.windows, args.tokens, rate * 1e-9, limit.best() * 1e-9, 100.0 * rate / limit.best());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    arguments args;
+    CLI::App app("Decoding speed of a packed model, or calibration speed of a float32 one.", "bench_llama");
+    app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
+    app.add_option("--tokens", args.tokens, "Tokens to decode, or of a window")
+        ->check(CLI::Range(2, 1 << 20).description(""))
+        ->capture_default_str();
+    app.add_option("--windows", args.windows, "Windows of calibration")
+        ->check(CLI::PositiveNumber.description(""))
+        ->capture_default_str();
+    llama::add_threads_option(app, args.threads);
+    if (!llama::parse_options(app, argc, argv)) return 0;
+    llama::model const m(args.model);
+    m.has_kernels() ? decode(m, args) : forward(m, args);
+    return 0;
+  } catch (std::exception const& e) {
+    fmt::print(stderr, "bench_llama: {}\n", e.what());
+    return 1;
+  }
+}
