@@ -6,8 +6,9 @@
 // (threads that wait awake) and merely reading the output layer and the cached keys and values. A float32
 // model: the forward pass of calibration, against this machine's SGEMM.
 #include <algorithm>
-#include <functional>
+#include <limits>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -48,20 +49,13 @@ std::vector<llama::token> some_tokens(llama::model const& m, std::int64_t count)
   return tokens;
 }
 
-/// Reads bytes on the threads of a pool with the fastest of the readers. In seconds.
-double read_seconds(spin_pool& pool, std::span<std::byte const> bytes) {
+/// Reads bytes on the threads of a pool.
+void read(spin_pool& pool, std::span<std::byte const> bytes, roofline::reader reader) {
   auto const* const first = reinterpret_cast<std::uint8_t const*>(bytes.data());
-  double least = 1e30;
-  for (roofline::reader const reader : roofline::readers<void>) {
-    least = std::min(least, roofline::seconds_of([&] {
-                       pool.run([&](int index) {
-                         auto const share = gptq::token_share(static_cast<gptq::index_t>(bytes.size()), index,
-                                                              pool.threads());
-                         reader(first + share.first, first + share.last);
-                       });
-                     }));
-  }
-  return least;
+  pool.run([&](int index) {
+    auto const share = gptq::token_share(static_cast<gptq::index_t>(bytes.size()), index, pool.threads());
+    reader(first + share.first, first + share.last);
+  });
 }
 
 void decode(llama::model const& m, arguments const& args) {
@@ -99,16 +93,20 @@ void decode(llama::model const& m, arguments const& args) {
     measured.push_back(1.0 / text.tokens_a_second());
     bytes = text.bytes_a_token;
 
-    // As a token does: all linear layers, then the rest.
+    // As a token does: all linear layers, then the rest, whatever of it the caches still have.
     spin_pool pool(threads);
-    std::vector<double> gemv;
-    std::vector<double> rest;
-    for (int repeat = 0; repeat < 5; ++repeat) {
-      gemv.push_back(gemv_seconds(pool));
-      rest.push_back(read_seconds(pool, m.output_bytes()));
-    }
     double const others = (bytes - linear_bytes) / static_cast<double>(m.output_bytes().size());
-    predicted.push_back(median(gemv) + median(rest) * others);
+    double least = std::numeric_limits<double>::infinity();
+    for (roofline::reader const reader : roofline::readers<void>) {
+      std::vector<double> seconds;
+      for (int repeat = 0; repeat < 5; ++repeat) {
+        double const gemv = gemv_seconds(pool);
+        seconds.push_back(gemv +
+                          others * roofline::seconds_of([&] { read(pool, m.output_bytes(), reader); }));
+      }
+      least = std::min(least, median(std::move(seconds)));
+    }
+    predicted.push_back(least);
   }
   double const took = median(measured);
   double const least = median(predicted);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 
 #include <fmt/format.h>
@@ -102,7 +103,13 @@ generated_text generate(model const& m, std::span<token const> prompt, std::int6
                         execution const& run, std::function<void(token)> const& next) {
   config const& c = m.config();
   check_prompt(c, prompt, most);
-  set_blas_threads(run.threads);
+  // Kernels run on OpenMP's threads: those of a BLAS would wait awake beside them.
+  std::optional<serial_blas> one_thread_a_product;
+  if (run.how == arithmetic::float32) {
+    set_blas_threads(run.threads);
+  } else {
+    one_thread_a_product.emplace();
+  }
   auto const angles = make_rotations(c, static_cast<std::int64_t>(prompt.size()) + most);
   context const ctx{c, angles};
   layers all(m, run);
