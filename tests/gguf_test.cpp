@@ -434,7 +434,10 @@ TEST_CASE("blocks that a packed format does not have", "[ggml]") {
   CHECK(error_of([&] {
           to_packed<fixed>(ggml_tensor{ggml_type::q4_0, {2, 32}, lowest.view()});
         }) == "tensor Q4_0 [2, 32] has 18 bytes");
-  CHECK(to_packed<fixed>(ggml_tensor{ggml_type::q4_0, {0, 32}, {}}).out() == 0);
+  // Extents that would be gone through one by one, for nothing.
+  CHECK(error_of([&] {
+          to_packed<fixed>(ggml_tensor{ggml_type::q4_0, {std::size_t{1} << 60, 0}, {}});
+        }) == "tensor Q4_0 [1152921504606846976, 0] has no weights");
 }
 
 // ---- files ----------------------------------------------------------------------------------------------

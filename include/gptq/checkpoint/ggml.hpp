@@ -545,6 +545,7 @@ packed_matrix<Format> to_packed(ggml_tensor const& tensor) {
   static_assert(Format::group_size == 32, "to_packed: each block of 32 weights has a scale of its own");
   detail::find_written(tensor.type);
   if (tensor.shape.size() != 2) throw error("tensor " + to_string(tensor) + " is not a matrix");
+  if (tensor.bytes.empty()) throw error("tensor " + to_string(tensor) + " has no weights");
   constexpr code_levels levels = Format::levels;
   auto const out = static_cast<index_t>(tensor.shape[0]);
   auto const in = static_cast<index_t>(tensor.shape[1]);
