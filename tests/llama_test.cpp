@@ -25,6 +25,8 @@
 #include "files.hpp"
 #include "forward.hpp"
 #include "generation.hpp"
+#include "gguf_model.hpp"
+#include "gguf_tokenizer.hpp"
 #include "interrupt.hpp"
 #include "model.hpp"
 #include "packed_model.hpp"
@@ -730,6 +732,225 @@ TEST_CASE("packed models and unfinished runs") {
     formats.erase(name);
     write_file(packed / "config.json", config.dump());
     CHECK(contains(open(), "no format for '" + name));
+  }
+}
+
+TEST_CASE("models in GGUF files") {
+  namespace checkpoint = gptq::checkpoint;
+  scratch const dir;
+  auto const source = dir.path / "source";
+  fs::create_directories(source);
+  json config = small_config();
+  config["num_key_value_heads"] = 2;
+  config["intermediate_size"] = 64;
+  llama::quantization how;
+  how.quantize.format = {"fixed_zero", 4, 32};
+  how.threads = how.quantize.options.threads = 1;
+  auto const calibration = random_tokens(8 * 48, 80);
+  auto const windows = llama::cut_windows(calibration, 48, 0);
+  auto const file = dir.path / "out" / "model.gguf";
+  auto const quantized = [&] {
+    llama::model m(source);
+    llama::quantize_model(m, windows, how, {});
+    return m;
+  };
+  auto const written = [&](std::optional<checkpoint::ggml_type> embeddings = std::nullopt) {
+    auto m = quantized();
+    llama::write_gguf_model(dir.path / "out", m, source, embeddings);
+    return m;
+  };
+
+  SECTION("the order of rows") {
+    // A head of 8: its two halves in turn.
+    std::vector<std::int64_t> rows;
+    for (std::int64_t row = 8; row < 16; ++row) rows.push_back(llama::interleaved_row(row, 8));
+    CHECK(rows == std::vector<std::int64_t>{8, 10, 12, 14, 9, 11, 13, 15});
+  }
+  SECTION("compute what they did before they were written") {
+    SECTION("Q4_0, untied, bfloat16 embeddings") { write_model(source, config, dtype::bf16); }
+    SECTION("Q4_0, tied, float16 embeddings, large heads") {
+      config["tie_word_embeddings"] = true;
+      config["head_dim"] = 16;
+      write_model(source, config, dtype::f16);
+    }
+    SECTION("Q8_0, scaled rotary embeddings") {
+      config["head_dim"] = 16;
+      config["rope_scaling"] = llama3_scaling;
+      how.quantize.format.bits = 8;
+      write_model(source, config, dtype::f32);
+    }
+    auto const before = written();
+    llama::model const after(file);
+    auto const tokens = random_tokens(40, 80);
+    auto const difference = (logits_of(after, tokens) - logits_of(before, tokens)).cwiseAbs().maxCoeff();
+    CHECK(difference < 1e-5F);  // the factors of rotary embeddings are float32
+    CHECK(after.config().num_key_value_heads == 2);
+    CHECK(after.config().tie_word_embeddings == config["tie_word_embeddings"]);
+    CHECK(after.parameters() == before.parameters());
+  }
+  SECTION("minima round to float16") {
+    write_model(source, config, dtype::f32);
+    for (auto const* const scheme : {"asymmetric", "half_step"}) {
+      how.quantize.format.scheme = scheme;
+      auto const before = written();
+      auto const tokens = random_tokens(40, 80);
+      CHECK((logits_of(llama::model(file), tokens) - logits_of(before, tokens)).cwiseAbs().maxCoeff() <
+            0.05F);
+    }
+  }
+  SECTION("embeddings of another type, and from there to a packed model") {
+    write_model(source, config, dtype::f32);
+    auto const before = written(checkpoint::ggml_type::q8_0);
+    checkpoint::gguf_file const tensors(file);
+    CHECK(tensors.tensors().at("token_embd.weight").type == checkpoint::ggml_type::q8_0);
+    CHECK(tensors.tensors().at("output_norm.weight").type == checkpoint::ggml_type::f32);
+    llama::model again(file);
+    how.quantize.format.bits = 8;
+    llama::quantize_model(again, windows, how, {});
+    llama::write_packed_model(dir.path / "packed", again, file);
+    llama::model const packed(dir.path / "packed");
+    auto const tokens = random_tokens(40, 80);
+    CHECK((logits_of(packed, tokens) - logits_of(again, tokens)).cwiseAbs().maxCoeff() == 0.0F);
+    llama::write_gguf_model(dir.path / "out8", again, file, std::nullopt);
+    CHECK((logits_of(llama::model(dir.path / "out8" / "model.gguf"), tokens) - logits_of(again, tokens))
+              .cwiseAbs()
+              .maxCoeff() == 0.0F);
+  }
+  SECTION("what cannot be held") {
+    auto const refusal = [](gptq::format_spec const& f) { return error_of([&] { llama::gguf_type_of(f); }); };
+    CHECK(refusal({"asymmetric", 4, 64}) == "");
+    CHECK(contains(refusal({"asymmetric", 8, 32}), "only its decoded weights can be written"));
+    CHECK(contains(refusal({"fixed_zero", 3, 32}), "4 bits (Q4_0, Q4_1) and 8 bits (Q8_0) can be written"));
+    CHECK(contains(refusal({"fixed_zero", 4, 32, gptq::scale_type::float32}), "float16 scales"));
+    how.quantize.options.quality = gptq::quality::plain;
+    how.quantize.options.act_order = true;
+    write_model(source, config, dtype::f32);
+    CHECK(contains(error_of([&] { written(); }), "GGUF Q4_0 keeps columns in their order"));
+    CHECK(fs::is_empty(dir.path / "out"));
+    how.quantize.options.act_order = false;
+    config["intermediate_size"] = 48;
+    write_model(source, config, dtype::f32);
+    CHECK(contains(error_of([&] { written(); }), "rows of 48 elements are no whole blocks of 32"));
+    CHECK(fs::is_empty(dir.path / "out"));
+  }
+  SECTION("metadata that does not fit") {
+    write_model(source, config, dtype::f32);
+    written();
+    checkpoint::gguf_file const good(file);
+    /// The same file with `change` made to its metadata.
+    auto const open = [&](std::string const& left_out, auto&& change) {
+      checkpoint::gguf_metadata metadata;
+      for (auto const& [key, value] : good.metadata()) {
+        if (key != left_out) metadata.add(key, value);
+      }
+      change(metadata);
+      write_gguf(dir.path / "changed.gguf", metadata, good.tensors());
+      return error_of([&] { llama::model const m(dir.path / "changed.gguf"); });
+    };
+    auto const nothing = [](checkpoint::gguf_metadata&) {};
+    auto const number = [](char const* key, std::uint32_t value) {
+      return [=](checkpoint::gguf_metadata& m) { m.add(key, value); };
+    };
+    CHECK(open("", nothing) == "");
+    CHECK(contains(open("llama.block_count", nothing), "has no metadata 'llama.block_count'"));
+    CHECK(contains(open("llama.block_count", number("llama.block_count", 1U << 20)),
+                   "'llama.block_count' is 1048576, more than the file's 21 tensors"));
+    CHECK(contains(open("llama.block_count", number("llama.block_count", 3)),
+                   "has no tensor 'model.layers.2.input_layernorm.weight'"));
+    CHECK(contains(open("llama.embedding_length", number("llama.embedding_length", 64)),
+                   "'model.embed_tokens.weight' is F32 [80, 32], but its metadata makes it F32 [80, 64]"));
+    CHECK(contains(open("general.architecture",
+                        [](checkpoint::gguf_metadata& m) { m.add("general.architecture", "gemma"); }),
+                   "is gemma: only llama is implemented"));
+    CHECK(contains(open("", number("llama.expert_count", 8)), "mixtures of experts"));
+    CHECK(contains(open("", [](checkpoint::gguf_metadata& m) { m.add("llama.rope.scaling.type", "yarn"); }),
+                   "is yarn: not implemented"));
+    CHECK(contains(open("llama.rope.dimension_count", number("llama.rope.dimension_count", 4)),
+                   "only the size of a head is implemented"));
+    CHECK(contains(open("llama.attention.head_count_kv", number("llama.attention.head_count_kv", 3)),
+                   "does not divide"));
+    CHECK(contains(open("llama.rope.freq_base",
+                        [](checkpoint::gguf_metadata& m) { m.add("llama.rope.freq_base", 0.0F); }),
+                   "not positive"));
+    CHECK(contains(open("tokenizer.ggml.bos_token_id", number("tokenizer.ggml.bos_token_id", 80)),
+                   "is 80: not a token of the vocabulary"));
+  }
+}
+
+TEST_CASE("tokenizers for llama.cpp") {
+  namespace checkpoint = gptq::checkpoint;
+  using strings = std::vector<std::string_view>;
+  scratch const dir;
+  auto const file = dir.path / "x.gguf";
+  llama::config c{};
+  c.vocab_size = 8;
+  c.bos_token_id = 1;
+  auto const written = [&] {
+    checkpoint::gguf_metadata metadata;
+    llama::add_tokenizer(metadata, dir.path, c);
+    checkpoint::write_gguf(file, metadata, {});
+    return checkpoint::gguf_file(file);
+  };
+  SECTION("none") { CHECK(written().at<std::string_view>("tokenizer.ggml.model") == "none"); }
+  SECTION("bytes") {
+    c.vocab_size = 256;
+    auto const m = written();
+    auto const tokens = m.at<strings>("tokenizer.ggml.tokens");
+    REQUIRE(tokens.size() == 256);
+    CHECK(tokens['a'] == "a");
+    CHECK(tokens[' '] == "\u0120");
+    CHECK(tokens['\n'] == "\u010a");
+    CHECK(tokens[0xe9] == "\u00e9");
+    CHECK(tokens[0xad] == "\u0143");
+    CHECK(m.at<strings>("tokenizer.ggml.merges").empty());
+  }
+  SECTION("byte-level BPE") {
+    write_file(dir.path / "tokenizer.json",
+               R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 2, "ab": 3, "abb": 4},
+                             "merges": ["a b", ["ab", "b"]]},
+                   "added_tokens": [{"id": 1, "content": "<s>", "special": true}, {"id": 5, "content": "<x>"}],
+                   "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                     {"type": "Split", "pattern": {"Regex": "\\p{N}{1,3}| ?\\s+"}}, {"type": "ByteLevel"}]}})");
+    write_file(dir.path / "tokenizer_config.json", R"({"chat_template": "{{ messages }}"})");
+    auto const m = written();
+    CHECK(m.at<std::string_view>("tokenizer.ggml.model") == "gpt2");
+    CHECK(m.at<std::string_view>("tokenizer.ggml.pre") == "llama-bpe");
+    CHECK(m.at<strings>("tokenizer.ggml.tokens") ==
+          strings{"a", "<s>", "b", "ab", "abb", "<x>", "[PAD6]", "[PAD7]"});
+    CHECK(m.at<std::vector<std::int64_t>>("tokenizer.ggml.token_type") ==
+          std::vector<std::int64_t>{1, 3, 1, 1, 1, 4, 5, 5});
+    CHECK(m.at<strings>("tokenizer.ggml.merges") == strings{"a b", "ab b"});
+    CHECK(m.at<std::int64_t>("tokenizer.ggml.bos_token_id") == 1);
+    CHECK(m.at<std::string_view>("tokenizer.chat_template") == "{{ messages }}");
+  }
+  SECTION("BPE with byte fallback becomes scores in the order of merges") {
+    write_file(dir.path / "tokenizer.json",
+               R"({"model": {"type": "BPE", "byte_fallback": true, "unk_token": "<unk>",
+                             "vocab": {"<unk>": 0, "<s>": 1, "<0x0A>": 2, "a": 3, "ab": 4, "abb": 5, "b": 6},
+                             "merges": ["a b", "ab b"]},
+                   "added_tokens": [{"id": 1, "content": "<s>", "special": true}]})");
+    auto const m = written();
+    CHECK(m.at<std::string_view>("tokenizer.ggml.model") == "llama");
+    CHECK(m.at<std::vector<double>>("tokenizer.ggml.scores") ==
+          std::vector<double>{-1e6, -1e6, -1e6, -1e6, 0, -1, -1e6, -1e6});
+    CHECK(m.at<std::vector<std::int64_t>>("tokenizer.ggml.token_type") ==
+          std::vector<std::int64_t>{2, 3, 6, 1, 1, 1, 1, 5});
+    CHECK(m.at<std::int64_t>("tokenizer.ggml.unknown_token_id") == 0);
+  }
+  SECTION("others") {
+    auto const refusal = [&](std::string const& text) {
+      write_file(dir.path / "tokenizer.json", text);
+      return error_of([&] { written(); });
+    };
+    CHECK(contains(refusal("{"), "not valid JSON"));
+    CHECK(contains(refusal("{}"), "not a tokenizer"));
+    CHECK(contains(refusal(R"({"model": {"type": "Unigram"}})"), "is \"Unigram\": only BPE can be written"));
+    CHECK(contains(refusal(R"({"model": {"vocab": {"a": 8}, "merges": []}})"),
+                   "token 8 is outside the model's vocabulary of 8"));
+    CHECK(
+        contains(refusal(R"({"model": {"vocab": {"a": 0}, "merges": []}})"), "its pre-tokenizer is none of"));
+    CHECK(contains(refusal(R"({"model": {"byte_fallback": true, "vocab": {"a": 0}, "merges": ["ab"]}})"),
+                   "merge 'ab' is not two pieces"));
   }
 }
 

@@ -10,6 +10,7 @@
 #include <gptq/error.hpp>
 
 #include "cli.hpp"
+#include "gguf_model.hpp"
 #include "report.hpp"
 
 namespace llama {
@@ -18,6 +19,14 @@ namespace {
 std::map<std::string, gptq::grid_rule> const grid_rules{{"published", gptq::grid_rule::published},
                                                         {"amax", gptq::grid_rule::amax},
                                                         {"signed_amax", gptq::grid_rule::signed_amax}};
+
+std::map<std::string, output_format> const output_formats{{"packed", output_format::packed},
+                                                          {"gguf", output_format::gguf}};
+std::map<std::string, gptq::checkpoint::ggml_type> const embedding_types{
+    {"f32", gptq::checkpoint::ggml_type::f32},
+    {"f16", gptq::checkpoint::ggml_type::f16},
+    {"bf16", gptq::checkpoint::ggml_type::bf16},
+    {"q8_0", gptq::checkpoint::ggml_type::q8_0}};
 
 struct observer_options {
   bool observe = false;
@@ -151,6 +160,30 @@ void add_writing_options(CLI::App& app, command_line& args) {
       ->capture_default_str();
 }
 
+/// What a GGUF file cannot hold is refused before hours of work on it.
+void check_gguf(command_line const& args) {
+  if (args.embeddings && args.written != output_format::gguf) {
+    throw gptq::error("--embeddings is about --format gguf");
+  }
+  if (args.written != output_format::gguf) return;
+  if (args.output.empty()) throw gptq::error("--format gguf needs an --output");
+  gptq::quantize_options const& options = args.how.quantize.options;
+  bool const plain = options.quality == gptq::quality::plain || options.quality == gptq::quality::reference;
+  if (options.act_order && plain && !options.static_groups) {
+    throw gptq::error("GGUF keeps columns in their order: --act-order needs --static-groups with it");
+  }
+  gptq::format_spec finer = args.how.quantize.format;
+  gguf_type_of(finer);
+  if (args.how.observe && finer.bits < 8) {
+    finer.bits *= 2;  // what the worst layers may become
+    try {
+      gguf_type_of(finer);
+    } catch (gptq::error const& e) {
+      throw gptq::error(fmt::format("--observe may double the bits of a layer: {}", e.what()));
+    }
+  }
+}
+
 }  // namespace
 
 std::string name_of(gptq::grid_rule rule) {
@@ -173,7 +206,9 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       "  quantize_llama MODEL --calibration some.txt --evaluation other.txt\n",
       "quantize_llama");
   app.get_formatter()->column_width(30);
-  app.add_option("MODEL", args.model, "Hugging Face directory: config.json and safetensors, sharded or not")
+  app.add_option("MODEL", args.model,
+                 "Hugging Face directory: config.json and safetensors, sharded or not;\n"
+                 "or a GGUF file")
       ->required()
       ->type_name("");
   auto const group = [&](char const* name) { app.option_defaults()->group(name); };
@@ -195,9 +230,19 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   app.add_flag("--no-float-baseline", args.no_float_baseline,
                "Do not run the unquantized model for comparison");
   app.add_option("--output", args.output,
-                 "Write the packed model to this directory, for generate and perplexity;\n"
-                 "decoder layers are kept there as they are finished")
+                 "Write the quantized model to this directory; decoder layers are kept\n"
+                 "there as they are finished")
       ->type_name("DIR");
+  app.add_option("--format", args.written,
+                 "What to write: packed, for generate and perplexity, or gguf, a file for\n"
+                 "llama.cpp (4 bits as Q4_0 or Q4_1, 8 bits as Q8_0) [packed]")
+      ->transform(translate(output_formats))
+      ->type_name("NAME");
+  app.add_option("--embeddings", args.embeddings,
+                 "Embeddings and output layer of a GGUF file: f32, f16, bf16, q8_0\n"
+                 "[as they are]")
+      ->transform(translate(embedding_types))
+      ->type_name("TYPE");
   app.add_flag("--resume", args.resume, "Go on with the run in --output that was interrupted");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
   add_threads_option(app, args.how.threads);
@@ -213,6 +258,7 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   if (!observer.observe && (observer.values.extra_bytes || !observer.values.spill_directory.empty())) {
     throw gptq::error("--extra-bytes and --spill are about what --observe keeps");
   }
+  check_gguf(args);
   return args;
 }
 

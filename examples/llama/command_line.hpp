@@ -6,10 +6,18 @@
 #include <optional>
 #include <string>
 
+#include <gptq/checkpoint/gguf.hpp>
+
 #include "generation.hpp"
 #include "quantize_model.hpp"
 
 namespace llama {
+
+/// What --output holds in the end.
+enum class output_format {
+  packed,  ///< a packed model (packed_model.hpp)
+  gguf     ///< a GGUF file (gguf_model.hpp)
+};
 
 struct command_line {
   std::filesystem::path model;
@@ -23,7 +31,9 @@ struct command_line {
   std::string prompt;  ///< empty: no text is generated
   std::int64_t generate_tokens = 64;
   llama::sampling sampling;
-  std::filesystem::path output;  ///< the packed model's directory; empty: it is not kept
+  std::filesystem::path output;  ///< the quantized model's directory; empty: it is not kept
+  output_format written = output_format::packed;
+  std::optional<gptq::checkpoint::ggml_type> embeddings;  ///< in a GGUF file; nothing: as they are
   bool resume = false;
   std::filesystem::path log;  ///< JSON lines; empty: none are written
 };

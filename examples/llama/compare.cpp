@@ -66,7 +66,7 @@ std::optional<arguments> parse(int argc, char** argv) {
   app.get_formatter()->column_width(30);
   auto const positive = CLI::PositiveNumber.description("");
   auto const member = [](auto... values) { return CLI::IsMember({values...}).description(""); };
-  app.add_option("MODEL", args.model, "Hugging Face directory")->required()->type_name("");
+  app.add_option("MODEL", args.model, "Hugging Face directory, or GGUF file")->required()->type_name("");
   app.add_option("--calibration", args.calibration, "Text or token ids, as for quantize_llama")
       ->required()
       ->type_name("FILE");

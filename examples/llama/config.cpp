@@ -10,6 +10,8 @@
 
 #include <gptq/error.hpp>
 
+#include "gguf_model.hpp"
+
 namespace llama {
 namespace {
 
@@ -156,6 +158,7 @@ std::optional<rope_scaling> parse_scaling(reader const& keys) {
 }  // namespace
 
 config read_config(std::filesystem::path const& directory) {
+  if (is_gguf(directory)) return config_of(gptq::checkpoint::gguf_file(directory), directory);
   if (!std::filesystem::is_directory(directory)) {
     throw gptq::error(directory.string() + ": is not a directory");
   }
@@ -196,6 +199,36 @@ config read_config(std::filesystem::path const& directory) {
   }
   c.packed = parse_packed(keys);
   return c;
+}
+
+nlohmann::ordered_json json_of(config const& c) {
+  if (!c.rope_factors.empty()) {
+    throw gptq::error("config.json has no place for the factors that this GGUF file scales frequencies by");
+  }
+  nlohmann::ordered_json document{{"architectures", {"LlamaForCausalLM"}},
+                                  {"model_type", "llama"},
+                                  {"hidden_size", c.hidden_size},
+                                  {"intermediate_size", c.intermediate_size},
+                                  {"num_hidden_layers", c.num_hidden_layers},
+                                  {"num_attention_heads", c.num_attention_heads},
+                                  {"num_key_value_heads", c.num_key_value_heads},
+                                  {"head_dim", c.head_dim},
+                                  {"vocab_size", c.vocab_size},
+                                  {"max_position_embeddings", c.max_position_embeddings},
+                                  {"rms_norm_eps", c.rms_norm_eps},
+                                  {"rope_theta", c.rope_theta},
+                                  {"hidden_act", "silu"},
+                                  {"tie_word_embeddings", c.tie_word_embeddings}};
+  if (c.bos_token_id) document["bos_token_id"] = *c.bos_token_id;
+  if (!c.eos_token_id.empty()) document["eos_token_id"] = c.eos_token_id;
+  if (auto const& s = c.rope_scaling) {
+    document["rope_scaling"] = {{"rope_type", "llama3"},
+                                {"factor", s->factor},
+                                {"low_freq_factor", s->low_freq_factor},
+                                {"high_freq_factor", s->high_freq_factor},
+                                {"original_max_position_embeddings", s->original_max_position_embeddings}};
+  }
+  return document;
 }
 
 }  // namespace llama

@@ -1,4 +1,5 @@
-// config.json of a Hugging Face LLaMA directory: what the model's shape is, and whether we can run it.
+// The configuration of a LLaMA, of a Hugging Face directory or a GGUF file: what the model's shape is, and
+// whether we can run it.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,8 @@
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json.hpp>
 
 #include <gptq/format.hpp>
 
@@ -36,6 +39,8 @@ struct config {
   double rms_norm_eps;
   double rope_theta;
   std::optional<llama::rope_scaling> rope_scaling;
+  /// What the frequencies of each pair of a head's elements are divided by: such a scaling as GGUF has it.
+  std::vector<float> rope_factors;
   bool tie_word_embeddings;
   std::optional<std::int32_t> bos_token_id;
   std::vector<std::int32_t> eos_token_id;  ///< any of these ends a text; may be empty
@@ -46,8 +51,11 @@ struct config {
   std::int64_t key_value_size() const { return num_key_value_heads * head_dim; }
 };
 
-/// Reads directory/config.json. Throws gptq::error, naming the file and the key, when something is missing,
-/// is out of range, or asks for an architecture that is not implemented here.
-config read_config(std::filesystem::path const& directory);
+/// Reads PATH/config.json, or the metadata of a GGUF file. Throws gptq::error, naming the file and the key,
+/// when something is missing, is out of range, or asks for an architecture that is not implemented here.
+config read_config(std::filesystem::path const& path);
+
+/// config.json of such a model. Throws gptq::error for rope_factors, which it has no place for.
+nlohmann::ordered_json json_of(config const& c);
 
 }  // namespace llama

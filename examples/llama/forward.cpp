@@ -93,6 +93,9 @@ std::vector<double> rope_frequencies(config const& c) {
   for (std::int64_t i = 0; i < c.head_dim; i += 2) {
     frequencies.push_back(std::pow(c.rope_theta, -static_cast<double>(i) / static_cast<double>(c.head_dim)));
   }
+  for (std::size_t i = 0; i < c.rope_factors.size(); ++i) {
+    frequencies[i] /= static_cast<double>(c.rope_factors[i]);
+  }
   if (!c.rope_scaling) return frequencies;
 
   // Long waves are stretched by `factor`, short ones stay, and those between are blended.

@@ -36,7 +36,7 @@ std::optional<arguments> parse(int argc, char** argv) {
       "kernels, or with an unquantized one in float32.\n",
       "generate");
   app.get_formatter()->column_width(30);
-  app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
+  app.add_option("MODEL", args.model, "Directory of the model, or GGUF file")->required()->type_name("");
   app.add_option("PROMPT", args.prompt, "Text to continue, or a file of token ids (NAME.i32)")
       ->required()
       ->type_name("");

@@ -13,6 +13,7 @@
 #include <gptq/error.hpp>
 #include <gptq/parallel.hpp>
 
+#include "gguf_model.hpp"
 #include "threads.hpp"
 
 namespace llama {
@@ -75,17 +76,24 @@ bool is_linear(std::string const& tensor) { return tensor.ends_with("_proj.weigh
 
 /// Takes the whole pages of a mapped tensor out of memory; they come back from the file when they are read.
 /// Otherwise all of a large model would count as this process's memory in the end.
-void drop_pages(tensor_view const& tensor) {
+void drop_pages(stored_weight const& weight) {
   auto const page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  auto const begin = reinterpret_cast<std::uintptr_t>(tensor.bytes.data());
+  auto const bytes = weight.bytes();
+  auto const begin = reinterpret_cast<std::uintptr_t>(bytes.data());
   std::uintptr_t const first = (begin + page - 1) / page * page;
-  std::uintptr_t const last = (begin + tensor.bytes.size()) / page * page;
+  std::uintptr_t const last = (begin + bytes.size()) / page * page;
   if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
 }
 
-row_vector to_vector(tensor_view const& tensor) {
-  row_vector values(static_cast<Eigen::Index>(tensor.shape[0]));
-  gptq::checkpoint::to_float(tensor, 0, {values.data(), tensor.shape[0]});
+row_vector to_vector(stored_weight const& weight) {
+  row_vector values(static_cast<Eigen::Index>(weight.shape()[0]));
+  weight.rows(0, 1, values.data());
+  return values;
+}
+
+matrix rows(stored_weight const& weight, std::int64_t first, std::int64_t count) {
+  matrix values(count, static_cast<Eigen::Index>(weight.shape()[1]));
+  weight.rows(first, count, values.data());
   return values;
 }
 
@@ -206,20 +214,25 @@ std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& t
   }
 }
 
-model::model(std::filesystem::path const& directory)
-    : directory_(directory), config_(read_config(directory)), files_(directory) {
+model::model(std::filesystem::path const& path)
+    : path_(path), config_(read_config(path)), files_(path, config_) {
   packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
   if (!config_.packed.empty()) attach_packed();
   for_each_tensor(config_, [&](std::string const& name, std::vector<std::size_t> const& shape) {
     if (!config_.packed.empty() && is_linear(name)) return;
-    tensor_view const& tensor = files_.at(name);
-    if (tensor.shape != shape) {
-      throw gptq::error(fmt::format("{}: tensor '{}' is {}, but config.json makes it {}", directory.string(),
-                                    name, to_string(tensor), to_string(tensor_view{tensor.type, shape, {}})));
+    stored_weight const& weight = files_.at(name);
+    if (weight.shape() != shape) {
+      stored_weight expected = weight;
+      std::visit([&](auto& tensor) { tensor.shape = shape; }, expected.tensor);
+      throw gptq::error(fmt::format("{}: tensor '{}' is {}, but {} makes it {}", path.string(), name,
+                                    to_string(weight), is_gguf(path) ? "its metadata" : "config.json",
+                                    to_string(expected)));
     }
-    if (!gptq::checkpoint::is_float(tensor.type)) {
-      throw gptq::error(fmt::format("{}: tensor '{}' is {}: only F32, F16 and BF16 can be read",
-                                    directory.string(), name, to_string(tensor)));
+    if (!weight.is_readable()) {
+      throw gptq::error(
+          fmt::format("{}: tensor '{}' is {}: only {} can be read", path.string(), name, to_string(weight),
+                      is_gguf(path) ? "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K"
+                                    : "F32, F16 and BF16"));
     }
   });
   final_norm_ = to_vector(files_.at(final_norm_name));
@@ -231,14 +244,14 @@ void model::attach_packed() {
       std::string const name = full_name(i, linear(l));
       auto const format = config_.packed.find(name);
       if (format == config_.packed.end()) {
-        throw gptq::error(directory_.string() + ": config.json has no format for '" + name + "'");
+        throw gptq::error(path_.string() + ": config.json has no format for '" + name + "'");
       }
       auto const [out, in] = shape_of(config_, linear(l));
       try {
         // The files live as long as this model, so nobody else has to keep them.
-        replace(i, linear(l), find_packed(files_.tensors(), name, format->second, out, in, nullptr));
+        replace(i, linear(l), find_packed(files_.safetensors(), name, format->second, out, in, nullptr));
       } catch (gptq::error const& e) {
-        throw gptq::error(directory_.string() + ": " + e.what());
+        throw gptq::error(path_.string() + ": " + e.what());
       }
     }
   }
@@ -248,19 +261,26 @@ std::string model::fingerprint() const {
   constexpr std::size_t most =
       4096;  // bytes of a tensor: reading all of them takes minutes for a large model
   std::string description;
-  for (auto const& [name, tensor] : files_.tensors()) {
-    description += name + to_string(tensor) +
-                   llama::fingerprint(tensor.bytes.first(std::min(most, tensor.bytes.size())));
+  for (auto const& [name, weight] : files_.all()) {
+    auto const bytes = weight.bytes();
+    description += name + to_string(weight) + llama::fingerprint(bytes.first(std::min(most, bytes.size())));
   }
   return llama::fingerprint(std::as_bytes(std::span(description)));
 }
 
 void model::require_unquantized() const {
-  if (!config_.packed.empty()) throw gptq::error(directory_.string() + ": the model is quantized already");
+  if (!config_.packed.empty()) throw gptq::error(path_.string() + ": the model is quantized already");
 }
 
 void model::for_each_float_tensor(
     std::function<void(std::string const&, tensor_view const&)> const& visit) const {
+  for_each_float_weight([&](std::string const& name, stored_weight const& weight) {
+    visit(name, weight.as_safetensors(decoded_[name]));
+  });
+}
+
+void model::for_each_float_weight(
+    std::function<void(std::string const&, stored_weight const&)> const& visit) const {
   for_each_tensor(config_, [&](std::string const& name, auto const&) {
     if (!is_linear(name)) visit(name, files_.at(name));
   });
@@ -274,16 +294,8 @@ std::int64_t model::parameters() const {
   return static_cast<std::int64_t>(count);
 }
 
-matrix model::rows(tensor_view const& tensor, std::int64_t first, std::int64_t count) const {
-  auto const columns = tensor.shape[1];
-  matrix values(count, static_cast<Eigen::Index>(columns));
-  gptq::checkpoint::to_float(tensor, static_cast<std::size_t>(first) * columns,
-                             {values.data(), static_cast<std::size_t>(count) * columns});
-  return values;
-}
-
 matrix model::embed(std::span<token const> tokens) const {
-  tensor_view const& table = files_.at(embedding_name);
+  stored_weight const& table = files_.at(embedding_name);
   matrix x(static_cast<Eigen::Index>(tokens.size()), config_.hidden_size);
   for (Eigen::Index t = 0; t < x.rows(); ++t) x.row(t) = rows(table, tokens[static_cast<std::size_t>(t)], 1);
   return x;
@@ -340,7 +352,7 @@ float_layer model::load(std::int64_t layer, int threads) const {
       result[l].resize(out, in);
       replacement->dequantize(result[l].data());
     } else {
-      tensor_view const& weight = files_.at(full_name(layer, l) + ".weight");
+      stored_weight const& weight = files_.at(full_name(layer, l) + ".weight");
       result[l] = rows(weight, 0, out);
       drop_pages(weight);
     }
@@ -381,25 +393,34 @@ matrix model::original(std::int64_t layer, linear l) const {
   return rows(files_.at(full_name(layer, l) + ".weight"), 0, out);
 }
 
-tensor_view const& model::output() const {
+stored_weight const& model::output() const {
   return files_.at(config_.tie_word_embeddings ? embedding_name : output_name);
 }
 
-std::span<std::byte const> model::output_bytes() const { return output().bytes; }
+std::span<std::byte const> model::output_bytes() const { return output().bytes(); }
 
 matrix model::output_rows(std::int64_t first, std::int64_t count) const {
   return rows(output(), first, count);
 }
 
 row_vector model::logits(row_vector const& x, int threads) const {
-  tensor_view const& weight = output();
-  auto const row_bytes = weight.bytes.size() / static_cast<std::size_t>(config_.vocab_size);
+  stored_weight const& weight = output();
+  auto const type = weight.float_type();
+  auto const row_bytes = weight.bytes().size() / static_cast<std::size_t>(config_.vocab_size);
   row_vector y(config_.vocab_size);
   int const parts = gptq::detail::thread_count(threads);
+  std::vector<row_vector> decoded(type ? 0 : static_cast<std::size_t>(parts),
+                                  row_vector(config_.hidden_size));
   run_parts(parts, [&](int part) noexcept {
     auto const share = gptq::row_share(config_.vocab_size, part, parts);
     for (std::int64_t i = share.first; i < share.last; ++i) {
-      y(i) = dot(weight.type, weight.bytes.data() + static_cast<std::size_t>(i) * row_bytes, x);
+      if (type) {
+        y(i) = dot(*type, weight.bytes().data() + static_cast<std::size_t>(i) * row_bytes, x);
+      } else {
+        row_vector& row = decoded[static_cast<std::size_t>(part)];
+        weight.rows(i, 1, row.data());
+        y(i) = dot<float>(reinterpret_cast<std::byte const*>(row.data()), x);
+      }
     }
   });
   return y;

@@ -17,6 +17,7 @@
 #include "config.hpp"
 #include "linear.hpp"
 #include "tokens.hpp"
+#include "weights.hpp"
 
 namespace llama {
 
@@ -96,12 +97,12 @@ std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& t
                                            std::int64_t out, std::int64_t in,
                                            std::shared_ptr<void const> owner);
 
-/// A model directory, packed or not. Weights stay in the mapped files, or packed once they are replaced,
-/// until they are asked for.
+/// A model directory, packed or not, or a GGUF file. Weights stay in the mapped files, or packed once they
+/// are replaced, until they are asked for.
 class model {
  public:
   /// Throws gptq::error when a file, a tensor or a shape is wrong; afterwards loading cannot fail.
-  explicit model(std::filesystem::path const& directory);
+  explicit model(std::filesystem::path const& path);
 
   llama::config const& config() const { return config_; }
   /// Weights of all tensors that the model uses.
@@ -136,20 +137,24 @@ class model {
   std::string fingerprint() const;
   /// Throws gptq::error when the directory holds a packed model: there are no weights to quantize.
   void require_unquantized() const;
-  /// The tensors that stay as they are, as they are stored: visit(name, tensor).
+  /// The tensors that stay as they are, as safetensors have them (decoded to float32 if they are quantized;
+  /// this model then keeps that): visit(name, tensor).
   void for_each_float_tensor(
       std::function<void(std::string const&, gptq::checkpoint::tensor_view const&)> const& visit) const;
+  /// The same as they are stored: visit(name, weight).
+  void for_each_float_weight(
+      std::function<void(std::string const&, stored_weight const&)> const& visit) const;
 
  private:
-  matrix rows(gptq::checkpoint::tensor_view const& tensor, std::int64_t first, std::int64_t count) const;
-  gptq::checkpoint::tensor_view const& output() const;
+  stored_weight const& output() const;
   void attach_packed();
 
-  std::filesystem::path directory_;
+  std::filesystem::path path_;
   llama::config config_;
-  gptq::checkpoint::safetensors_directory files_;
+  weight_files files_;
   std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;
   row_vector final_norm_;
+  mutable std::map<std::string, std::vector<float>> decoded_;
 };
 
 }  // namespace llama

@@ -7,6 +7,7 @@
 
 #include <gptq/error.hpp>
 
+#include "gguf_model.hpp"
 #include "report.hpp"
 
 namespace llama {
@@ -87,18 +88,19 @@ void write_packed_model(fs::path const& directory, model const& m, fs::path cons
   write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
   for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}) {
     std::error_code failure;
-    if (!fs::exists(source / name)) continue;
-    fs::copy_file(source / name, directory / name, fs::copy_options::overwrite_existing, failure);
+    auto const original = directory_of(source) / name;
+    if (!fs::exists(original)) continue;
+    fs::copy_file(original, directory / name, fs::copy_options::overwrite_existing, failure);
     if (failure) throw gptq::error((directory / name).string() + ": cannot be written: " + failure.message());
   }
-  ordered_json config = parse(source / "config.json");
+  ordered_json config = is_gguf(source) ? json_of(m.config()) : parse(source / "config.json");
   config["quantization_config"] = {{"quant_method", packed_method}, {"layers", layers}};
   write_text(directory / "config.json", config.dump(1) + "\n");
 }
 
 unfinished_run::unfinished_run(fs::path const& directory, ordered_json const& settings, bool resume)
     : path_(directory / "unfinished") {
-  if (fs::exists(directory / "config.json")) {
+  if (fs::exists(directory / "config.json") || fs::exists(directory / gguf_name)) {
     throw gptq::error(directory.string() + ": holds a model already");
   }
   auto const file = path_ / "settings.json";

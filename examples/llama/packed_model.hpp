@@ -30,7 +30,7 @@ void add_packed(gptq::checkpoint::tensor_map& tensors, std::string const& name, 
 
 /// Writes a model all of whose linear layers are packed. config.json comes last, so a directory that has one
 /// is whole. Throws gptq::error when the disk does not take a file; nothing of that file is left then.
-/// @param source  the model's own directory: its config.json is extended, its tokenizer copied
+/// @param source  the model's own directory or file: its config.json is extended, its tokenizer copied
 void write_packed_model(std::filesystem::path const& directory, model const& m,
                         std::filesystem::path const& source);
 

@@ -29,7 +29,7 @@ std::optional<arguments> parse(int argc, char** argv) {
   arguments args;
   CLI::App app("Measures the perplexity of a model, packed or not, on a text.\n", "perplexity");
   app.get_formatter()->column_width(30);
-  app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
+  app.add_option("MODEL", args.model, "Directory of the model, or GGUF file")->required()->type_name("");
   app.add_option("EVALUATION", args.evaluation, "Text or token ids, as for quantize_llama")
       ->required()
       ->type_name("");

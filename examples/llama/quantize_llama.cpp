@@ -12,6 +12,7 @@
 #include "command_line.hpp"
 #include "evaluate.hpp"
 #include "generation.hpp"
+#include "gguf_model.hpp"
 #include "interrupt.hpp"
 #include "model.hpp"
 #include "packed_model.hpp"
@@ -186,7 +187,11 @@ void run(command_line args) {
   }
   std::vector<linear_report> const reports = quantize(m, calibration, args, saved ? &*saved : nullptr, log);
   if (saved) {
-    llama::write_packed_model(args.output, m, args.model);
+    if (args.written == llama::output_format::gguf) {
+      llama::write_gguf_model(args.output, m, args.model, args.embeddings);
+    } else {
+      llama::write_packed_model(args.output, m, args.model);
+    }
     saved->remove();
   }
   if (evaluation) after = measure_perplexity(m, *evaluation, args, "evaluating ");

@@ -10,6 +10,8 @@
 
 #include <gptq/error.hpp>
 
+#include "gguf_model.hpp"
+
 #ifdef GPTQ_WITH_SENTENCEPIECE
 #include <sentencepiece_processor.h>
 #endif
@@ -75,12 +77,11 @@ tokenizer sentencepiece_tokenizer(std::filesystem::path const& path, config cons
 
 }  // namespace
 
-tokenizer make_tokenizer(std::filesystem::path const& directory, config const& c) {
+tokenizer make_tokenizer(std::filesystem::path const& model, config const& c) {
   if (c.vocab_size == 256) return byte_tokenizer();
-  auto const path = directory / "tokenizer.model";
+  auto const path = directory_of(model) / "tokenizer.model";
   if (!std::filesystem::exists(path)) {
-    throw gptq::error(directory.string() +
-                      ": text needs a sentencepiece tokenizer.model; give token ids (.i32)");
+    throw gptq::error(model.string() + ": text needs a sentencepiece tokenizer.model; give token ids (.i32)");
   }
   return sentencepiece_tokenizer(path, c);
 }

@@ -24,9 +24,9 @@ struct tokenizer {
 };
 
 /// The bytes themselves for a vocabulary of 256 (a byte-level model); otherwise sentencepiece with
-/// directory/tokenizer.model. Throws gptq::error when there is no such file, or this program was built
-/// without sentencepiece.
-tokenizer make_tokenizer(std::filesystem::path const& directory, config const& c);
+/// tokenizer.model in the model's directory, or beside its GGUF file. Throws gptq::error when there is no
+/// such file, or this program was built without sentencepiece.
+tokenizer make_tokenizer(std::filesystem::path const& model, config const& c);
 
 /// Reads a file of tokens: NAME.i32 holds ids as little-endian int32, anything else is text for
 /// make_tokenizer(). Throws gptq::error for a file that cannot be read and for ids outside the vocabulary,

@@ -14,13 +14,10 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <fcntl.h>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <limits>
 #include <map>
@@ -29,14 +26,12 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
-#include <sys/mman.h>
-#include <sys/stat.h>
 
+#include <gptq/checkpoint/detail/file.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 
@@ -113,8 +108,8 @@ class safetensors_directory {
 };
 
 /// Writes a file, larger element types first so that all tensors are aligned. The file appears under its name
-/// only when it is complete. Throws gptq::error when a shape and its bytes disagree or the disk does not take
-/// the file.
+/// only when it is complete and on the disk. Throws gptq::error when a shape and its bytes disagree or the
+/// disk does not take the file.
 void write_safetensors(std::filesystem::path const& path, tensor_map const& tensors,
                        std::map<std::string, std::string> const& metadata = {});
 
@@ -148,31 +143,6 @@ inline constexpr std::string_view metadata_key = "__metadata__";
 inline constexpr std::size_t length_bytes = 8;
 inline constexpr std::size_t max_header_bytes = 100'000'000;
 inline constexpr std::size_t max_index_bytes = 100'000'000;
-
-/// The whole file read-only; unmapped when the last copy of the pointer goes.
-struct mapped_file {
-  std::shared_ptr<std::byte const> data;
-  std::size_t size = 0;
-};
-
-inline mapped_file map_file(std::filesystem::path const& path) {
-  auto const fail = [&](std::string const& what) { throw error(path.string() + ": " + what); };
-  int const descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) fail(std::string("cannot be opened: ") + std::strerror(errno));
-  std::unique_ptr<int const, void (*)(int const*)> const closer(&descriptor,
-                                                                [](int const* d) { ::close(*d); });
-
-  struct stat status {};
-  if (::fstat(descriptor, &status) != 0) fail(std::string("cannot be read: ") + std::strerror(errno));
-  if (!S_ISREG(status.st_mode)) fail("is not a regular file");
-  if (status.st_size == 0) fail("is empty");
-  auto const size = static_cast<std::size_t>(status.st_size);
-  void* const address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
-  if (address == MAP_FAILED) fail(std::string("cannot be mapped: ") + std::strerror(errno));
-  return {{static_cast<std::byte const*>(address),
-           [size](std::byte const* p) { ::munmap(const_cast<std::byte*>(p), size); }},
-          size};
-}
 
 /// Parses JSON that has no business being deep or saying anything twice.
 inline nlohmann::json parse_json(std::string_view text, std::string const& where, int max_depth) {
@@ -451,24 +421,11 @@ inline void write_safetensors(std::filesystem::path const& path, tensor_map cons
   std::uint64_t const header_size = text.size();
   if (header_size > detail::max_header_bytes) throw error(path.string() + ": the header would be too large");
 
-  auto temporary = path;
-  temporary += ".part-" + std::to_string(::getpid());
-  std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-  auto const write = [&](void const* data, std::size_t size) {
-    out.write(static_cast<char const*>(data), static_cast<std::streamsize>(size));
-  };
-  write(&header_size, detail::length_bytes);
-  write(text.data(), text.size());
-  for (auto const* entry : order) write(entry->second.bytes.data(), entry->second.bytes.size());
-  out.close();
-
-  std::error_code failure;
-  if (out) std::filesystem::rename(temporary, path, failure);
-  if (!out || failure) {
-    std::string const reason = failure ? failure.message() : std::strerror(errno);
-    std::filesystem::remove(temporary, failure);
-    throw error(path.string() + ": cannot be written: " + reason);
-  }
+  detail::new_file out(path);
+  out.write(std::as_bytes(std::span(&header_size, 1)));
+  out.write(std::as_bytes(std::span(text)));
+  for (auto const* entry : order) out.write(entry->second.bytes);
+  out.finish();
 }
 
 }  // namespace gptq::checkpoint
