@@ -20,7 +20,7 @@ struct float16 {
   float16() = default;
   /// Rounds to nearest, ties to even. |value| >= 65520 gives infinity, NaN stays a (quiet) NaN.
   explicit constexpr float16(float value);
-  constexpr operator float() const;  ///< exact
+  GPTQ_HOST_DEVICE constexpr operator float() const;  ///< exact
 
   GPTQ_INLINE static constexpr float16 from_bits(std::uint16_t b) {
     float16 h;
@@ -51,7 +51,7 @@ namespace detail {
 
 /// std::bit_cast for kernels: a part of whoever uses it, see GPTQ_INLINE.
 template <class To, class From>
-GPTQ_INLINE constexpr To bit_cast(From from) {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr To bit_cast(From from) {
   return __builtin_bit_cast(To, from);
 }
 
@@ -81,7 +81,7 @@ GPTQ_INLINE constexpr float16::float16(float value) : bits{} {
   bits = static_cast<std::uint16_t>(sign | half);
 }
 
-GPTQ_INLINE constexpr float16::operator float() const {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr float16::operator float() const {
   std::uint32_t const sign = (bits & 0x8000u) * 0x10000u;
   std::uint32_t const exponent = (bits >> 10) & 0x1fu;
   std::uint32_t const fraction = bits & 0x3ffu;

@@ -8,7 +8,18 @@
 
 #include <gptq/cuda/error.cuh>
 
+#include "support.hpp"
+
 namespace test {
+
+/// Other numbers in every run; GPTQ_TEST_SEED repeats those of one.
+inline random fresh_random() {
+  char const* const given = std::getenv("GPTQ_TEST_SEED");
+  auto const seed = given != nullptr ? static_cast<std::uint32_t>(std::strtoul(given, nullptr, 10))
+                                     : static_cast<std::uint32_t>(std::random_device{}());
+  std::printf("GPTQ_TEST_SEED=%u\n", seed);
+  return random(seed);
+}
 
 /// Whether there is a GPU; says so where there is none, by which ctest knows that the test was skipped.
 inline bool have_gpu() {
