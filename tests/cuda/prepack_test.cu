@@ -50,7 +50,7 @@ int documented_code(cuda::prepacked_view<Format> const& w, index_t row, index_t 
   };
   if (bits == 3) {
     return static_cast<int>((word(p / 8) >> (2 * (p % 8) + 16 * e) & 3) |
-                            (word(4 + p / 16) >> (p % 16 + 16 * e) & 1) << 2);
+                            (word(4 + p / 16) >> ((2 * (p % 8) + 2 + p / 8 % 2) % 16 + 16 * e) & 1) << 2);
   }
   int const pairs = 16 / bits;
   return static_cast<int>(word(p / pairs) >> (bits * (p % pairs) + 16 * e) & ((1u << bits) - 1));

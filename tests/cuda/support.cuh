@@ -44,7 +44,7 @@ class device_vector {
   device_vector(device_vector const&) = delete;
   ~device_vector() { cudaFree(data_); }
 
-  void poison() { gptq::cuda::check(cudaMemset(data_, 0xff, bytes()), "poisoning"); }
+  void poison() const { gptq::cuda::check(cudaMemset(data_, 0xff, bytes()), "poisoning"); }
   T* data() const { return data_; }
   std::size_t size() const { return size_; }
   std::size_t bytes() const { return size_ * sizeof(T); }

@@ -17,7 +17,8 @@
 //     column  32 * (f / 2) + 8t + 4 * (f % 2) + 2 * (r / 2) + e
 // and, with p = 4f + r, code bits 0..Bits-1 start at bit
 //     2, 4, 8 bits   Bits * (p % (16 / Bits)) + 16e   of word p / (16 / Bits)
-//     3 bits         the lower two as with 2 bits; the top one is bit p % 16 + 16e of word 4 + p / 16
+//     3 bits         the lower two as with 2 bits; the top one is, of word 4 + p / 16,
+//                    bit (2 * (p % 8) + 2 + p / 8 % 2) % 16 + 16e
 // so that a mask of a word has the two codes of a register, one in each half.
 //
 // Scales: 16 for each row tile and group, in the order of rows 0, 8, 1, 9, ...; zeros of the same rows, with
@@ -69,9 +70,13 @@ struct prepacked_layout {
   }
   /// The (first) group of a chunk.
   GPTQ_HOST_DEVICE constexpr index_t group_of(index_t chunk) const {
-    if constexpr (Format::group_size == whole_row) return 0;
-    if constexpr (chunk_groups > 1) return chunk * chunk_groups;
-    return chunk / (Format::group_size / chunk_columns);
+    if constexpr (Format::group_size == whole_row) {
+      return 0;
+    } else if constexpr (chunk_groups > 1) {
+      return chunk * chunk_groups;
+    } else {
+      return chunk / (Format::group_size / chunk_columns);
+    }
   }
 
   /// Offsets from the start of the memory, in bytes.
@@ -164,7 +169,9 @@ GPTQ_HOST_DEVICE constexpr code_place place_of(int p, int e) {
   return {p / pairs, width * (p % pairs) + 16 * e};
 }
 /// The top bit of a 3-bit code.
-GPTQ_HOST_DEVICE constexpr code_place top_place_of(int p, int e) { return {4 + p / 16, p % 16 + 16 * e}; }
+GPTQ_HOST_DEVICE constexpr code_place top_place_of(int p, int e) {
+  return {4 + p / 16, (2 * (p % 8) + 2 + p / 8 % 2) % 16 + 16 * e};
+}
 
 GPTQ_HOST_DEVICE constexpr int row_of(int lane, int p) { return lane / 4 + 8 * (p % 2); }
 GPTQ_HOST_DEVICE constexpr int column_of(int lane, int p, int e) {
