@@ -95,74 +95,77 @@ __global__ void prepare(X const* x, std::int32_t const* order, index_t in, index
   }
 }
 
-/// The B operands of a chunk for one column in eight: fragment f has words 2f and 2f+1.
-template <class T>
-__device__ __forceinline__ void load_operands(operands<T> const& x, int column, index_t chunk, int lane,
-                                              std::uint32_t (&b)[16]) {
+/// Reads the B operands of a lane, chunk by chunk: those of columns g, 8+g, ...; fragment f has words 2f and
+/// 2f+1. Columns that are not there stay 0.
+template <class T, int Tiles>
+struct operand_reader {
+  T const* next;  ///< of column g, at the columns of this lane in the next chunk
+  index_t stride;
+  int left;     ///< how many numbers of the column are left there
+  int columns;  ///< columns less g
+
+  __device__ operand_reader(operands<T> const& x, int chunk, int lane)
+      : next(x.data + lane / 4 * x.stride + chunk * chunk_columns + 8 * (lane % 4)),
+        stride(8 * x.stride),
+        left(static_cast<int>(x.width) - chunk * chunk_columns - 8 * (lane % 4)),
+        columns(x.columns - lane / 4) {}
+
+  __device__ __forceinline__ void read(int chunks_ahead, std::uint32_t (&b)[Tiles][16]) {
+    bool const whole = left > 96;
 #pragma unroll
-  for (int h = 0; h < 4; ++h) {
-    index_t const at = chunk * chunk_columns + 32 * h + 8 * (lane % 4);
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (column < x.columns && at < x.width)
-      v = *reinterpret_cast<uint4 const*>(x.data + column * x.stride + at);
-    b[4 * h] = v.x, b[4 * h + 1] = v.y, b[4 * h + 2] = v.z, b[4 * h + 3] = v.w;
+    for (int n = 0; n < Tiles; ++n) {
+      if (8 * n < columns) {
+#pragma unroll
+        for (int h = 0; h < 4; ++h) {
+          uint4 v = make_uint4(0, 0, 0, 0);
+          if (whole || 32 * h < left) v = *reinterpret_cast<uint4 const*>(next + n * stride + 32 * h);
+          b[n][4 * h] = v.x, b[n][4 * h + 1] = v.y, b[n][4 * h + 2] = v.z, b[n][4 * h + 3] = v.w;
+        }
+      }
+    }
+    next += chunks_ahead * chunk_columns;
+    left -= chunks_ahead * chunk_columns;
   }
-}
+};
 
 /// Adds a chunk of a row tile, times Tiles * 8 columns b, to `sums`.
 template <device_format Format, class T, int Tiles>
 __device__ __forceinline__ void multiply_chunk(lane_chunk<Format> const& w,
-                                               std::uint32_t const (&b)[Tiles][16],
-                                               float const (&column_sums)[Tiles][staged<Format>::groups][2],
-                                               float (&sums)[Tiles][4]) {
+                                               std::uint32_t const (&b)[Tiles][16], float (&sums)[Tiles][4]) {
   constexpr int groups = staged<Format>::groups;
   unrolled<0, groups>([&]<int J>() {
-    float c[Tiles][4] = {};
-    unrolled<8 / groups * J, 8 / groups*(J + 1)>([&]<int F>() {
+    constexpr int chains = Tiles == 1 && groups == 1 ? 2 : 1;  // products that wait for one another
+    constexpr int first = 8 / groups * J, last = first + 8 / groups;
+    float c[chains][Tiles][4] = {};
+    unrolled<first, last>([&]<int F>() {
       std::uint32_t a[4];
-      decode_fragment<Format::bits, T, F>(w.words, a);
+      w.template decode<T, F>(a);
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) multiply<T>(c[n], a, b[n][2 * F], b[n][2 * F + 1]);
+      for (int n = 0; n < Tiles; ++n) multiply<T>(c[F % chains][n], a, b[n][2 * F], b[n][2 * F + 1]);
     });
 #pragma unroll
     for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float dot = c[n][i];
-        if constexpr (has_correction<Format>)
-          dot = fmaf(w.correction(J, i / 2), column_sums[n][J][i % 2], dot);
+        float dot = c[0][n][i];
+        if constexpr (chains == 2) dot += c[chains - 1][n][i];
         sums[n][i] = fmaf(w.scales[J][i / 2], dot, sums[n][i]);
       }
     }
   });
 }
 
-/// Sums of b over each group of a chunk, for columns 2t and 2t+1.
-template <device_format Format, class T, int Tiles>
-__device__ __forceinline__ void sum_columns(std::uint32_t const (&b)[Tiles][16],
-                                            float (&column_sums)[Tiles][staged<Format>::groups][2]) {
-  if constexpr (has_correction<Format>) {
-    constexpr int groups = staged<Format>::groups;
-    constexpr std::uint32_t one = twice(number<T>::one);
-    std::uint32_t const ones[4] = {one, one, one, one};
-#pragma unroll
-    for (int n = 0; n < Tiles; ++n) {
-#pragma unroll
-      for (int j = 0; j < groups; ++j) {
-        float c[4] = {};
-#pragma unroll
-        for (int f = 8 / groups * j; f < 8 / groups * (j + 1); ++f)
-          multiply<T>(c, ones, b[n][2 * f], b[n][2 * f + 1]);
-        column_sums[n][j][0] = c[0], column_sums[n][j][1] = c[1];
-      }
-    }
-  }
-}
-
 /// Warps of a block, and (row tile, chunk) pairs that a warp has under way.
 inline constexpr int gemv_warps = 8;
 template <class Format>
-inline constexpr int gemv_depth = Format::bits == 8 ? 2 : 4;
+inline constexpr int gemv_depth = 4;
+
+/// Blocks that a multiprocessor has registers for.
+template <class Format, int RowTiles, int Tiles>
+inline constexpr int gemv_blocks =
+    Tiles == 2                                                                          ? 2
+    : RowTiles == 1 && Format::bits <= 4 && prepacked_layout<Format>::chunk_groups == 1 ? 4
+                                                                                        : 3;
 
 template <device_format Format, int RowTiles, int Tiles>
 inline constexpr int gemv_shared_memory = std::max(gemv_warps* gemv_depth<Format>* staged<Format>::bytes,
@@ -171,7 +174,7 @@ inline constexpr int gemv_shared_memory = std::max(gemv_warps* gemv_depth<Format
 
 /// RowTiles row tiles a block; Tiles * 8 columns.
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int Tiles>
-__global__ void __launch_bounds__(32 * gemv_warps, Tiles == 1 ? 3 : 2)
+__global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Format, RowTiles, Tiles>)
     gemv_kernel(prepacked_view<Format> w, operands<T> x, Y* y) {
   constexpr int depth = gemv_depth<Format>;
   extern __shared__ __align__(128) char memory[];
@@ -184,53 +187,45 @@ __global__ void __launch_bounds__(32 * gemv_warps, Tiles == 1 ? 3 : 2)
   char* const ring = memory + warp * depth * staged<Format>::bytes;
 
   let_successor_start();
-  // The next pair to copy, and where to; pairs beyond the last row tile repeat it.
-  int copied = 0, copied_tile = 0, copied_slot = 0;
-  auto const copy_next = [&] {
-    if (copied < mine) {
-      stage(ring + copied_slot * staged<Format>::bytes, w, first_tile + min(copied_tile, tiles - 1),
-            warp + copied * gemv_warps, lane);
-    }
-    commit_copies();
-    copied_slot = copied_slot + 1 == depth ? 0 : copied_slot + 1;
-    if (++copied_tile == RowTiles) copied_tile = 0, ++copied;
+  chunk_reader<Format> reader(w, first_tile, warp, lane);
+  // Copies are made in the order of use, RowTiles for each chunk: `depth` of them are under way, so the next
+  // one is of the same row tile. Row tiles beyond the last repeat it.
+  static_assert(depth % RowTiles == 0);
+  int offsets[RowTiles];
+#pragma unroll
+  for (int r = 0; r < RowTiles; ++r) offsets[r] = min(r, tiles - 1);
+  char* slot = ring;
+  auto const next_slot = [&] {
+    slot += staged<Format>::bytes;
+    if (slot == ring + depth * staged<Format>::bytes) slot = ring;
   };
 #pragma unroll
-  for (int i = 0; i < depth; ++i) copy_next();
+  for (int i = 0; i < depth; ++i) {
+    if (i / RowTiles < mine) reader.copy(slot, offsets[i % RowTiles]);
+    commit_copies();
+    next_slot();
+    if (i % RowTiles == RowTiles - 1) reader.advance(gemv_warps);
+  }
   wait_for_predecessor();
 
   float sums[RowTiles][Tiles][4] = {};
-  std::uint32_t b[Tiles][16];
-  std::uint32_t next[Tiles][16];
-  auto const load_next = [&](int i) {
-    if (i < mine) {
-#pragma unroll
-      for (int n = 0; n < Tiles; ++n)
-        load_operands(x, 8 * n + lane / 4, warp + i * gemv_warps, lane, next[n]);
-    }
-  };
-  load_next(0);
-  int slot = 0;
+  std::uint32_t b[Tiles][16] = {};
+  operand_reader<T, Tiles> columns(x, warp, lane);
   for (int i = 0; i < mine; ++i) {
-#pragma unroll
-    for (int n = 0; n < Tiles; ++n) {
-#pragma unroll
-      for (int k = 0; k < 16; ++k) b[n][k] = next[n][k];
-    }
-    load_next(i + 1);
-    float column_sums[Tiles][staged<Format>::groups][2];
-    sum_columns<Format, T, Tiles>(b, column_sums);
+    columns.read(gemv_warps, b);
 #pragma unroll
     for (int r = 0; r < RowTiles; ++r) {
       wait_copies<depth - 1>();
       __syncwarp();
       lane_chunk<Format> chunk;
-      chunk.load(ring + slot * staged<Format>::bytes, lane);
+      chunk.load(slot, lane);
       __syncwarp();
-      copy_next();
-      slot = slot + 1 == depth ? 0 : slot + 1;
-      multiply_chunk<Format, T, Tiles>(chunk, b, column_sums, sums[r]);
+      if (i + depth / RowTiles < mine) reader.copy(slot, offsets[r]);
+      commit_copies();
+      next_slot();
+      multiply_chunk<Format, T, Tiles>(chunk, b, sums[r]);
     }
+    reader.advance(gemv_warps);
   }
   wait_copies<0>();
   __syncthreads();
@@ -285,9 +280,8 @@ void launch_gemv(prepacked_view<Format> const& w, operands<T> const& x, Y* y, ex
 template <device_format Format, class T, int Parts, class Y>
 void gemv_columns(prepacked_view<Format> const& w, operands<T> const& x, Y* y, execution const& where,
                   bool overlap, device const& gpu) {
-  index_t const resident = index_t{gpu.multiprocessors} * 3;
-  bool const two = w.layout().row_tiles() > resident ||
-                   (x.columns > 4 && w.layout().row_tiles() >= gpu.multiprocessors * 2);
+  index_t const resident = index_t{gpu.multiprocessors} * 4;
+  bool const two = w.layout().row_tiles() > resident;
   if (x.columns <= 8) {
     two ? launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, overlap)
         : launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, overlap);

@@ -261,10 +261,9 @@ __global__ void prepack_groups(packed_view<Format> packed, typename Format::scal
 }
 
 inline void check_shape(index_t out, index_t in) {
-  constexpr index_t most = index_t{1} << 30;
-  if (out < 0 || in < 0 || out > most || in > most) {
+  if (out < 0 || in < 0 || out > index_t{1} << 22 || in > index_t{1} << 24) {
     throw invalid_argument("gptq::cuda: a matrix of " + std::to_string(out) + " x " + std::to_string(in) +
-                           "; rows and columns must be between 0 and 2^30");
+                           "; up to 2^22 rows and 2^24 columns are possible");
   }
 }
 
