@@ -2,17 +2,19 @@
 # Everything a change has to survive, from a fresh Debian 12 on:
 #   tests/run.sh            all of it
 #   tests/run.sh --quick    g++ only: no clang, no sanitizers, no linters, no AArch64
+#   tests/run.sh --cuda     the tests that need a GPU, and nothing else
 # Installs what is missing with apt; builds under build/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(g++ cmake ninja-build ccache libeigen3-dev libopenblas-dev nlohmann-json3-dev catch2 libbenchmark-dev
   libxsimd-dev libcli11-dev libfmt-dev libsentencepiece-dev pkg-config gnuplot-nox)
-quick=false
+quick=false cuda=false
 case "${1-}" in
   --quick) quick=true ;;
+  --cuda) cuda=true ;;
   "") packages+=(clang libclang-rt-dev clang-format clang-tidy g++-aarch64-linux-gnu qemu-user) ;;
-  *) sed -n '2,5s/^# \{0,1\}//p' tests/run.sh; exit 2 ;;
+  *) sed -n '2,6s/^# \{0,1\}//p' tests/run.sh; exit 2 ;;
 esac
 
 # ---- reporting: a line for each phase, a summary however it ends ----
@@ -46,6 +48,22 @@ phase "install what is missing"
 .ci/install "${packages[@]}"
 if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
 
+if $cuda; then
+  phase "nvcc: build with warnings as errors, test on the GPU"
+  nvidia-smi -L
+  cmake --preset cuda
+  cmake --build --preset cuda --target cuda_tests
+  ctest --preset cuda
+  for tool in memcheck racecheck initcheck; do
+    phase "compute-sanitizer: $tool"
+    for test in build/cuda/tests/cuda/cuda_*_test; do
+      compute-sanitizer --tool $tool --error-exitcode 1 "$test" "~[slow]"
+    done
+  done
+  phase ""
+  exit
+fi
+
 phase "g++: build with warnings as errors, test"
 build_and_test dev
 
@@ -54,7 +72,7 @@ cmake --build --preset dev --target all_verify_interface_header_sets
 
 if ! $quick; then
   phase "clang-format"
-  find include tests bench examples \( -name '*.hpp' -o -name '*.cpp' \) -print0 |
+  find include tests bench examples -regex '.*\.\(hpp\|cpp\|cuh\|cu\)' -print0 |
     xargs -0 clang-format --dry-run -Werror
 
   phase "clang++: build the kernels with warnings as errors, test"

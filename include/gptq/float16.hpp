@@ -19,8 +19,8 @@ struct float16 {
 
   float16() = default;
   /// Rounds to nearest, ties to even. |value| >= 65520 gives infinity, NaN stays a (quiet) NaN.
-  explicit constexpr float16(float value);
-  constexpr operator float() const;  ///< exact
+  GPTQ_HOST_DEVICE explicit constexpr float16(float value);
+  GPTQ_HOST_DEVICE constexpr operator float() const;  ///< exact
 
   GPTQ_INLINE static constexpr float16 from_bits(std::uint16_t b) {
     float16 h;
@@ -35,8 +35,8 @@ struct bfloat16 {
 
   bfloat16() = default;
   /// Rounds to nearest, ties to even; NaN stays a (quiet) NaN.
-  explicit constexpr bfloat16(float value);
-  constexpr operator float() const;  ///< exact
+  GPTQ_HOST_DEVICE explicit constexpr bfloat16(float value);
+  GPTQ_HOST_DEVICE constexpr operator float() const;  ///< exact
 
   GPTQ_INLINE static constexpr bfloat16 from_bits(std::uint16_t b) {
     bfloat16 h;
@@ -51,13 +51,13 @@ namespace detail {
 
 /// std::bit_cast for kernels: a part of whoever uses it, see GPTQ_INLINE.
 template <class To, class From>
-GPTQ_INLINE constexpr To bit_cast(From from) {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr To bit_cast(From from) {
   return __builtin_bit_cast(To, from);
 }
 
 }  // namespace detail
 
-GPTQ_INLINE constexpr float16::float16(float value) : bits{} {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr float16::float16(float value) : bits{} {
   std::uint32_t const word = detail::bit_cast<std::uint32_t>(value);
   std::uint32_t const sign = (word >> 16) & 0x8000u;
   std::uint32_t const magnitude = word & 0x7fffffffu;
@@ -81,7 +81,7 @@ GPTQ_INLINE constexpr float16::float16(float value) : bits{} {
   bits = static_cast<std::uint16_t>(sign | half);
 }
 
-GPTQ_INLINE constexpr float16::operator float() const {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr float16::operator float() const {
   std::uint32_t const sign = (bits & 0x8000u) * 0x10000u;
   std::uint32_t const exponent = (bits >> 10) & 0x1fu;
   std::uint32_t const fraction = bits & 0x3ffu;
@@ -91,7 +91,7 @@ GPTQ_INLINE constexpr float16::operator float() const {
   return detail::bit_cast<float>(sign | detail::bit_cast<std::uint32_t>(magnitude));
 }
 
-GPTQ_INLINE constexpr bfloat16::bfloat16(float value) : bits{} {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr bfloat16::bfloat16(float value) : bits{} {
   std::uint32_t const word = detail::bit_cast<std::uint32_t>(value);
   if ((word & 0x7fffffffu) > 0x7f800000u) {
     bits = static_cast<std::uint16_t>((word >> 16) | 0x40u);
@@ -100,7 +100,7 @@ GPTQ_INLINE constexpr bfloat16::bfloat16(float value) : bits{} {
   }
 }
 
-GPTQ_INLINE constexpr bfloat16::operator float() const {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr bfloat16::operator float() const {
   return detail::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 

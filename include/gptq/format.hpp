@@ -60,11 +60,11 @@ struct format {
                 "gptq::format: the scheme's zero point must lie between its lowest and its highest code");
 
   /// Columns a group of a row of `in` columns; the last group may have fewer.
-  GPTQ_INLINE static constexpr index_t group_columns(index_t in) {
+  GPTQ_INLINE GPTQ_HOST_DEVICE static constexpr index_t group_columns(index_t in) {
     return GroupSize == whole_row ? in : index_t{GroupSize};
   }
   /// Groups a row of `in` columns.
-  GPTQ_INLINE static constexpr index_t groups(index_t in) {
+  GPTQ_INLINE GPTQ_HOST_DEVICE static constexpr index_t groups(index_t in) {
     return in == 0 ? 0 : (in + group_columns(in) - 1) / group_columns(in);
   }
 };

@@ -61,36 +61,36 @@ struct packed_layout {
   /// Bytes of the 32 zeros of a (row block, group) pair.
   static constexpr index_t zero_tile_bytes = Format::has_zero_point ? 4 * Format::bits : 0;
 
-  GPTQ_INLINE constexpr index_t row_blocks() const { return (out + packed_rows - 1) / packed_rows; }
-  GPTQ_INLINE constexpr index_t groups() const { return Format::groups(in); }
-  GPTQ_INLINE constexpr index_t group_columns() const { return Format::group_columns(in); }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t row_blocks() const { return (out + packed_rows - 1) / packed_rows; }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t groups() const { return Format::groups(in); }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t group_columns() const { return Format::group_columns(in); }
   /// Columns of one group: group_columns(), or what is left for the last one.
-  GPTQ_INLINE constexpr index_t columns_of(index_t group) const {
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t columns_of(index_t group) const {
     index_t const left = in - group * group_columns();
     return left < group_columns() ? left : group_columns();
   }
   /// Bytes of the codes of a (row block, group) pair of `columns` columns.
-  GPTQ_INLINE static constexpr index_t tile_bytes(index_t columns) {
+  GPTQ_INLINE GPTQ_HOST_DEVICE static constexpr index_t tile_bytes(index_t columns) {
     return (columns + unit_columns - 1) / unit_columns * unit_bytes;
   }
-  GPTQ_INLINE constexpr index_t row_block_bytes() const {
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t row_block_bytes() const {
     return in == 0 ? 0 : (groups() - 1) * tile_bytes(group_columns()) + tile_bytes(columns_of(groups() - 1));
   }
 
-  GPTQ_INLINE constexpr index_t code_bytes() const { return row_blocks() * row_block_bytes(); }
-  GPTQ_INLINE constexpr index_t scale_count() const { return row_blocks() * groups() * packed_rows; }
-  GPTQ_INLINE constexpr index_t zero_bytes() const { return row_blocks() * groups() * zero_tile_bytes; }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t code_bytes() const { return row_blocks() * row_block_bytes(); }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t scale_count() const { return row_blocks() * groups() * packed_rows; }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t zero_bytes() const { return row_blocks() * groups() * zero_tile_bytes; }
 
   /// Byte offset of the codes of a (row block, group) pair.
-  GPTQ_INLINE constexpr index_t code_offset(index_t row_block, index_t group) const {
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t code_offset(index_t row_block, index_t group) const {
     return row_block * row_block_bytes() + group * tile_bytes(group_columns());
   }
   /// Index of the first of the 32 scales of a (row block, group) pair.
-  GPTQ_INLINE constexpr index_t scale_offset(index_t row_block, index_t group) const {
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t scale_offset(index_t row_block, index_t group) const {
     return (row_block * groups() + group) * packed_rows;
   }
   /// Byte offset of the zeros of a (row block, group) pair.
-  GPTQ_INLINE constexpr index_t zero_offset(index_t row_block, index_t group) const {
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t zero_offset(index_t row_block, index_t group) const {
     return (row_block * groups() + group) * zero_tile_bytes;
   }
 };
@@ -109,11 +109,11 @@ struct packed_view {
   index_t out = 0;                      ///< rows
   index_t in = 0;                       ///< columns
 
-  GPTQ_INLINE constexpr packed_layout<Format> layout() const { return {out, in}; }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr packed_layout<Format> layout() const { return {out, in}; }
   /// The code at (row, stored column).
-  int code(index_t row, index_t stored_column) const;
+  GPTQ_HOST_DEVICE int code(index_t row, index_t stored_column) const;
   /// The scale and zero point of (row, group).
-  gptq::grid grid(index_t row, index_t group) const;
+  GPTQ_HOST_DEVICE gptq::grid grid(index_t row, index_t group) const;
 };
 
 namespace detail {
@@ -195,7 +195,7 @@ struct code_unit {
   static constexpr index_t bytes = 2 * half_unit_bytes<Bits>;
 
   /// From the start of a unit to the first lane of a row of its block; the others follow 64 bytes apart.
-  static constexpr index_t lane_offset(index_t row) {
+  GPTQ_HOST_DEVICE static constexpr index_t lane_offset(index_t row) {
     return row / half_block_rows * half_unit_bytes<Bits> + row % half_block_rows * 4;
   }
 
@@ -220,7 +220,7 @@ struct code_unit {
   }
 
   /// The codes of columns 4t..4t+3, one a byte.
-  static std::uint32_t four(std::uint32_t const* lane, int t) {
+  GPTQ_HOST_DEVICE static std::uint32_t four(std::uint32_t const* lane, int t) {
     constexpr std::uint32_t mask = 0x01010101u * ((1u << Bits) - 1u);
     if constexpr (Bits != 3) return (lane[0] >> (Bits * t)) & mask;
     switch (t) {
@@ -279,7 +279,7 @@ void pack_row(std::uint8_t const* codes, index_t columns, index_t row, std::uint
 
 /// Entry r of an LSB-first stream of codes. A 3-bit entry may straddle two bytes.
 template <int Bits>
-GPTQ_INLINE int stream_code(std::uint8_t const* stream, index_t r) {
+GPTQ_INLINE GPTQ_HOST_DEVICE int stream_code(std::uint8_t const* stream, index_t r) {
   index_t const bit = r * Bits;
   int word = stream[bit / 8];
   if (bit % 8 + Bits > 8) word |= stream[bit / 8 + 1] << 8;
@@ -298,7 +298,7 @@ void set_stream_code(std::uint8_t* stream, index_t r, int code) {
 }  // namespace detail
 
 template <storage_format Format>
-int packed_view<Format>::code(index_t row, index_t stored_column) const {
+GPTQ_HOST_DEVICE int packed_view<Format>::code(index_t row, index_t stored_column) const {
   using unit = detail::code_unit<Format::bits>;
   auto const shape = layout();
   index_t const group = stored_column / shape.group_columns();
@@ -315,7 +315,7 @@ int packed_view<Format>::code(index_t row, index_t stored_column) const {
 }
 
 template <storage_format Format>
-grid packed_view<Format>::grid(index_t row, index_t group) const {
+GPTQ_HOST_DEVICE grid packed_view<Format>::grid(index_t row, index_t group) const {
   auto const shape = layout();
   index_t const block = row / packed_rows;
   float const value = scales[shape.scale_offset(block, group) + row % packed_rows];

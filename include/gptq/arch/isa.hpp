@@ -21,6 +21,13 @@
 #include <sys/syscall.h>
 #endif
 
+// What device code calls, too.
+#if defined(__CUDACC__)
+#define GPTQ_HOST_DEVICE __host__ __device__
+#else
+#define GPTQ_HOST_DEVICE
+#endif
+
 // One program may hold kernels compiled for several architectures. What they call is inlined into them, even
 // without optimization: the linker keeps one copy of a shared function, and that could be one this CPU cannot
 // run.

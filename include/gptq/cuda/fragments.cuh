@@ -1,0 +1,301 @@
+// What the kernels are made of: codes to operands of the tensor cores, products, copies into shared memory.
+#pragma once
+
+#include <cstdint>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <gptq/cuda/prepack.cuh>
+
+namespace gptq::cuda::detail {
+
+/// Two numbers of 16 bits in a register, each the value of a code, less the middle 2^(Bits-1): an integer,
+/// and exact in both types. Bit patterns of T: one, and 2^m for the m bits of its fraction.
+template <class T>
+struct number;
+template <>
+struct number<__half> {
+  static constexpr int fraction = 10;
+  static constexpr std::uint32_t one = 0x3c00u, magic = 0x6400u;
+  /// a * b + c on both halves.
+  __device__ static std::uint32_t fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+    std::uint32_t d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+  }
+  GPTQ_HOST_DEVICE static constexpr std::uint32_t bits(float value) { return float16(value).bits; }
+  GPTQ_HOST_DEVICE static constexpr bool holds(float value) { return float16(value) == value; }
+};
+template <>
+struct number<__nv_bfloat16> {
+  static constexpr int fraction = 7;
+  static constexpr std::uint32_t one = 0x3f80u, magic = 0x4300u;
+  __device__ static std::uint32_t fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+    std::uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+  }
+  GPTQ_HOST_DEVICE static constexpr std::uint32_t bits(float value) { return bfloat16(value).bits; }
+  GPTQ_HOST_DEVICE static constexpr bool holds(float value) { return bfloat16(value) == value; }
+};
+
+GPTQ_HOST_DEVICE constexpr std::uint32_t twice(std::uint32_t half) { return half | half << 16; }
+
+/// (a & mask) | b in one instruction.
+template <std::uint32_t Mask>
+__device__ __forceinline__ std::uint32_t masked_or(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "n"(Mask), "r"(b));
+  return d;
+}
+
+/// Shifts to the right, or, by a negative distance, to the left.
+template <int Distance>
+__device__ __forceinline__ std::uint32_t shifted(std::uint32_t word) {
+  return Distance >= 0 ? word >> (Distance & 31) : word << (-Distance & 31);
+}
+
+/// Two 8-bit codes, in bits 0..7 and 16..23, less 128 each, in a type of 7 fraction bits: 2^7 + the lower
+/// seven bits, less 2^7 where the top bit is set and 2^8 where it is not.
+template <class T>
+__device__ __forceinline__ std::uint32_t centered_bytes(std::uint32_t codes) {
+  using n = number<T>;
+  return n::fma(masked_or<twice(0x80)>(~codes, twice(n::magic)), twice(n::one | 0x8000u),
+                masked_or<twice(0x7f)>(codes, twice(n::magic)));
+}
+
+/// Register P % 4 of fragment P / 4 from the words of a lane: code - zero, twice, and exact. Codes become the
+/// low bits of the fraction of 2^m, at bit `at` and so scaled by 2^at, and one fma takes both off again, with
+/// the zero point. `zeros` is the stored one of the row, twice.
+template <device_format Format, class T, int P>
+__device__ __forceinline__ std::uint32_t decoded(std::uint32_t const* words, std::uint32_t zeros) {
+  using n = number<T>;
+  constexpr int bits = Format::bits;
+  constexpr code_place place = place_of<bits>(P, 0);
+  if constexpr (bits == 8 && n::fraction < 8) {
+    std::uint32_t const code = centered_bytes<T>(words[place.word] >> place.bit);
+    if constexpr (Format::has_zero_point)
+      return n::fma(centered_bytes<T>(zeros), twice(n::one | 0x8000u), code);
+    constexpr float offset = 128.0F - Format::levels.zero;
+    constexpr std::uint32_t offsets = twice(n::bits(offset));
+    return offset == 0.0F ? code : n::fma(code, twice(n::one), offsets);
+  } else {
+    constexpr int reach = n::fraction - bits;  // the highest bit at which a code may start
+    constexpr int width = bits == 3 ? 2 : bits;
+    constexpr int step = reach / width * width + width;
+    constexpr int shift = place.bit / step * step;
+    constexpr int at = place.bit - shift;
+    constexpr std::uint32_t mask = twice(((1u << width) - 1u) << at);
+    std::uint32_t value = masked_or<mask>(words[place.word] >> shift, twice(n::magic));
+    if constexpr (bits == 3) {
+      constexpr code_place top = top_place_of(P, 0);
+      constexpr std::uint32_t top_mask = twice(4u << at);
+      value = masked_or<top_mask>(shifted<top.bit - (at + 2)>(words[top.word]), value);
+    }
+    constexpr float one = static_cast<float>(1 << n::fraction) / static_cast<float>(1 << at);  // 2^m, scaled
+    constexpr std::uint32_t factor = twice(n::bits(1.0F / static_cast<float>(1 << at)));
+    if constexpr (Format::has_zero_point) {
+      constexpr std::uint32_t negative = twice(n::bits(-one));
+      return n::fma(value, factor, negative | zeros << at);
+    } else if constexpr (n::holds(one + Format::levels.zero)) {
+      constexpr std::uint32_t offset = twice(n::bits(-(one + Format::levels.zero)));
+      return n::fma(value, factor, offset);
+    } else {  // a half-step zero, out of the reach of the fraction of 2^m
+      constexpr float whole = static_cast<float>(static_cast<int>(Format::levels.zero));
+      constexpr std::uint32_t offset = twice(n::bits(-(one + whole)));
+      constexpr std::uint32_t rest = twice(n::bits(whole - Format::levels.zero));
+      return n::fma(n::fma(value, factor, offset), twice(n::one), rest);
+    }
+  }
+}
+
+/// c += a b: 16 x 16 times 16 x 8. c[0], c[1]: row g, columns 2t and 2t+1; c[2], c[3]: row g+8.
+template <class T>
+__device__ __forceinline__ void multiply(float (&c)[4], std::uint32_t const (&a)[4], std::uint32_t b0,
+                                         std::uint32_t b1) {
+  if constexpr (number<T>::fraction == 10) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+/// A (row tile, chunk) pair in shared memory, as a warp copies it there: codes, scales, zeros.
+template <device_format Format>
+struct staged {
+  using layout = prepacked_layout<Format>;
+  using scale = typename Format::scale;
+  static constexpr int groups = layout::chunk_groups;
+  static constexpr int code_bytes = 4 * layout::chunk_words;
+  static constexpr int scale_bytes = groups * tile_rows * int{sizeof(scale)};
+  static constexpr int zero_bytes = groups * layout::zero_bytes;
+  static constexpr int bytes = (code_bytes + scale_bytes + zero_bytes + 15) / 16 * 16;
+};
+
+template <int Bytes>
+__device__ __forceinline__ void copy_async(void* to, void const* from) {
+  auto const shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(Bytes) : "memory");
+  }
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Left>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+}
+
+/// Copies chunks of a few row tiles, one after the other, from where a lane reads.
+template <device_format Format>
+struct chunk_reader {
+  using s = staged<Format>;
+  using layout = prepacked_layout<Format>;
+  static constexpr int pair_bytes = 2 * int{sizeof(typename Format::scale)};
+
+  char const* codes;  ///< of this chunk in the first row tile
+  char const* scales;
+  char const* zeros;
+  int code_stride;  ///< bytes from one row tile to the next
+  int groups;       ///< of a row
+  int chunk;
+  int lane;
+
+  __device__ chunk_reader(prepacked_view<Format> const& w, index_t first_tile, int first_chunk, int of_lane)
+      : code_stride(static_cast<int>(w.layout().chunks()) * layout::chunk_words * 4),
+        groups(static_cast<int>(w.layout().groups())),
+        chunk(first_chunk),
+        lane(of_lane) {
+    codes = reinterpret_cast<char const*>(w.codes) + first_tile * code_stride +
+            index_t{chunk} * layout::chunk_words * 4 + 16 * lane;
+    scales =
+        reinterpret_cast<char const*>(w.scales) + first_tile * groups * 8 * pair_bytes + pair_bytes * lane;
+    zeros = reinterpret_cast<char const*>(w.zeros) + first_tile * groups * layout::zero_bytes + 4 * lane;
+  }
+
+  __device__ __forceinline__ void advance(int chunks) {
+    codes += chunks * (layout::chunk_words * 4);
+    chunk += chunks;
+  }
+
+  /// Starts copying the chunk of the row tile `tile` from the first to `slot`.
+  __device__ __forceinline__ void copy(char* slot, int tile) const {
+    char const* const from = codes + index_t{tile} * code_stride;
+#pragma unroll
+    for (int part = 0; part < layout::lane_words / 4; ++part) {
+      copy_async<16>(slot + 512 * part + 16 * lane, from + 512 * part);
+    }
+    if constexpr (layout::lane_words % 4 != 0) copy_async<8>(slot + 512 + 8 * lane, from + 512 - 8 * lane);
+    int const group = tile * groups + static_cast<int>(layout{}.group_of(chunk));
+    if (lane < 8 * s::groups) {
+      copy_async<pair_bytes>(slot + s::code_bytes + pair_bytes * lane,
+                             scales + index_t{group} * (8 * pair_bytes));
+    }
+    if constexpr (Format::has_zero_point) {
+      if (lane < s::zero_bytes / 4) {
+        copy_async<4>(slot + s::code_bytes + s::scale_bytes + 4 * lane,
+                      zeros + index_t{group} * layout::zero_bytes);
+      }
+    }
+  }
+};
+
+/// A chunk of a row tile in registers: the words of this lane, and for each group the scales of rows g and
+/// g+8 and their zero points, each twice.
+template <device_format Format>
+struct lane_chunk {
+  using s = staged<Format>;
+
+  std::uint32_t words[prepacked_layout<Format>::lane_words];
+  float scales[s::groups][2];
+  std::uint32_t zeros[s::groups][2];
+
+  /// From where a chunk_reader has copied it, or from a prepacked matrix.
+  __device__ __forceinline__ void load(char const* codes, char const* group_scales, char const* group_zeros,
+                                       int lane) {
+    constexpr int count = prepacked_layout<Format>::lane_words;
+#pragma unroll
+    for (int part = 0; part < count / 4; ++part) {
+      auto const v = *reinterpret_cast<uint4 const*>(codes + 512 * part + 16 * lane);
+      words[4 * part] = v.x, words[4 * part + 1] = v.y, words[4 * part + 2] = v.z, words[4 * part + 3] = v.w;
+    }
+    if constexpr (count % 4 != 0) {
+      auto const v = *reinterpret_cast<uint2 const*>(codes + 512 + 8 * lane);
+      words[4] = v.x, words[5] = v.y;
+    }
+#pragma unroll
+    for (int j = 0; j < s::groups; ++j) {
+      int const at = 8 * j + lane / 4;
+      if constexpr (sizeof(typename Format::scale) == 2) {
+        auto const pair = reinterpret_cast<__half2 const*>(group_scales)[at];
+        scales[j][0] = __low2float(pair), scales[j][1] = __high2float(pair);
+      } else {
+        auto const pair = reinterpret_cast<float2 const*>(group_scales)[at];
+        scales[j][0] = pair.x, scales[j][1] = pair.y;
+      }
+      if constexpr (Format::has_zero_point && Format::bits == 8) {
+        auto const pair = reinterpret_cast<uchar2 const*>(group_zeros)[at];
+        zeros[j][0] = twice(pair.x), zeros[j][1] = twice(pair.y);
+      } else if constexpr (Format::has_zero_point) {
+        std::uint32_t const pair = reinterpret_cast<unsigned char const*>(group_zeros)[at];
+        zeros[j][0] = twice(pair & 15u), zeros[j][1] = twice(pair >> 4);
+      } else {
+        zeros[j][0] = zeros[j][1] = 0;
+      }
+    }
+  }
+  __device__ __forceinline__ void load(char const* slot, int lane) {
+    load(slot, slot + s::code_bytes, slot + s::code_bytes + s::scale_bytes, lane);
+  }
+
+  /// Fragment F: the A operand of mma, code - zero.
+  template <class T, int F>
+  __device__ __forceinline__ void decode(std::uint32_t (&a)[4]) const {
+    constexpr int j = F / (8 / s::groups);
+    a[0] = decoded<Format, T, 4 * F>(words, zeros[j][0]);
+    a[1] = decoded<Format, T, 4 * F + 1>(words, zeros[j][1]);
+    a[2] = decoded<Format, T, 4 * F + 2>(words, zeros[j][0]);
+    a[3] = decoded<Format, T, 4 * F + 3>(words, zeros[j][1]);
+  }
+};
+
+/// f.template operator()<I>() for I = First..Last-1, unrolled.
+template <int First, int Last, class F>
+__device__ __forceinline__ void unrolled(F&& f) {
+  if constexpr (First < Last) {
+    f.template operator()<First>();
+    unrolled<First + 1, Last>(f);
+  }
+}
+
+/// Lets the next kernel of the stream start, and waits for the one before: see launch_config::overlap.
+__device__ __forceinline__ void let_successor_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ T to(float value) {
+  if constexpr (sizeof(T) == 4) {
+    return value;
+  } else if constexpr (number<T>::fraction == 10) {
+    return __float2half_rn(value);
+  } else {
+    return __float2bfloat16_rn(value);
+  }
+}
+
+}  // namespace gptq::cuda::detail

@@ -1,0 +1,90 @@
+// gptq::cuda::gemm and dequantize against the reference: what each number of tokens leads to.
+#include <gptq/cuda/gemm.cuh>
+
+#include "product_check.cuh"
+
+using gptq::format;
+using gptq::index_t;
+namespace cuda = gptq::cuda;
+
+namespace {
+
+struct blas_handle {
+  cublasHandle_t handle = nullptr;
+  blas_handle() { cuda::check(cublasCreate(&handle), "a handle"); }
+  ~blas_handle() { cublasDestroy(handle); }
+};
+
+template <class Format, class X, class Y>
+void check_gemm(cublasHandle_t blas, test::random& random) {
+  index_t const shapes[][2] = {{16, 128}, {40, 264}, {150, 1000}, {260, 4104}};
+  for (auto const& [out, in] : shapes) {
+    for (index_t const tokens : {6, 17, 33, 64, 100, 200}) {
+      if (out * in * tokens > 40'000'000) continue;  // for the sake of the reference's time
+      bool const permuted = random.below(3) == 0;
+      test::check_product<Format, X, Y>(
+          out, in, tokens, permuted, random, [&](auto const& w, X const* x, index_t n, Y* y) {
+            test::device_vector<std::uint8_t> const workspace(cuda::workspace_bytes<X, Y>(w, n));
+            cuda::gemm(w, x, n, y,
+                       {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
+          });
+    }
+  }
+}
+
+template <class Format, class T>
+void check_dequantize(index_t out, index_t in, bool permuted, test::random& random) {
+  INFO(gptq::to_string(gptq::spec_of<Format>())
+       << ", " << out << " x " << in << (permuted ? ", permuted" : ""));
+  auto const packed = test::random_matrix<Format>(out, in, permuted, random);
+  cuda::prepacked_matrix<Format> const w(packed.view());
+  std::vector<double> expected(static_cast<std::size_t>(out * in));
+  gptq::reference::dequantize(packed.view(), expected.data());
+  test::device_vector<test::host_number<T>> const weights(expected.size() + 8);
+  cuda::dequantize(w.view(), reinterpret_cast<T*>(weights.data()));
+  auto const result = weights.host();
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    wrong += static_cast<float>(result[i]) !=
+             static_cast<float>(test::host_number<T>(static_cast<float>(expected[i])));
+  }
+  CHECK(wrong == 0);
+  for (std::size_t i = expected.size(); i < result.size(); ++i)
+    CHECK(std::isnan(static_cast<float>(result[i])));
+}
+
+}  // namespace
+
+TEST_CASE("gemm agrees with the reference") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  blas_handle const blas;
+  check_gemm<format<gptq::symmetric, 4, 128>, __half, __half>(blas.handle, random);
+  check_gemm<format<gptq::asymmetric, 4, 64>, __nv_bfloat16, __nv_bfloat16>(blas.handle, random);
+  check_gemm<format<gptq::half_step, 4, 32>, __half, float>(blas.handle, random);
+  check_gemm<format<gptq::asymmetric, 3, 128, float>, float, float>(blas.handle, random);
+  check_gemm<format<gptq::asymmetric, 8, gptq::whole_row>, __nv_bfloat16, float>(blas.handle, random);
+}
+
+TEST_CASE("dequantize gives the reference's weights, rounded once") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  for (bool const permuted : {false, true}) {
+    check_dequantize<format<gptq::symmetric, 4, 128>, __half>(50, 264, permuted, random);
+    check_dequantize<format<gptq::asymmetric, 4, 64>, __nv_bfloat16>(33, 1003, permuted, random);
+    check_dequantize<format<gptq::asymmetric, 3, 128, float>, float>(16, 520, permuted, random);
+    check_dequantize<format<gptq::asymmetric, 8, gptq::whole_row>, float>(50, 300, permuted, random);
+  }
+}
+
+TEST_CASE("gemm asks for its workspace") {
+  if (!test::have_gpu()) return;
+  using q4 = format<gptq::symmetric, 4, 128>;
+  auto* const p = reinterpret_cast<std::uint32_t*>(256);
+  cuda::prepacked_view<q4> const w{
+      .codes = p, .scales = reinterpret_cast<gptq::float16*>(p), .out = 128, .in = 4096};
+  auto* const x = reinterpret_cast<__half*>(p);
+  CHECK(cuda::workspace_bytes<__half, __half>(w, 64) > 0);
+  CHECK_THROWS_AS(cuda::gemm(w, x, 64, x), cuda::invalid_argument);
+  CHECK_THROWS_AS(cuda::gemm(w, x, 70000, x), cuda::invalid_argument);
+}
