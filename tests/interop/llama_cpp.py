@@ -251,7 +251,6 @@ def main():
                 check(np.array_equal(values, original_values[tensor]), f"{name}: {tensor} is not what it was")
 
     print("\nperplexity:            llama.cpp      ours      ratio")
-    results = {}
 
     def compare(name, path, windows=len(model.windows)):
         """llama.cpp's perplexity, next to ours of the same file."""
@@ -269,7 +268,8 @@ def main():
     closed = (by_llama_cpp - by_gptq) / (by_llama_cpp - exact)
     print(f"Q4_0, the rest in float32: {by_llama_cpp:.4f} by llama.cpp, {by_gptq:.4f} by GPTQ, {exact:.4f} in float32:\n"
           f"{closed:.1%} of the gap is closed")
-    check(closed >= LEAST_SHARE, f"less than {LEAST_SHARE:.0%} of the gap is closed")
+    if by_llama_cpp > exact * (1 + TOLERANCE):  # a smaller gap is noise
+        check(closed >= LEAST_SHARE, f"less than {LEAST_SHARE:.0%} of the gap is closed")
     for name, path in files.items():
         if name != "Q4_0":
             compare(name, path)
