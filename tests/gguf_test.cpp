@@ -735,6 +735,19 @@ TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
   CHECK_NOTHROW(parse(bytes().head(0, 0).text));
 }
 
+TEST_CASE("the fuzzer begins with files that are well-formed", "[gguf]") {
+  int files = 0;
+  for (auto const& entry : fs::directory_iterator(fs::path(GPTQ_SOURCE_DIR) / "tests/fuzz/gguf")) {
+    INFO(entry.path());
+    gguf_file const file(entry.path());
+    for (auto const& [name, tensor] : file.tensors()) {
+      if (is_decodable(tensor.type)) to_float(tensor);
+    }
+    ++files;
+  }
+  CHECK(files >= 7);
+}
+
 TEST_CASE("no prefix of a GGUF file and no flipped byte makes the reader go wrong", "[gguf]") {
   std::string const whole = good_file().text;
   for (std::size_t length = 0; length < whole.size(); ++length) {

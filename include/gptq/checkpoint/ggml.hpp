@@ -110,9 +110,8 @@ std::vector<std::byte> from_float(ggml_type type, std::span<float const> values)
 
 /// A tensor of whole rows of Q4_0, Q4_1 or Q8_0 blocks as a packed matrix of a format with groups of 32: the
 /// same levels, scales and zero points, so the same weights (for Q4_1 to the float16 rounding of m).
-/// @throws gptq::error, naming row and block, for a level that the format does not have, a minimum that is
-/// no
-///         zero point of the format's times the scale, and a scale that is not finite
+/// @throws gptq::error, naming row and block, for a level that the format does not have, a minimum that
+///   belongs to none of its zero points, and a scale that is not finite
 template <storage_format Format>
 packed_matrix<Format> to_packed(ggml_tensor const& tensor);
 
@@ -124,11 +123,10 @@ std::optional<ggml_type> type_for(code_levels const& levels);
 void check_type(ggml_type type, code_levels const& levels, int group_size);
 
 /// The blocks of a layer, row after row, one scale for each 32 columns. Codes and scales are stored as they
-/// are (float32 scales rounded to float16); Q4_1 has -zero scale in float16, so a weight moves by at most
-/// half a unit in its last place.
+/// are (float32 scales rounded to float16); the minimum of Q4_1 is -zero scale in float16, so that a group's
+/// weights move by at most half a unit in its last place.
 /// @throws gptq::error as check_type(); when columns are reordered, for which GGUF has no place; when rows
-/// are
-///         not whole blocks; and when a scale or minimum is beyond float16
+///   are not whole blocks; and when a scale or minimum is beyond float16
 template <storage_format Format>
 std::vector<std::byte> to_ggml(quantized_layer<Format> const& layer, ggml_type type);
 
