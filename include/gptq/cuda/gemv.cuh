@@ -319,14 +319,18 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Format, RowTiles,
 
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int Tiles>
 void launch_gemv(prepacked_view<Format> const& w, operands<T> const& x, Y* y, execution const& where,
-                 bool overlap) {
-  auto const blocks = static_cast<unsigned>((w.layout().row_tiles() + RowTiles - 1) / RowTiles);
+                 device const& gpu) {
+  auto const blocks = static_cast<int>((w.layout().row_tiles() + RowTiles - 1) / RowTiles);
+  // No multiprocessor should get more blocks than its share while others wait for the kernel before to end:
+  // that much shared memory is asked for that no more fit.
+  int const share = (blocks + gpu.multiprocessors - 1) / gpu.multiprocessors;
+  int const needed = gemv_shared_memory<Format, RowTiles, Tiles>(x.columns);
   launch(gemv_kernel<Format, T, Parts, Y, RowTiles, Tiles>,
-         {.grid = blocks,
+         {.grid = static_cast<unsigned>(blocks),
           .block = 32 * gemv_warps,
-          .shared_memory = static_cast<std::size_t>(gemv_shared_memory<Format, RowTiles, Tiles>(x.columns)),
+          .shared_memory = static_cast<std::size_t>(std::max(needed, gpu.shared_memory / (share + 1) + 1024)),
           .stream = where.stream,
-          .overlap = overlap},
+          .overlap = where.overlap},
          w, x, y);
 }
 
@@ -334,20 +338,20 @@ void launch_gemv(prepacked_view<Format> const& w, operands<T> const& x, Y* y, ex
 /// activations, which counts only with many columns.
 template <device_format Format, class T, int Parts, class Y>
 void gemv_columns(prepacked_view<Format> const& w, operands<T> const& x, Y* y, execution const& where,
-                  bool overlap, device const& gpu) {
+                  device const& gpu) {
   constexpr auto blocks = [](index_t tiles, int of_block) { return (tiles + of_block - 1) / of_block; };
   index_t const tiles = w.layout().row_tiles(), sms = gpu.multiprocessors;
   if (x.columns <= 8) {
     bool const one = tiles <= sms * gemv_blocks<Format, 1, 1> ||
                      (x.columns <= 2 && blocks(tiles, 2) > sms * gemv_blocks<Format, 2, 1>);
-    one ? launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, overlap)
-        : launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, overlap);
+    one ? launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, gpu)
+        : launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, gpu);
   } else if (tiles <= sms * gemv_blocks<Format, 1, 2>) {
-    launch_gemv<Format, T, Parts, Y, 1, 2>(w, x, y, where, overlap);
+    launch_gemv<Format, T, Parts, Y, 1, 2>(w, x, y, where, gpu);
   } else if (blocks(tiles, 2) <= sms * gemv_blocks<Format, 2, 2>) {
-    launch_gemv<Format, T, Parts, Y, 2, 2>(w, x, y, where, overlap);
+    launch_gemv<Format, T, Parts, Y, 2, 2>(w, x, y, where, gpu);
   } else {
-    launch_gemv<Format, T, Parts, Y, 4, 2>(w, x, y, where, overlap);
+    launch_gemv<Format, T, Parts, Y, 4, 2>(w, x, y, where, gpu);
   }
 }
 
@@ -432,7 +436,7 @@ void gemv(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y, exe
     auto const some = static_cast<int>(std::min(most, tokens - token));
     detail::gemv_columns<Format, T, parts>(
         w, {all.data + token * parts * all.stride, some * parts, all.width, all.stride}, y + token * w.out,
-        where, where.overlap, gpu);
+        where, gpu);
   }
 }
 
