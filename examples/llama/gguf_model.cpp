@@ -320,6 +320,15 @@ ggml_type gguf_type_of(gptq::format_spec const& format) {
   });
 }
 
+void check_gguf_rows(config const& c) {
+  for (std::int64_t const columns : {c.hidden_size, c.query_size(), c.intermediate_size}) {
+    if (columns % 32 != 0) {
+      throw gptq::error(
+          fmt::format("GGUF has blocks of 32 weights: rows of {} are not whole blocks", columns));
+    }
+  }
+}
+
 void write_gguf_model(fs::path const& directory, model const& m, fs::path const& source,
                       std::optional<ggml_type> embeddings) {
   std::error_code failure;

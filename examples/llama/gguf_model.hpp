@@ -43,6 +43,9 @@ std::map<std::string, stored_weight, std::less<>> weights_of(gptq::checkpoint::g
 /// reason and what can be held, when there is none.
 gptq::checkpoint::ggml_type gguf_type_of(gptq::format_spec const& format);
 
+/// Throws gptq::error unless the rows of all linear layers of such a model are whole blocks.
+void check_gguf_rows(config const& c);
+
 /// Writes directory/model.gguf, a model all of whose linear layers are packed with their columns in order.
 /// Vectors become float32; embeddings and output layer are written as they are stored.
 /// @param source      the model's own directory or file, for its tokenizer

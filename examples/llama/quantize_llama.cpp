@@ -147,6 +147,7 @@ void run(command_line args) {
   llama::model m(args.model);
   m.require_unquantized();
   llama::config const& c = m.config();
+  if (args.written == llama::output_format::gguf) llama::check_gguf_rows(c);
   args.window = llama::window_length(c, args.window);
   text const calibration = llama::read_text(args.calibration, args.model, c, args.window, args.samples);
   std::optional<text> evaluation;

@@ -61,7 +61,9 @@ struct packed_layout {
   /// Bytes of the 32 zeros of a (row block, group) pair.
   static constexpr index_t zero_tile_bytes = Format::has_zero_point ? 4 * Format::bits : 0;
 
-  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t row_blocks() const { return (out + packed_rows - 1) / packed_rows; }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t row_blocks() const {
+    return (out + packed_rows - 1) / packed_rows;
+  }
   GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t groups() const { return Format::groups(in); }
   GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t group_columns() const { return Format::group_columns(in); }
   /// Columns of one group: group_columns(), or what is left for the last one.
@@ -77,9 +79,15 @@ struct packed_layout {
     return in == 0 ? 0 : (groups() - 1) * tile_bytes(group_columns()) + tile_bytes(columns_of(groups() - 1));
   }
 
-  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t code_bytes() const { return row_blocks() * row_block_bytes(); }
-  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t scale_count() const { return row_blocks() * groups() * packed_rows; }
-  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t zero_bytes() const { return row_blocks() * groups() * zero_tile_bytes; }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t code_bytes() const {
+    return row_blocks() * row_block_bytes();
+  }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t scale_count() const {
+    return row_blocks() * groups() * packed_rows;
+  }
+  GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t zero_bytes() const {
+    return row_blocks() * groups() * zero_tile_bytes;
+  }
 
   /// Byte offset of the codes of a (row block, group) pair.
   GPTQ_INLINE GPTQ_HOST_DEVICE constexpr index_t code_offset(index_t row_block, index_t group) const {

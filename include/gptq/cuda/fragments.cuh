@@ -147,6 +147,12 @@ __device__ __forceinline__ void copy_async(void* to, void const* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared), "l"(from), "n"(Bytes) : "memory");
   }
 }
+/// 16 bytes, or zeros.
+__device__ __forceinline__ void copy_async_or_zero(void* to, void const* from, bool there) {
+  auto const shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(there ? 16 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Left>
 __device__ __forceinline__ void wait_copies() {

@@ -11,7 +11,7 @@
 // cuBLAS needs a handle in execution::blas, and x and y of the same type of 16 bits: weights are rounded to
 // it. Everywhere else products are exact and sums are float32.
 //
-// The kernel for up to 64 columns: a block has 128 rows, a warp 16 of them; activations go through a ring in
+// The kernel for up to 64 columns: a block has 256 rows, a warp 32 of them; activations go through a ring in
 // shared memory for all warps, codes through one for each. Where rows make too few blocks, columns of W are
 // shared out, too, and a second kernel adds up.
 #pragma once
@@ -38,28 +38,24 @@ void gemm(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y, exe
 namespace detail {
 
 inline constexpr int gemm_warps = 8;
-inline constexpr int gemm_rows = gemm_warps * tile_rows;
-inline constexpr int gemm_stages = 4;
+inline constexpr int gemm_row_tiles = 2;  // of a warp
+inline constexpr int gemm_rows = gemm_warps * gemm_row_tiles * tile_rows;
 
 /// Bytes of a stage: activations of 8 * Tiles columns, then what each warp copies for itself.
 template <device_format Format, int Tiles>
-inline constexpr int gemm_stage_bytes = 8 * Tiles* chunk_columns * 2 + gemm_warps* staged<Format>::bytes;
-/// Stages that leave room for a second block.
+inline constexpr int gemm_stage_bytes =
+    8 * Tiles* chunk_columns * 2 + gemm_warps* gemm_row_tiles* staged<Format>::bytes;
+/// Blocks of a multiprocessor, as registers allow, and stages in the 99 KiB that every device has for a
+/// block.
+template <int Tiles>
+inline constexpr int gemm_blocks = Tiles <= 4 ? 2 : 1;
 template <device_format Format, int Tiles>
-inline constexpr int gemm_depth =
-    gemm_stages* gemm_stage_bytes<Format, Tiles> <= 110 * 1024 ? gemm_stages : 3;
+inline constexpr int gemm_depth = std::min(4, 99 * 1024 / gemm_stage_bytes<Format, Tiles>);
 
-/// 16 bytes, or zeros.
-__device__ __forceinline__ void copy_async_or_zero(void* to, void const* from, bool there) {
-  auto const shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(there ? 16 : 0)
-               : "memory");
-}
-
-/// Block (x, y, z): columns 8 * Tiles * x and on, rows 128 * y and on, share z of the chunks. With one share
+/// Block (x, y, z): columns 8 * Tiles * x and on, rows 256 * y and on, share z of the chunks. With one share
 /// the result goes to y, else the sums to partial[share, column, row].
 template <device_format Format, class T, class Y, int Tiles>
-__global__ void __launch_bounds__(32 * gemm_warps, 2)
+__global__ void __launch_bounds__(32 * gemm_warps, gemm_blocks<Tiles>)
     gemm_kernel(prepacked_view<Format> w, operands<T> x, Y* y, float* partial) {
   constexpr int depth = gemm_depth<Format, Tiles>, columns = 8 * Tiles;
   constexpr int stage_bytes = gemm_stage_bytes<Format, Tiles>, activation_bytes = columns * chunk_columns * 2;
@@ -70,28 +66,41 @@ __global__ void __launch_bounds__(32 * gemm_warps, 2)
   int const shares = static_cast<int>(gridDim.z);
   int const first = static_cast<int>(index_t{blockIdx.z} * chunks / shares);
   int const count = static_cast<int>(index_t{blockIdx.z + 1} * chunks / shares) - first;
-  index_t const tile = index_t{blockIdx.y} * gemm_warps + warp;
-  bool const inside = tile < layout.row_tiles();
+  index_t const tile = (index_t{blockIdx.y} * gemm_warps + warp) * gemm_row_tiles;
+  int const inside =
+      static_cast<int>(min(index_t{gemm_row_tiles}, layout.row_tiles() - tile));  // may be negative
   int const first_column = static_cast<int>(blockIdx.x) * columns;
 
   let_successor_start();
-  chunk_reader<Format> reader(w, inside ? tile : 0, first, lane);
+  chunk_reader<Format> reader(w, inside > 0 ? tile : 0, first, lane);
   auto const stage_at = [&](int i) { return memory + i % depth * stage_bytes; };
+  auto const codes_at = [&](int i, int r) {
+    return stage_at(i) + activation_bytes + (warp * gemm_row_tiles + r) * staged<Format>::bytes;
+  };
   auto const copy_codes = [&](int i) {
-    if (inside && i < count) reader.copy(stage_at(i) + activation_bytes + warp * staged<Format>::bytes, 0);
+#pragma unroll
+    for (int r = 0; r < gemm_row_tiles; ++r) {
+      if (r < inside && i < count) reader.copy(codes_at(i, r), r);
+    }
     reader.advance(1);
   };
-  // Units of 16 bytes, 16 a column; odd columns have their halves of 128 bytes' halves exchanged, so that the
-  // eight lanes that read at once find eight different groups of banks.
+  // Units of 16 bytes, 16 a column; odd columns have the halves of every 128 bytes exchanged, so that the
+  // eight lanes that read at once find eight different groups of banks. A thread copies unit threadIdx.x % 16
+  // of every 16th column.
+  constexpr int column_step = 32 * gemm_warps / 16;
+  int const unit = threadIdx.x % 16, own_column = threadIdx.x / 16;
+  T const* const own =
+      x.data + (first_column + own_column) * x.stride + index_t{first} * chunk_columns + 8 * unit;
+  int const own_left = static_cast<int>(x.width) - first * chunk_columns - 8 * unit;
+  int const own_place = own_column * 256 + 16 * (unit ^ (own_column % 2 * 4));
   auto const copy_activations = [&](int i) {
     if (i >= count) return;
 #pragma unroll
-    for (int u = threadIdx.x; u < columns * 16; u += 32 * gemm_warps) {
-      int const column = u / 16, unit = u % 16;
-      index_t const at = index_t{first + i} * chunk_columns + 8 * unit;
-      bool const there = first_column + column < x.columns && at < x.width;
-      T const* const from = there ? x.data + (first_column + column) * x.stride + at : x.data;
-      copy_async_or_zero(stage_at(i) + column * 256 + 16 * (unit ^ (column % 2 * 4)), from, there);
+    for (int k = 0; k < columns / column_step; ++k) {
+      bool const there =
+          first_column + own_column + k * column_step < x.columns && i * chunk_columns < own_left;
+      T const* const from = there ? own + k * column_step * x.stride + i * chunk_columns : x.data;
+      copy_async_or_zero(stage_at(i) + own_place + k * column_step * 256, from, there);
     }
   };
 #pragma unroll
@@ -103,7 +112,7 @@ __global__ void __launch_bounds__(32 * gemm_warps, 2)
     commit_copies();  // the first group has all codes so far
   }
 
-  float sums[Tiles][4] = {};
+  float sums[gemm_row_tiles][Tiles][4] = {};
   for (int i = 0; i < count; ++i) {
     wait_copies<depth - 2>();
     __syncthreads();
@@ -111,44 +120,58 @@ __global__ void __launch_bounds__(32 * gemm_warps, 2)
     copy_activations(i + depth - 1);
     commit_copies();
     char const* const stage = stage_at(i);
-    lane_chunk<Format> chunk;
-    chunk.load(stage + activation_bytes + warp * staged<Format>::bytes, lane);
+    lane_chunk<Format> chunk[gemm_row_tiles];
+#pragma unroll
+    for (int r = 0; r < gemm_row_tiles; ++r) chunk[r].load(codes_at(i, r), lane);
     constexpr int groups = staged<Format>::groups;
     unrolled<0, groups>([&]<int J>() {
-      float c[Tiles][4] = {};
+      float c[gemm_row_tiles][Tiles][4] = {};
       constexpr int first_half = 4 / groups * J, last_half = first_half + 4 / groups;
       unrolled<first_half, last_half>([&]<int H>() {
-        std::uint32_t a[2][4];
-        chunk.template decode<T, 2 * H>(a[0]);
-        chunk.template decode<T, 2 * H + 1>(a[1]);
+        std::uint32_t a[gemm_row_tiles][2][4];
+#pragma unroll
+        for (int r = 0; r < gemm_row_tiles; ++r) {
+          chunk[r].template decode<T, 2 * H>(a[r][0]);
+          chunk[r].template decode<T, 2 * H + 1>(a[r][1]);
+        }
 #pragma unroll
         for (int n = 0; n < Tiles; ++n) {
           int const column = 8 * n + lane / 4, unit = 4 * H + lane % 4;
           uint4 const b =
               *reinterpret_cast<uint4 const*>(stage + column * 256 + 16 * (unit ^ (column % 2 * 4)));
-          multiply<T>(c[n], a[0], b.x, b.y);
-          multiply<T>(c[n], a[1], b.z, b.w);
+#pragma unroll
+          for (int r = 0; r < gemm_row_tiles; ++r) multiply<T>(c[r][n], a[r][0], b.x, b.y);
+#pragma unroll
+          for (int r = 0; r < gemm_row_tiles; ++r) multiply<T>(c[r][n], a[r][1], b.z, b.w);
         }
       });
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
+      for (int r = 0; r < gemm_row_tiles; ++r) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) sums[n][k] = fmaf(chunk.scales[J][k / 2], c[n][k], sums[n][k]);
+        for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            sums[r][n][k] = fmaf(chunk[r].scales[J][k / 2], c[r][n][k], sums[r][n][k]);
+          }
+        }
       }
     });
   }
   wait_copies<0>();
 #pragma unroll
-  for (int n = 0; n < Tiles; ++n) {
+  for (int r = 0; r < gemm_row_tiles; ++r) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      index_t const row = tile * tile_rows + lane / 4 + 8 * (k / 2);
-      index_t const column = first_column + 8 * n + 2 * (lane % 4) + k % 2;
-      if (row >= w.out || column >= x.columns) continue;
-      if (partial == nullptr) {
-        y[column * w.out + row] = to<Y>(sums[n][k]);
-      } else {
-        partial[(index_t{blockIdx.z} * x.columns + column) * w.out + row] = sums[n][k];
+    for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        index_t const row = (tile + r) * tile_rows + lane / 4 + 8 * (k / 2);
+        index_t const column = first_column + 8 * n + 2 * (lane % 4) + k % 2;
+        if (row >= w.out || column >= x.columns) continue;
+        if (partial == nullptr) {
+          y[column * w.out + row] = to<Y>(sums[r][n][k]);
+        } else {
+          partial[(index_t{blockIdx.z} * x.columns + column) * w.out + row] = sums[r][n][k];
+        }
       }
     }
   }
@@ -221,11 +244,12 @@ void launch_gemm(prepacked_view<Format> const& w, operands<T> const& x, Y* y, fl
 template <class X, class Y>
 inline constexpr bool blas_types = std::is_same_v<X, Y> && !std::is_same_v<X, float>;
 
-/// Row tiles that are decoded at once: large enough to keep cuBLAS busy, and 64 MiB of workspace.
+/// Row tiles that are decoded at once: even shares of at most 256 MiB.
 template <class Format>
 index_t slice_tiles(prepacked_view<Format> const& w) {
-  index_t const fit = (index_t{64} << 20) / (w.layout().chunks() * chunk_columns * 2 * tile_rows);
-  return std::min(std::max<index_t>(fit / 8 * 8, 8), w.layout().row_tiles());
+  constexpr index_t most = index_t{256} << 20;
+  index_t const slices = (w.layout().row_tiles() * tile_rows * w.in * 2 + most - 1) / most;
+  return (w.layout().row_tiles() + slices - 1) / slices;
 }
 template <class Format>
 std::size_t slice_bytes(prepacked_view<Format> const& w) {

@@ -128,6 +128,29 @@ struct operand_reader {
   }
 };
 
+/// Copies the columns of a chunk to shared memory, 256 bytes each, and reads B operands from there. The
+/// latency of activations is that of the cache they are in, several times over that of a product.
+template <class T>
+struct operand_ring {
+  operands<T> x;
+  int lane;
+
+  __device__ __forceinline__ void copy(char* slot, int chunk) const {
+    for (int u = lane; u < 16 * x.columns; u += 32) {
+      index_t const at = index_t{chunk} * chunk_columns + 8 * (u % 16);
+      copy_async_or_zero(slot + 16 * u, x.data + (at < x.width ? u / 16 * x.stride + at : 0), at < x.width);
+    }
+  }
+  __device__ __forceinline__ void read(char const* slot, std::uint32_t (&b)[16]) const {
+    if (lane / 4 >= x.columns) return;  // stays 0
+#pragma unroll
+    for (int h = 0; h < 4; ++h) {
+      uint4 const v = *reinterpret_cast<uint4 const*>(slot + lane / 4 * 256 + 64 * h + 16 * (lane % 4));
+      b[4 * h] = v.x, b[4 * h + 1] = v.y, b[4 * h + 2] = v.z, b[4 * h + 3] = v.w;
+    }
+  }
+};
+
 /// Adds a chunk of a row tile, times Tiles * 8 columns b, to `sums`.
 template <device_format Format, class T, int Tiles>
 __device__ __forceinline__ void multiply_chunk(lane_chunk<Format> const& w,
@@ -167,10 +190,14 @@ inline constexpr int gemv_blocks =
     : RowTiles == 1 && Format::bits <= 4 && prepacked_layout<Format>::chunk_groups == 1 ? 4
                                                                                         : 3;
 
+/// Bytes of shared memory: the rings, and in the end, in their place, the sums of all warps.
 template <device_format Format, int RowTiles, int Tiles>
-inline constexpr int gemv_shared_memory = std::max(gemv_warps* gemv_depth<Format>* staged<Format>::bytes,
-                                                   gemv_warps* RowTiles* tile_rows*(8 * Tiles + 2) *
-                                                       int{sizeof(float)});
+constexpr int gemv_shared_memory(int columns) {
+  int const codes = gemv_depth<Format> * staged<Format>::bytes;
+  int const activations = Tiles == 1 ? gemv_depth<Format> / RowTiles * columns * 256 : 0;
+  int const sums = RowTiles * tile_rows * (8 * Tiles + 2) * int{sizeof(float)};
+  return gemv_warps * std::max(codes + activations, sums);
+}
 
 /// RowTiles row tiles a block; Tiles * 8 columns.
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int Tiles>
@@ -185,6 +212,13 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Format, RowTiles,
   int const tiles = static_cast<int>(min(index_t{RowTiles}, layout.row_tiles() - first_tile));
   int const mine = warp < chunks ? (chunks - warp + gemv_warps - 1) / gemv_warps : 0;
   char* const ring = memory + warp * depth * staged<Format>::bytes;
+  // Up to 8 columns go through a ring, too; for 16 it would be too large.
+  constexpr bool columns_in_ring = Tiles == 1;
+  constexpr int chunk_depth = depth / RowTiles;
+  int const column_bytes = x.columns * 256;
+  char* const column_ring =
+      memory + gemv_warps * depth * staged<Format>::bytes + warp * chunk_depth * column_bytes;
+  operand_ring<T> const column_copies{x, lane};
 
   let_successor_start();
   chunk_reader<Format> reader(w, first_tile, warp, lane);
@@ -202,25 +236,46 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Format, RowTiles,
 #pragma unroll
   for (int i = 0; i < depth; ++i) {
     if (i / RowTiles < mine) reader.copy(slot, offsets[i % RowTiles]);
-    commit_copies();
+    if constexpr (!columns_in_ring) commit_copies();
     next_slot();
     if (i % RowTiles == RowTiles - 1) reader.advance(gemv_warps);
   }
   wait_for_predecessor();
+  if constexpr (columns_in_ring) {
+#pragma unroll
+    for (int i = 0; i < depth; ++i) {
+      if (i % RowTiles == 0 && i / RowTiles < mine) {
+        column_copies.copy(column_ring + i / RowTiles * column_bytes, warp + i / RowTiles * gemv_warps);
+      }
+      commit_copies();  // the first group has all codes so far
+    }
+  }
 
   float sums[RowTiles][Tiles][4] = {};
   std::uint32_t b[Tiles][16] = {};
   operand_reader<T, Tiles> columns(x, warp, lane);
+  char* column_slot = column_ring;
   for (int i = 0; i < mine; ++i) {
-    columns.read(gemv_warps, b);
+    if constexpr (!columns_in_ring) columns.read(gemv_warps, b);
+    bool const more = i + chunk_depth < mine;
 #pragma unroll
     for (int r = 0; r < RowTiles; ++r) {
       wait_copies<depth - 1>();
       __syncwarp();
       lane_chunk<Format> chunk;
       chunk.load(slot, lane);
+      if constexpr (columns_in_ring) {
+        if (r == 0) column_copies.read(column_slot, b[0]);
+      }
       __syncwarp();
-      if (i + depth / RowTiles < mine) reader.copy(slot, offsets[r]);
+      if (more) reader.copy(slot, offsets[r]);
+      if constexpr (columns_in_ring) {
+        if (r == 0) {
+          if (more) column_copies.copy(column_slot, warp + (i + chunk_depth) * gemv_warps);
+          column_slot += column_bytes;
+          if (column_slot == column_ring + chunk_depth * column_bytes) column_slot = column_ring;
+        }
+      }
       commit_copies();
       next_slot();
       multiply_chunk<Format, T, Tiles>(chunk, b, sums[r]);
@@ -264,30 +319,39 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Format, RowTiles,
 
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int Tiles>
 void launch_gemv(prepacked_view<Format> const& w, operands<T> const& x, Y* y, execution const& where,
-                 bool overlap) {
-  auto const blocks = static_cast<unsigned>((w.layout().row_tiles() + RowTiles - 1) / RowTiles);
+                 device const& gpu) {
+  auto const blocks = static_cast<int>((w.layout().row_tiles() + RowTiles - 1) / RowTiles);
+  // No multiprocessor should get more blocks than its share while others wait for the kernel before to end:
+  // that much shared memory is asked for that no more fit.
+  int const share = (blocks + gpu.multiprocessors - 1) / gpu.multiprocessors;
+  int const needed = gemv_shared_memory<Format, RowTiles, Tiles>(x.columns);
   launch(gemv_kernel<Format, T, Parts, Y, RowTiles, Tiles>,
-         {.grid = blocks,
+         {.grid = static_cast<unsigned>(blocks),
           .block = 32 * gemv_warps,
-          .shared_memory = gemv_shared_memory<Format, RowTiles, Tiles>,
+          .shared_memory = static_cast<std::size_t>(std::max(needed, gpu.shared_memory / (share + 1) + 1024)),
           .stream = where.stream,
-          .overlap = overlap},
+          .overlap = where.overlap},
          w, x, y);
 }
 
-/// Up to 16 columns. More row tiles a block mean fewer reads of the activations; fewer, more blocks to share
-/// out.
+/// Up to 16 columns. As few row tiles a block as one wave of blocks allows: more mean fewer reads of the
+/// activations, which counts only with many columns.
 template <device_format Format, class T, int Parts, class Y>
 void gemv_columns(prepacked_view<Format> const& w, operands<T> const& x, Y* y, execution const& where,
-                  bool overlap, device const& gpu) {
-  index_t const resident = index_t{gpu.multiprocessors} * 4;
-  bool const two = w.layout().row_tiles() > resident;
+                  device const& gpu) {
+  constexpr auto blocks = [](index_t tiles, int of_block) { return (tiles + of_block - 1) / of_block; };
+  index_t const tiles = w.layout().row_tiles(), sms = gpu.multiprocessors;
   if (x.columns <= 8) {
-    two ? launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, overlap)
-        : launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, overlap);
+    bool const one = tiles <= sms * gemv_blocks<Format, 1, 1> ||
+                     (x.columns <= 2 && blocks(tiles, 2) > sms * gemv_blocks<Format, 2, 1>);
+    one ? launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, gpu)
+        : launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, gpu);
+  } else if (tiles <= sms * gemv_blocks<Format, 1, 2>) {
+    launch_gemv<Format, T, Parts, Y, 1, 2>(w, x, y, where, gpu);
+  } else if (blocks(tiles, 2) <= sms * gemv_blocks<Format, 2, 2>) {
+    launch_gemv<Format, T, Parts, Y, 2, 2>(w, x, y, where, gpu);
   } else {
-    two ? launch_gemv<Format, T, Parts, Y, 2, 2>(w, x, y, where, overlap)
-        : launch_gemv<Format, T, Parts, Y, 1, 2>(w, x, y, where, overlap);
+    launch_gemv<Format, T, Parts, Y, 4, 2>(w, x, y, where, gpu);
   }
 }
 
@@ -372,7 +436,7 @@ void gemv(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y, exe
     auto const some = static_cast<int>(std::min(most, tokens - token));
     detail::gemv_columns<Format, T, parts>(
         w, {all.data + token * parts * all.stride, some * parts, all.width, all.stride}, y + token * w.out,
-        where, where.overlap, gpu);
+        where, gpu);
   }
 }
 
