@@ -19,7 +19,7 @@ struct float16 {
 
   float16() = default;
   /// Rounds to nearest, ties to even. |value| >= 65520 gives infinity, NaN stays a (quiet) NaN.
-  explicit constexpr float16(float value);
+  GPTQ_HOST_DEVICE explicit constexpr float16(float value);
   GPTQ_HOST_DEVICE constexpr operator float() const;  ///< exact
 
   GPTQ_INLINE static constexpr float16 from_bits(std::uint16_t b) {
@@ -57,7 +57,7 @@ GPTQ_INLINE GPTQ_HOST_DEVICE constexpr To bit_cast(From from) {
 
 }  // namespace detail
 
-GPTQ_INLINE constexpr float16::float16(float value) : bits{} {
+GPTQ_INLINE GPTQ_HOST_DEVICE constexpr float16::float16(float value) : bits{} {
   std::uint32_t const word = detail::bit_cast<std::uint32_t>(value);
   std::uint32_t const sign = (word >> 16) & 0x8000u;
   std::uint32_t const magnitude = word & 0x7fffffffu;
