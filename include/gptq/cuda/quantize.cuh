@@ -227,7 +227,7 @@ class sweeper {
   /// factor_ becomes L of the reversed, damped Hessian.
   void factorize() {
     factor_ = device_array<float>(ctx_, ld_ * ld_);
-    factor_.fill_bytes(0);  // cuSOLVER reads both triangles
+    factor_.fill_bytes(0);  // the upper triangle, too, which libraries may read
     float* const corner = factor_.data() + (ld_ - columns_) * (ld_ + 1);
     std::size_t device_bytes = 0;
     std::size_t host_bytes = 0;
