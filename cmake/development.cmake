@@ -7,7 +7,7 @@ string(REGEX MATCH "-fsanitize" GPTQ_SANITIZED "${CMAKE_CXX_FLAGS}")
 
 add_library(gptq_warnings INTERFACE)
 target_compile_options(gptq_warnings INTERFACE
-  -Wall -Wextra -Wpedantic -Wconversion -Wshadow $<$<BOOL:${GPTQ_WERROR}>:-Werror>)
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wconversion;-Wshadow;$<$<BOOL:${GPTQ_WERROR}>:-Werror>>")
 
 # Eigen with OpenBLAS behind it, or alone where there is none. A program is built with it as a whole or not at
 # all: EIGEN_USE_BLAS changes inline functions.

@@ -29,7 +29,7 @@ def gptq(weight, hessian, bits=4, group_size=128, damping=0.01, block=128):
     h.diagonal().add_(damping * torch.mean(torch.diag(h)))
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
     quantized = torch.zeros_like(w)
-    loss = 0.0
+    loss = torch.zeros((), device=w.device)
     for start in range(0, columns, block):
         end = min(start + block, columns)
         now, errors = w[:, start:end].clone(), torch.zeros_like(w[:, start:end])
@@ -43,11 +43,11 @@ def gptq(weight, hessian, bits=4, group_size=128, damping=0.01, block=128):
             decoded = (scale * (codes - 2 ** (bits - 1))).flatten()
             quantized[:, start + i] = decoded
             error = (column - decoded) / pivot
-            loss += (error**2).sum().item() / 2
+            loss += (error**2).sum() / 2
             now[:, i:] -= error.unsqueeze(1) * factor[i, i:].unsqueeze(0)
             errors[:, i] = error
         w[:, end:] -= errors @ upper[start:end, end:]
-    return quantized[:, torch.argsort(order)], loss
+    return quantized[:, torch.argsort(order)], loss.item()
 
 
 def ours(bench, size):

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <memory>
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
@@ -246,7 +247,18 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   app.add_flag("--resume", args.resume, "Go on with the run in --output that was interrupted");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
   add_threads_option(app, args.how.threads);
+  std::string device = "cpu";
+  app.add_option("--device", device,
+                 "Where Hessians and GPTQ are computed: cpu, or cuda (quality plain,\n"
+                 "which is then the default)")
+      ->check(one_of({"cpu", "cuda"}))
+      ->type_name("NAME")
+      ->capture_default_str();
   if (!parse_options(app, argc, argv)) return std::nullopt;
+  if (device == "cuda") {
+    args.how.quantize.device = std::make_shared<gpu>();
+    if (app.count("--quality") == 0) options.quality = gptq::quality::plain;
+  }
   bool const reference = options.quality == gptq::quality::reference;
   if (reference && scales == gptq::scale_type::float16) {
     throw gptq::error("--quality reference does not round scales: it cannot go with --scale float16");

@@ -6,6 +6,8 @@
 
 #include <gptq/gemv.hpp>
 
+#include "formats.hpp"
+
 namespace llama {
 namespace {
 
@@ -27,8 +29,8 @@ void gemv(packed_parts const& w, float const* x, float* y, index_t first_row, in
   gptq::gemv<Precision>(view_of<Format>(w), x, y, first_row, last_row);
 }
 
-using formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero, gptq::half_step>,
-                                   gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
+using kernel_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero, gptq::half_step>,
+                                          gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
 
 }  // namespace
 
@@ -36,7 +38,7 @@ gemv_kernel find_gemv(gptq::format_spec const& format, precision precision) {
   if (format.scales != gptq::scale_type::float16) return nullptr;
   gptq::format_spec same = format;
   if (same.scheme == "symmetric") same.scheme = "fixed_zero";  // without the lowest level, and else the same
-  return gptq::with_format<formats>(same, [&]<class Format>() -> gemv_kernel {
+  return gptq::with_format<kernel_formats>(same, [&]<class Format>() -> gemv_kernel {
     switch (precision) {
       case gptq::precision::int8:
         return gemv<Format, gptq::precision::int8>;

@@ -10,13 +10,6 @@
 
 namespace llama {
 
-/// The group sizes that are compiled in.
-#if defined(LLAMA_FEW_FORMATS)
-using group_sizes = gptq::group_sizes<32, gptq::whole_row>;
-#else
-using group_sizes = gptq::group_sizes<32, 64, 128, gptq::whole_row>;
-#endif
-
 /// A packed matrix without its type: the pieces of a gptq::packed_view, as bytes.
 struct packed_parts {
   gptq::index_t out = 0;

@@ -9,6 +9,9 @@
 #include <gptq/packed.hpp>
 #include <gptq/quantize.hpp>
 
+#include "formats.hpp"
+#include "gpu.hpp"
+
 namespace llama {
 namespace {
 
@@ -37,11 +40,6 @@ class packed_as final : public packed_linear {
   Owner owner_;
   gptq::packed_view<Format> view_;
 };
-
-// What the command line can ask for.
-using formats =
-    gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero, gptq::half_step>,
-                       gptq::bit_widths<2, 3, 4, 8>, group_sizes, gptq::scale_types<gptq::float16, float>>;
 
 void check_order(std::span<std::int32_t const> order, gptq::index_t in) {
   if (order.empty()) return;
@@ -83,8 +81,18 @@ std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, pack
 
 quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian const& h) const {
   return gptq::with_format<formats>(format, [&]<class Format>() -> result {
-    auto const layer = round_to_nearest ? gptq::round_to_nearest<Format>(weight, options, &h)
-                                        : gptq::quantize<Format>(std::move(weight), h, options);
+    gptq::quantized_layer<Format> layer;
+    if (round_to_nearest) {
+      layer = gptq::round_to_nearest<Format>(weight, options, &h);
+    } else if (device) {
+      auto on = device->quantize(format, weight.data(), weight.rows(), weight.cols(), h.sum().data(),
+                                 h.tokens(), h.sequences(), options);
+      layer = {
+          weight.rows(),       weight.cols(), std::move(on.codes), std::move(on.scales), std::move(on.zeros),
+          std::move(on.order), on.report};
+    } else {
+      layer = gptq::quantize<Format>(std::move(weight), h, options);
+    }
     auto packed = gptq::pack(layer);
     auto const view = packed.view();  // stays good when the matrix moves: it points to what that owns
     auto const bytes = packed.bytes();

@@ -9,6 +9,7 @@
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
 
+#include "gpu.hpp"
 #include "kernels.hpp"
 
 namespace llama {
@@ -34,6 +35,7 @@ struct quantizer {
   gptq::format_spec format;
   gptq::quantize_options options;
   bool round_to_nearest = false;  ///< instead of GPTQ; the Hessian then only measures
+  std::shared_ptr<gpu> device;    ///< for Hessians and GPTQ; null: the CPU
 
   struct result {
     std::unique_ptr<packed_linear> packed;

@@ -138,6 +138,7 @@ nlohmann::ordered_json settings_of(llama::model const& m, text const& calibratio
       {"block_size", options.block_size},
       {"quality", llama::name_of(options.quality)},
       {"quantile_shares", llama::quantile_shares}};
+  if (args.how.quantize.device != nullptr) settings["device"] = "cuda";
   settings.update(llama::json_of(args.how.quantize.format));
   return settings;
 }

@@ -70,6 +70,21 @@ class token_sample {
   std::vector<std::ptrdiff_t> chosen_;  ///< counted over all windows, in order
 };
 
+/// The Hessian of some windows, from a GPU.
+gptq::hessian sum_on(gpu& device, std::vector<matrix> const& windows) {
+  Index tokens = 0;
+  Index const in = windows.front().cols();
+  for (matrix const& sequence : windows) {
+    device.add_to_hessian(sequence.data(), sequence.rows(), in);
+    tokens += sequence.rows();
+  }
+  std::vector<float> const sum = device.take_hessian();
+  auto const sequences = static_cast<Index>(windows.size());
+  return gptq::hessian::from_matrix(
+      Eigen::Map<Eigen::MatrixXf const>(sum.data(), in, in) * (2.0F / static_cast<float>(sequences)), tokens,
+      sequences);
+}
+
 /// A stage's inputs as its linear layers need to know them.
 struct stage_inputs {
   std::shared_ptr<gptq::hessian> h;
@@ -194,7 +209,11 @@ class decoder_quantizer {
   /// Counts the inputs of a stage's linear layers, one matrix a sequence, of windows `first` and on.
   void add(stage_inputs& inputs, stage s, std::vector<matrix> const& windows, std::size_t first) const {
     try {
-      for (matrix const& sequence : windows) inputs.h->add(sequence);
+      if (run_.how.quantize.device) {
+        inputs.h->merge(sum_on(*run_.how.quantize.device, windows));
+      } else {
+        for (matrix const& sequence : windows) inputs.h->add(sequence);
+      }
     } catch (gptq::error const& e) {
       throw gptq::error("input of " + full_name(index_, linears_of(s).front()) + ": " + e.what());
     }

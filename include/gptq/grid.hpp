@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -56,18 +55,18 @@ grid find_grid(std::span<float const> weights, code_levels const& levels, grid_o
 namespace detail {
 
 // The scale as it will be stored; never 0 for a scale that was not, because the group would lose its sign.
-inline float stored_scale(float scale, scale_type type) {
-  float const smallest = type == scale_type::float16 ? 0x1p-24F : std::numeric_limits<float>::min();
+GPTQ_HOST_DEVICE inline float stored_scale(float scale, scale_type type) {
+  float const smallest = type == scale_type::float16 ? 0x1p-24F : 0x1p-126F;
   float const stored = type == scale_type::float16 ? static_cast<float>(float16(scale)) : scale;
   return stored == 0.0F && scale != 0.0F ? std::copysign(smallest, scale) : stored;
 }
 
 // e^2.4 = e^2 * (e^2)^(1/5) for e >= 0, relative error below 1e-6 from 1e-11 on (below it, nearly e^2);
 // vectorizes, unlike std::pow.
-inline float power_2_4(float e) {
+GPTQ_HOST_DEVICE inline float power_2_4(float e) {
   float const y = e * e;
   float const x = y + 1e-30F;  // keeps the iteration finite at 0
-  float r = std::bit_cast<float>(0x4c2d0000u - std::bit_cast<std::uint32_t>(x) / 5u);  // about x^(-1/5)
+  float r = bit_cast<float>(0x4c2d0000u - bit_cast<std::uint32_t>(x) / 5u);  // about x^(-1/5)
   for (int step = 0; step < 3; ++step) {
     float const r2 = r * r;
     r *= 1.2F - 0.2F * x * r2 * r2 * r;
@@ -91,15 +90,15 @@ inline range range_of(std::span<float const> weights) {
 }
 
 // The grid that a rule gives for a range of weights.
-inline grid grid_of_range(range r, code_levels const& levels, grid_options const& options) {
+GPTQ_HOST_DEVICE inline grid grid_of_range(range r, code_levels const& levels, grid_options const& options) {
   auto const steps = static_cast<float>(levels.max_code - levels.min_code);
   if (levels.has_zero_point) {
     float const scale = stored_scale((r.high - r.low) / steps, options.scales);
     // A range of a few of the smallest floats has no step left, and 0 / 0 is no zero point.
     float const steps_below = scale == 0.0F ? 0.0F : round_half_even(-r.low / scale);
     float const zero = static_cast<float>(levels.min_code) + steps_below;
-    return {scale, static_cast<int>(std::clamp(zero, static_cast<float>(levels.min_code),
-                                               static_cast<float>(levels.max_code)))};
+    return {scale, static_cast<int>(clamp(zero, static_cast<float>(levels.min_code),
+                                          static_cast<float>(levels.max_code)))};
   }
   float const amax = -r.low > r.high ? -r.low : r.high;
   float const top = static_cast<float>(levels.max_code) - levels.zero;

@@ -19,6 +19,8 @@
 #include <concepts>
 #include <string_view>
 
+#include <gptq/arch/isa.hpp>
+
 namespace gptq {
 
 /// Scale and zero point of one group. `zero` is a code; schemes without a stored zero point ignore it.
@@ -87,15 +89,21 @@ struct code_levels {
   float zero;           ///< the constant zero point; 0 where each group stores its own
 
   /// Whether the zero lies between two codes, so that no level is exactly zero.
-  constexpr bool is_half_step() const { return zero != static_cast<float>(static_cast<int>(zero)); }
+  GPTQ_HOST_DEVICE constexpr bool is_half_step() const {
+    return zero != static_cast<float>(static_cast<int>(zero));
+  }
   /// The zero point of a group.
-  constexpr float zero_of(grid g) const { return has_zero_point ? static_cast<float>(g.zero) : zero; }
+  GPTQ_HOST_DEVICE constexpr float zero_of(grid g) const {
+    return has_zero_point ? static_cast<float>(g.zero) : zero;
+  }
   /// The weight that `code` stands for.
-  constexpr float decode(int code, grid g) const { return g.scale * (static_cast<float>(code) - zero_of(g)); }
+  GPTQ_HOST_DEVICE constexpr float decode(int code, grid g) const {
+    return g.scale * (static_cast<float>(code) - zero_of(g));
+  }
   /// The code of the level nearest to the finite `weight`: weight / scale (a division, as in the published
   /// code, never a product with a reciprocal) rounded half to even for whole zeros, down for half-integer
   /// ones, and clamped to the codes in use. A scale of 0 decodes to 0 whatever the code is.
-  constexpr int encode(float weight, grid g) const;
+  GPTQ_HOST_DEVICE constexpr int encode(float weight, grid g) const;
 };
 
 /// The levels of `Scheme` at `bits` bits.
@@ -115,7 +123,7 @@ namespace detail {
 // Half to even, for |x| < 2^22; beyond that the result is only about as large as x, which is all that a value
 // to be clamped needs. Written as additions because std::nearbyint does not vectorize before SSE4.1; the
 // additions would vanish under -ffast-math.
-constexpr float round_half_even(float x) {
+GPTQ_HOST_DEVICE constexpr float round_half_even(float x) {
 #if defined(__FAST_MATH__)
   return __builtin_nearbyintf(x);
 #else
@@ -125,7 +133,7 @@ constexpr float round_half_even(float x) {
 }
 
 // floor, within the same bounds. Without a branch, so that it vectorizes.
-constexpr float round_down(float x) {
+GPTQ_HOST_DEVICE constexpr float round_down(float x) {
   float const nearest = round_half_even(x);
   return nearest - static_cast<float>(nearest > x);
 }
@@ -135,17 +143,18 @@ constexpr float round_down(float x) {
 namespace detail {
 
 // std::clamp returns a reference, which keeps the loops around it from vectorizing.
-constexpr float clamp(float x, float low, float high) {
+GPTQ_HOST_DEVICE constexpr float clamp(float x, float low, float high) {
   float const raised = x < low ? low : x;
   return raised > high ? high : raised;
 }
 
 // What to divide a weight by: any number for a scale of 0, under which all codes mean 0.
-constexpr float divisor_of(float scale) { return scale == 0.0F ? 1.0F : scale; }
+GPTQ_HOST_DEVICE constexpr float divisor_of(float scale) { return scale == 0.0F ? 1.0F : scale; }
 
 // code_levels::encode on floats, so that loops over it vectorize.
 template <bool HalfStep>
-constexpr float nearest_code(float weight, float divisor, float zero, float lowest, float highest) {
+GPTQ_HOST_DEVICE constexpr float nearest_code(float weight, float divisor, float zero, float lowest,
+                                              float highest) {
   float const steps = weight / divisor;
   float const level = HalfStep ? round_down(steps) + 0.5F : round_half_even(steps);
   return clamp(level + zero, lowest, highest);
@@ -153,7 +162,7 @@ constexpr float nearest_code(float weight, float divisor, float zero, float lowe
 
 }  // namespace detail
 
-constexpr int code_levels::encode(float weight, grid g) const {
+GPTQ_HOST_DEVICE constexpr int code_levels::encode(float weight, grid g) const {
   auto const nearest = is_half_step() ? detail::nearest_code<true> : detail::nearest_code<false>;
   return static_cast<int>(nearest(weight, detail::divisor_of(g.scale), zero_of(g),
                                   static_cast<float>(min_code), static_cast<float>(max_code)));

@@ -1,0 +1,47 @@
+// Calibration and GPTQ on a GPU, for programs that were built with nvcc; without Eigen, which nvcc takes long
+// to read.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <gptq/format.hpp>
+#include <gptq/layer.hpp>
+#include <gptq/options.hpp>
+
+namespace llama {
+
+/// A quantized layer of a format known at run time: the members of gptq::quantized_layer.
+struct gpu_layer {
+  std::vector<std::uint8_t> codes;
+  std::vector<float> scales;
+  std::vector<std::uint8_t> zeros;
+  std::vector<std::int32_t> order;
+  gptq::quantize_report report;
+};
+
+/// The current CUDA device. Everything passed in and given back is on the host. One thread at a time.
+class gpu {
+ public:
+  /// Throws gptq::error when there is none, it is too old, or the program was built without CUDA.
+  gpu();
+  ~gpu();
+
+  /// Adds x[tokens, in], one sequence, to the sums S that take_hessian() gives; `in` may not change before
+  /// that.
+  void add_to_hessian(float const* x, gptq::index_t tokens, gptq::index_t in);
+  /// S = sum of x x' over what was added since the last call, in float32: [in, in], both triangles.
+  std::vector<float> take_hessian();
+
+  /// gptq::cuda::quantize for weight[out, in] and the lower triangle of S.
+  gpu_layer quantize(gptq::format_spec const& format, float const* weight, gptq::index_t out,
+                     gptq::index_t in, float const* sum, double tokens, gptq::index_t sequences,
+                     gptq::quantize_options const& options);
+
+ private:
+  struct state;
+  std::unique_ptr<state> state_;
+};
+
+}  // namespace llama

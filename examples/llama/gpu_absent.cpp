@@ -1,0 +1,19 @@
+// gpu.hpp for programs that were built without CUDA.
+#include <gptq/error.hpp>
+
+#include "gpu.hpp"
+
+namespace llama {
+
+struct gpu::state {};
+
+gpu::gpu() { throw gptq::error("this program was built without CUDA: nvcc 13 was not found"); }
+gpu::~gpu() = default;
+void gpu::add_to_hessian(float const*, gptq::index_t, gptq::index_t) {}
+std::vector<float> gpu::take_hessian() { return {}; }
+gpu_layer gpu::quantize(gptq::format_spec const&, float const*, gptq::index_t, gptq::index_t, float const*,
+                        double, gptq::index_t, gptq::quantize_options const&) {
+  return {};
+}
+
+}  // namespace llama

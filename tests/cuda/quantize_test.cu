@@ -1,0 +1,261 @@
+// GPTQ on the GPU against GPTQ on the CPU: codes, grids, losses; and what is refused.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <gptq/cuda/quantize.cuh>
+
+#include "catch.hpp"
+#include "quantize_on_cpu.hpp"
+#include "support.cuh"
+
+using gptq::index_t;
+namespace cuda = gptq::cuda;
+
+namespace {
+
+constexpr auto plain = gptq::quality::plain;
+
+std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+/// Correlated inputs of decaying size, some of them dead; weights with a few outliers.
+test::layer_input random_input(index_t out, index_t in, test::random& random) {
+  test::layer_input input{out, in, random.normals(at(out * in)), {}};
+  for (float& w : input.weight) w *= random.below(500) == 0 ? 0.2F : 0.02F;
+  index_t const tokens = 2 * in + 16;
+  input.activations = random.normals(at(tokens * in));
+  for (index_t t = 0; t < tokens; ++t) {
+    float* const x = input.activations.data() + t * in;
+    float const common = random.normal();
+    for (index_t i = 0; i < in; ++i) {
+      float const size = 1.0F / (1.0F + static_cast<float>(i * 37 % 101) / 10.0F);
+      x[i] = i % 61 == 7 ? 0.0F : size * (x[i] + common);
+    }
+  }
+  return input;
+}
+
+/// The layer on the device, with the CPU's own sums.
+struct on_device {
+  explicit on_device(cuda::context& ctx, test::layer_input const& input)
+      : weight(input.weight), h(ctx, input.in), out(input.out) {
+    h.assign(test::sum_on_cpu(input).data(),
+             static_cast<double>(input.activations.size()) / static_cast<double>(input.in), 1);
+  }
+  cuda::weight_view view() const { return {weight.data(), out}; }
+
+  test::device_vector<float> weight;
+  cuda::hessian h;
+  index_t out;
+};
+
+struct agreement {
+  double equal = 0.0;
+  double all = 0.0;
+
+  double share() const { return equal / all; }
+  void add(std::vector<std::uint8_t> const& a, std::vector<std::uint8_t> const& b) {
+    REQUIRE(a.size() == b.size());
+    all += static_cast<double>(a.size());
+    for (std::size_t i = 0; i < a.size(); ++i) equal += a[i] == b[i] ? 1.0 : 0.0;
+  }
+};
+
+bool close(double a, double b, double tolerance) { return std::abs(a - b) <= tolerance * std::abs(b); }
+
+template <class Format>
+void same_as_cpu(index_t out, index_t in, gptq::quantize_options const& options, cuda::context& ctx,
+                 test::random& random, agreement& total) {
+  INFO(gptq::to_string(gptq::spec_of<Format>())
+       << ", " << out << " x " << in << ", act_order " << options.act_order << ", static "
+       << options.static_groups << ", mse " << options.mse << ", grid " << static_cast<int>(options.grid));
+  auto const input = random_input(out, in, random);
+  auto const expected = test::quantize_on_cpu<Format>(input, options);
+  on_device const device(ctx, input);
+  auto const layers = cuda::quantize<Format>(ctx, {device.view()}, device.h, options);
+  auto const layer = layers.host(0);
+  CHECK_NOTHROW(gptq::check(layer));
+  CHECK(layer.order == expected.order);
+  agreement codes;
+  codes.add(layer.codes, expected.codes);
+  CHECK(codes.share() > 0.98);  // a tie that goes the other way changes the rest of its row
+  total.add(layer.codes, expected.codes);
+  CHECK(close(layer.report.loss, expected.report.loss, 1e-3));
+  CHECK(close(layer.report.output_error, expected.report.output_error, 1e-3));
+  CHECK(close(layer.report.loss_per_token, expected.report.loss_per_token, 1e-3));
+  CHECK(layer.report.damping == expected.report.damping);
+  CHECK(layer.report.dead_columns == expected.report.dead_columns);
+  if (options.static_groups && !options.mse) {
+    CHECK(layer.scales == expected.scales);
+    CHECK(layer.zeros == expected.zeros);
+  }
+}
+
+template <class Format>
+std::vector<gptq::quantize_options> interesting_options() {
+  std::vector<gptq::quantize_options> all{
+      {.quality = plain},
+      {.quality = plain, .act_order = true},
+      {.quality = plain, .act_order = true, .static_groups = true},
+      {.quality = plain, .static_groups = true, .damping = 0.1},
+      {.quality = plain, .mse = true, .act_order = true},
+      {.quality = plain, .mse = true, .static_groups = true},
+  };
+  if (!Format::has_zero_point) {
+    all.push_back({.quality = plain, .grid = gptq::grid_rule::amax});
+    all.push_back({.quality = plain, .grid = gptq::grid_rule::signed_amax, .act_order = true});
+  }
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("codes agree with the CPU's in 99.9 %, and losses within 0.1 %", "[slow]") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  agreement total;
+  test::for_each_format(test::cuda_formats{}, [&]<class Format>() {
+    for (auto const& options : interesting_options<Format>()) {
+      same_as_cpu<Format>(70, 300, options, ctx, random, total);
+    }
+  });
+  std::printf("equal codes, small layers: %.4f %%\n", 100.0 * total.share());
+  CHECK(total.share() > 0.999);
+}
+
+TEST_CASE("the same for odd shapes, and for several panels of columns", "[slow]") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  agreement total;
+  test::for_each_format(test::cuda_formats{}, [&]<class Format>() {
+    index_t const shapes[][2] = {{1, 8}, {17, 129}, {5, 1027}, {200, 1536}, {96, 2304}};
+    for (auto const& [out, in] : shapes) {
+      same_as_cpu<Format>(out, in, {.quality = plain, .act_order = in % 2 == 0}, ctx, random, total);
+    }
+  });
+  // Both factors are float32. The more columns, the more of the rows have one where that decides a tie, and
+  // the rest of such a row follows: 99.8 % were equal when this was written.
+  std::printf("equal codes, several panels: %.4f %%\n", 100.0 * total.share());
+  CHECK(total.share() > 0.995);
+}
+
+TEST_CASE("layers that share an input share a factorization") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  using format = gptq::format<gptq::asymmetric, 4, 32>;
+  auto const input = random_input(150, 200, random);
+  on_device const device(ctx, input);
+  float const* const w = device.weight.data();
+  gptq::quantize_options const options{.quality = plain, .act_order = true};
+  auto const whole = cuda::quantize<format>(ctx, {{w, 150}}, device.h, options).host(0);
+  auto const parts =
+      cuda::quantize<format>(ctx, {{w, 30}, {w + 30 * 200, 1}, {w + 31 * 200, 119}}, device.h, options);
+  REQUIRE(parts.size() == 3);
+  std::vector<std::uint8_t> codes, zeros;
+  std::vector<float> scales;
+  double loss = 0.0;
+  for (index_t i = 0; i < parts.size(); ++i) {
+    auto const layer = parts.host(i);
+    CHECK_NOTHROW(gptq::check(layer));
+    codes.insert(codes.end(), layer.codes.begin(), layer.codes.end());
+    zeros.insert(zeros.end(), layer.zeros.begin(), layer.zeros.end());
+    scales.insert(scales.end(), layer.scales.begin(), layer.scales.end());
+    loss += layer.report.loss;
+    CHECK(layer.report.output_error > 0.0);
+  }
+  CHECK(codes == whole.codes);
+  CHECK(scales == whole.scales);
+  CHECK(zeros == whole.zeros);
+  CHECK(close(loss, whole.report.loss, 1e-12));
+}
+
+TEST_CASE("the same bits every time; TF32 costs little", "[slow]") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  using format = gptq::format<gptq::fixed_zero, 4, 128>;
+  auto const input = random_input(300, 1300, random);
+  on_device const device(ctx, input);
+  gptq::quantize_options const options{.quality = plain, .act_order = true};
+  for (auto const products : {cuda::arithmetic::float32, cuda::arithmetic::tf32}) {
+    auto const once = cuda::quantize<format>(ctx, {device.view()}, device.h, options, products).host(0);
+    cuda::context other;
+    on_device const again(other, input);
+    auto const twice = cuda::quantize<format>(other, {again.view()}, again.h, options, products).host(0);
+    CHECK(once.codes == twice.codes);
+    CHECK(once.scales == twice.scales);
+    CHECK(once.report.loss == twice.report.loss);
+    auto const exact = cuda::quantize<format>(ctx, {device.view()}, device.h, options).report(0).loss;
+    CHECK(close(once.report.loss, exact, 1e-3));
+  }
+}
+
+TEST_CASE("damping is raised while H is not positive definite") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  using format = gptq::format<gptq::symmetric, 4, 128>;
+  auto input = random_input(20, 256, random);
+  input.activations.resize(30 * 256);  // of rank 30
+  on_device const device(ctx, input);
+  auto const layer =
+      cuda::quantize<format>(ctx, {device.view()}, device.h, {.quality = plain, .damping = 0.0});
+  CHECK(layer.report(0).damping_raised > 0);
+  CHECK(layer.report(0).damping > 0.0);
+}
+
+TEST_CASE("bad input is an error that names it") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  using format = gptq::format<gptq::symmetric, 4, 32>;
+  auto const input = random_input(12, 64, random);
+  float const nan = std::numeric_limits<float>::quiet_NaN();
+  auto const error_of = [&](test::layer_input const& bad, auto&& spoil) {
+    on_device device(ctx, bad);
+    return test::error_of([&] {
+      spoil(device);
+      (void)cuda::quantize<format>(ctx, {device.view()}, device.h, {.quality = plain});
+    });
+  };
+  auto const nothing = [](on_device&) {};
+  CHECK(error_of(input, nothing).empty());
+  {
+    auto bad = input;
+    bad.weight[5 * 64 + 3] = nan;
+    CHECK(test::contains(error_of(bad, nothing), "row 5, column 3 is"));
+  }
+  {
+    auto bad = input;
+    for (std::size_t c = 0; c < 64; ++c) bad.weight[2 * 64 + c] = 1e7F;
+    CHECK(test::contains(error_of(bad, nothing), "scale of row 2"));
+  }
+  auto sum = test::sum_on_cpu(input);
+  auto const with_sum = [&](std::size_t column, std::size_t row, float value) {
+    return error_of(input, [&, column, row, value](on_device& d) {
+      auto changed = sum;
+      changed[column * 64 + row] = value;
+      d.h.assign(changed.data(), 10.0, 1);
+    });
+  };
+  CHECK(test::contains(with_sum(4, 4, nan), "entry (4, 4) of the hessian"));
+  CHECK(test::contains(with_sum(4, 9, nan), "of the hessian is"));
+  CHECK(test::contains(with_sum(4, 4, -1e9F), "not positive definite"));
+
+  on_device const device(ctx, input);
+  auto const refused = [&](gptq::quantize_options const& options,
+                           std::vector<cuda::weight_view> const& weights) {
+    CHECK_THROWS_AS(cuda::quantize<format>(ctx, weights, device.h, options), cuda::invalid_argument);
+  };
+  refused({.quality = gptq::quality::fast}, {device.view()});
+  refused({.quality = plain, .damping = -1.0}, {device.view()});
+  refused({.quality = plain}, {});
+  refused({.quality = plain}, {{device.weight.data(), 0}});
+  refused({.quality = plain}, {{nullptr, 3}});
+  cuda::hessian const empty(ctx, 64);
+  CHECK_THROWS_AS(cuda::quantize<format>(ctx, {device.view()}, empty, {.quality = plain}),
+                  cuda::invalid_argument);
+}
