@@ -81,10 +81,11 @@ std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, pack
   });
 }
 
-quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian const& h) const {
+quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian const& h,
+                                        gptq::hessian const* held_out) const {
   return gptq::with_format<formats>(format, [&]<class Format>() -> result {
-    auto const layer = round_to_nearest ? gptq::round_to_nearest<Format>(weight, options, &h)
-                                        : gptq::quantize<Format>(std::move(weight), h, options);
+    auto const layer = round_to_nearest ? gptq::round_to_nearest<Format>(weight, options, &h, held_out)
+                                        : gptq::quantize<Format>(std::move(weight), h, options, held_out);
     auto packed = gptq::pack(layer);
     auto const view = packed.view();  // stays good when the matrix moves: it points to what that owns
     auto const bytes = packed.bytes();
