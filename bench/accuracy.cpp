@@ -31,6 +31,7 @@
 #include "accuracy_divergence.hpp"
 #include "accuracy_layers.hpp"
 #include "accuracy_methods.hpp"
+#include "accuracy_whole.hpp"
 #include "threads.hpp"
 
 namespace {
@@ -45,6 +46,7 @@ struct arguments {
   std::filesystem::path calibration;  ///< empty: calibration.i32 or .txt of the model
   std::filesystem::path evaluation;
   bool synthetic = false;
+  bool whole = false;
   std::vector<std::string> formats{"fixed_zero:4:128", "asymmetric:4:128"};
   std::vector<std::string> methods;
   std::int64_t window = 0;
@@ -150,21 +152,37 @@ std::filesystem::path text_of(std::filesystem::path const& given, std::filesyste
   return std::filesystem::exists(ids) ? ids : model / (std::string(name) + ".txt");
 }
 
+/// Random windows of a text: most to calibrate on, then some that methods may choose by.
+struct window_subset {
+  std::vector<llama::token_window> all;
+  std::size_t used;
+  std::span<llama::token_window const> calibration() const { return std::span(all).first(used); }
+  std::span<llama::token_window const> validation() const { return std::span(all).subspan(used); }
+};
+
+std::vector<window_subset> subsets_of(std::span<llama::token const> calibration, std::int64_t window,
+                                      arguments const& args) {
+  auto windows = llama::cut_windows(calibration, window, 0);
+  auto const used = std::min<std::size_t>(static_cast<std::size_t>(args.samples), windows.size() * 3 / 4);
+  if (used == 0) throw gptq::error("too few calibration windows");
+  auto const others = std::max<std::size_t>(1, std::min(windows.size() - used, used / 3));
+  std::vector<window_subset> subsets;
+  for (std::int64_t i = 0; i < args.subsets; ++i) {
+    std::mt19937 random(static_cast<std::uint32_t>(i + 1));
+    for (std::size_t w = windows.size() - 1; w > 0; --w) std::swap(windows[w], windows[random() % (w + 1)]);
+    subsets.push_back(
+        {{windows.begin(), windows.begin() + static_cast<std::ptrdiff_t>(used + others)}, used});
+  }
+  return subsets;
+}
+
 subject subject_of(llama::model const& m, arguments const& args, std::int64_t window,
                    std::span<llama::token const> calibration,
                    std::span<llama::token_window const> held_out_windows) {
   subject s{args.model.filename().string(), accuracy::layers_of(m, args.threads), {}, {}};
-  auto windows = llama::cut_windows(calibration, window, 0);
-  auto const used = std::min<std::size_t>(static_cast<std::size_t>(args.samples), windows.size() * 3 / 4);
-  if (used == 0) throw gptq::error("too few calibration windows");
-  for (std::int64_t i = 0; i < args.subsets; ++i) {
-    std::mt19937 random(static_cast<std::uint32_t>(i + 1));
-    for (std::size_t w = windows.size() - 1; w > 0; --w) std::swap(windows[w], windows[random() % (w + 1)]);
-    auto const others = std::min(windows.size() - used, used / 3);
-    s.subsets.push_back(
-        {accuracy::hessians_of(m, std::span(windows).first(used), args.threads),
-         accuracy::hessians_of(m, std::span(windows).subspan(used, std::max<std::size_t>(1, others)),
-                               args.threads)});
+  for (window_subset const& windows : subsets_of(calibration, window, args)) {
+    s.subsets.push_back({accuracy::hessians_of(m, windows.calibration(), args.threads),
+                         accuracy::hessians_of(m, windows.validation(), args.threads)});
   }
   s.held_out = accuracy::hessians_of(m, held_out_windows, args.threads);
   return s;
@@ -284,15 +302,37 @@ nlohmann::ordered_json to_json(estimate const& e) {
            std::isnan(e.half_width) ? nlohmann::ordered_json() : nlohmann::ordered_json(e.half_width)}};
 }
 
+constexpr char const* scores_header = " {:>10} {:>17} {:>8} {:>22}";
+
+/// The part of a method's line that is about predictions.
+void report_scores(outcomes const& ours, outcomes const& baseline,
+                   accuracy::window_scores const& exact_scores, nlohmann::ordered_json& row) {
+  using accuracy::window_scores;
+  auto const likelihood = by_window(ours, &window_scores::negative_log_likelihood);
+  auto const divergence = estimate_of(by_window(ours, &window_scores::divergence));
+  auto const likelihood_a = by_window(baseline, &window_scores::negative_log_likelihood);
+  auto const better = estimate_of(differences(likelihood, likelihood_a));
+  double const perplexity = std::exp(estimate_of(likelihood).mean);
+  double const exact = std::exp(estimate_of(exact_scores.negative_log_likelihood).mean);
+  double const closed = 1.0 - (perplexity - exact) / (std::exp(estimate_of(likelihood_a).mean) - exact);
+  auto const divergence_a = estimate_of(by_window(baseline, &window_scores::divergence));
+  fmt::print(" {:>10.4f} {:>8.5f} ±{:.5f} {:>+7.1f}% {:>+9.5f} ±{:.5f} {:>+6.1f}% closed", perplexity,
+             divergence.mean, divergence.half_width, 100.0 * (divergence.mean / divergence_a.mean - 1.0),
+             better.mean, better.half_width, 100.0 * closed);
+  row["perplexity"] = perplexity;
+  row["float32_perplexity"] = exact;
+  row["gap_closed"] = closed;
+  row["divergence"] = to_json(divergence);
+  row["log_likelihood_over_a"] = to_json(better);
+}
+
 void report(std::string const& format, std::vector<std::string> const& names,
             std::vector<outcomes> const& results, judged_model const* judged, nlohmann::ordered_json& rows) {
-  using accuracy::window_scores;
   fmt::print("\n{}\n{:<14} {:>11} {:>13} {:>13} {:>7} {:>13} {:>13} {:>7} {:>8}", format, "method",
              "sum of E", "sum vs A, %", "median vs A", "worst", "sum vs B, %", "median vs B", "worst",
              "seconds");
   if (judged != nullptr) {
-    fmt::print(" {:>10} {:>17} {:>8} {:>22}", "perplexity", "KL to float32", "of A's",
-               "log-likelihood - A's");
+    fmt::print(scores_header, "perplexity", "KL to float32", "of A's", "log-likelihood - A's");
   }
   fmt::print("\n");
   for (std::size_t m = 0; m < names.size(); ++m) {
@@ -317,22 +357,7 @@ void report(std::string const& format, std::vector<std::string> const& names,
                estimate_of(sums).mean, percent(a.sum), percent(a.median), 100.0 * a.worst, percent(b.sum),
                percent(b.median), 100.0 * b.worst, seconds);
     if (judged != nullptr) {
-      auto const likelihood = by_window(ours, &window_scores::negative_log_likelihood);
-      auto const divergence = estimate_of(by_window(ours, &window_scores::divergence));
-      auto const baseline = by_window(results[0], &window_scores::negative_log_likelihood);
-      auto const better = estimate_of(differences(likelihood, baseline));
-      double const perplexity = std::exp(estimate_of(likelihood).mean);
-      double const exact = std::exp(estimate_of(judged->exact_scores.negative_log_likelihood).mean);
-      double const closed = 1.0 - (perplexity - exact) / (std::exp(estimate_of(baseline).mean) - exact);
-      auto const divergence_a = estimate_of(by_window(results[0], &window_scores::divergence));
-      fmt::print(" {:>10.4f} {:>8.5f} ±{:.5f} {:>+7.1f}% {:>+9.5f} ±{:.5f} {:>+6.1f}% closed", perplexity,
-                 divergence.mean, divergence.half_width, 100.0 * (divergence.mean / divergence_a.mean - 1.0),
-                 better.mean, better.half_width, 100.0 * closed);
-      row["perplexity"] = perplexity;
-      row["float32_perplexity"] = exact;
-      row["gap_closed"] = closed;
-      row["divergence"] = to_json(divergence);
-      row["log_likelihood_over_a"] = to_json(better);
+      report_scores(ours, results[0], judged->exact_scores, row);
     }
     fmt::print("\n");
     rows.push_back(std::move(row));
@@ -340,9 +365,11 @@ void report(std::string const& format, std::vector<std::string> const& names,
   std::fflush(stdout);
 }
 
-std::vector<method> chosen_methods(arguments const& args) {
-  std::vector<method> chosen;
-  for (method const& m : accuracy::methods()) {
+/// The baselines, and of the others those that are asked for.
+template <class Method>
+std::vector<Method> chosen_methods(std::span<Method const> all, arguments const& args) {
+  std::vector<Method> chosen;
+  for (Method const& m : all) {
     bool const baseline = chosen.size() < 2;
     if (baseline || args.methods.empty() ||
         std::count(args.methods.begin(), args.methods.end(), m.name) > 0) {
@@ -350,17 +377,58 @@ std::vector<method> chosen_methods(arguments const& args) {
     }
   }
   for (std::string const& name : args.methods) {
-    if (std::none_of(chosen.begin(), chosen.end(), [&](method const& m) { return m.name == name; })) {
+    if (std::none_of(chosen.begin(), chosen.end(), [&](Method const& m) { return m.name == name; })) {
       std::string known;
-      for (method const& m : accuracy::methods()) known += fmt::format("\n  {:<12} {}", m.name, m.what);
+      for (Method const& m : all) known += fmt::format("\n  {:<12} {}", m.name, m.what);
       throw gptq::error(fmt::format("--method {}: there are{}", name, known));
     }
   }
   return chosen;
 }
 
+void write_json(arguments const& args, std::string const& subject, nlohmann::ordered_json const& rows) {
+  if (args.json.empty()) return;
+  std::ofstream out(args.json);
+  out << nlohmann::ordered_json{{"subject", subject}, {"rows", rows}}.dump(1) << '\n';
+  if (!out.flush()) throw gptq::error(args.json.string() + ": cannot be written");
+}
+
+/// Whole models, each layer quantized on what the quantized ones before it leave of the tokens.
+void run_whole(arguments const& args, judged_model const& judged, std::span<llama::token const> calibration,
+               std::int64_t window) {
+  auto const chosen = chosen_methods(accuracy::whole_methods(), args);
+  auto const subsets = subsets_of(calibration, window, args);
+  fmt::print("{}, whole: {} calibration subsets, float32 perplexity {:.4f} on {} windows\n",
+             args.model.filename().string(), subsets.size(),
+             std::exp(estimate_of(judged.exact_scores.negative_log_likelihood).mean), judged.windows.size());
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  for (std::string const& text : args.formats) {
+    fmt::print("\n{}\n{:<14}", text, "method");
+    fmt::print(scores_header, "perplexity", "KL to float32", "of A's", "log-likelihood - A's");
+    fmt::print("\n");
+    outcomes baseline;
+    for (accuracy::whole_method const& how : chosen) {
+      outcomes ours(subsets.size());
+      for (std::size_t i = 0; i < subsets.size(); ++i) {
+        window_subset const& of = subsets[i];
+        ours[i].scores = accuracy::quantize_whole(
+            args.model, parse_format(text), how, how.held_out ? std::span(of.all) : of.calibration(),
+            of.validation().size(), judged.windows, *judged.exact, args.threads);
+      }
+      if (baseline.empty()) baseline = ours;
+      nlohmann::ordered_json row{{"format", text}, {"method", how.name}};
+      fmt::print("{:<14}", how.name);
+      report_scores(ours, baseline, judged.exact_scores, row);
+      fmt::print("\n");
+      std::fflush(stdout);
+      rows.push_back(std::move(row));
+    }
+  }
+  write_json(args, args.model.filename().string(), rows);
+}
+
 void run(subject const& s, arguments const& args, judged_model* judged) {
-  auto const chosen = chosen_methods(args);
+  auto const chosen = chosen_methods(accuracy::methods(), args);
   std::vector<std::string> names;
   for (method const& m : chosen) names.push_back(m.name);
   fmt::print("{}: {} linear layers, {} calibration subsets\n", s.name, s.layers.size(), s.subsets.size());
@@ -380,11 +448,7 @@ void run(subject const& s, arguments const& args, judged_model* judged) {
     }
     report(text, names, results, judged, rows);
   }
-  if (!args.json.empty()) {
-    std::ofstream out(args.json);
-    out << nlohmann::ordered_json{{"subject", s.name}, {"rows", rows}}.dump(1) << '\n';
-    if (!out.flush()) throw gptq::error(args.json.string() + ": cannot be written");
-  }
+  write_json(args, s.name, rows);
 }
 
 void run_model(arguments const& args) {
@@ -398,12 +462,15 @@ void run_model(arguments const& args) {
       llama::read_tokens(text_of(args.evaluation, args.model, "evaluation"), args.model, c);
   auto const held_out = llama::cut_windows(evaluation, window, args.held_out_windows);
   if (held_out.empty()) throw gptq::error("the evaluation text does not fill a window");
-  subject const s = subject_of(m, args, window, calibration, held_out);
-  if (args.eval_windows == 0) return run(s, args, nullptr);
+  if (args.eval_windows == 0) {
+    if (args.whole) throw gptq::error("--whole is about predictions: it needs --eval-windows");
+    return run(subject_of(m, args, window, calibration, held_out), args, nullptr);
+  }
   judged_model judged{&m, llama::cut_windows(evaluation, window, args.eval_windows), nullptr, {}};
   judged.exact = std::make_unique<accuracy::predictions>(m, judged.windows, args.threads);
   judged.exact_scores = judged.exact->against(*judged.exact);
-  run(s, args, &judged);
+  if (args.whole) return run_whole(args, judged, calibration, window);
+  run(subject_of(m, args, window, calibration, held_out), args, &judged);
 }
 
 }  // namespace
@@ -416,6 +483,8 @@ int main(int argc, char** argv) {
   auto* const model = app.add_option("--model", args.model, "Hugging Face directory of a LLaMA");
   app.add_flag("--synthetic", args.synthetic, "Made-up layers with outlier channels instead")
       ->excludes(model);
+  app.add_flag("--whole", args.whole, "Quantize layer after layer as quantize_llama does; predictions only")
+      ->needs(model);
   app.add_option("--calibration", args.calibration, "As quantize_llama's [MODEL/calibration.i32 or .txt]");
   app.add_option("--evaluation", args.evaluation, "Held-out text [MODEL/evaluation.i32 or .txt]");
   app.add_option("--window", args.window, "Tokens in a sequence [the model's maximum, at most 2048]");

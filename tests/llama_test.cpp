@@ -559,6 +559,47 @@ TEST_CASE("quantizing a model") {
     how.observe->extra_bytes = 0;
     CHECK(run(how).perplexity == coarse.perplexity);
   }
+  SECTION("what the quantized layers before change is made up for") {
+    how.quantize.format.bits = 2;
+    how.true_sequential = GENERATE(false, true);
+    how.held_out_windows = 4;
+    auto const final_residual = [&](llama::model const& m) {
+      auto const angles = llama::make_rotations(m.config(), 48);
+      llama::matrix all;
+      for (auto const window : windows) {
+        llama::matrix x = m.embed(window);
+        for (std::int64_t i = 0; i < 2; ++i) llama::run_layer({m.config(), angles}, m.load(i, 1), x);
+        all.conservativeResize(all.rows() + x.rows(), x.cols());
+        all.bottomRows(x.rows()) = x;
+      }
+      return all;
+    };
+    auto const exact = final_residual(llama::model(dir.path));
+    std::vector<llama::linear_report> reports;
+    llama::quantization_events events;
+    events.done = [&](auto const& r) { reports.push_back(r); };
+    auto const distance = [&] {
+      llama::model m(dir.path);
+      reports.clear();
+      llama::quantize_model(m, windows, how, events);
+      return (final_residual(m) - exact).norm();
+    };
+    double const left_alone = distance();
+    auto const plain = reports;
+    how.propagate = 1.0;
+    CHECK(distance() < 0.99 * left_alone);
+    for (std::size_t i = 0; i < 14; ++i) {
+      CAPTURE(i);
+      CHECK(plain[i].propagated == 0.0);
+      CHECK(reports[i].quality.held_out_error > 0.0);
+      // The first inputs are what they were; with all of them from unquantized stages, the first layer's are.
+      bool const same = i < 3 || (i < 7 && !how.true_sequential);
+      CHECK((reports[i].propagated == 0.0) == same);
+      CHECK((reports[i].quality.loss == plain[i].quality.loss) == same);
+    }
+    how.held_out_windows = windows.size();
+    CHECK(contains(error_of([&] { distance(); }), "none is left"));
+  }
   SECTION("true sequential or not differs from the second stage on") {
     how.quantize.format.bits = 2;
     auto const at_once = run(how).reports;
@@ -660,7 +701,12 @@ TEST_CASE("packed models and unfinished runs") {
   }
   SECTION("a run that is resumed ends with the same bytes") {
     how.true_sequential = GENERATE(false, true);
-    if (GENERATE(false, true)) how.observe = llama::observation{4, {}, std::nullopt};
+    auto const more = GENERATE(0, 1, 2);
+    if (more == 1) how.observe = llama::observation{4, {}, std::nullopt};
+    if (more == 2) {
+      how.propagate = 1.0;
+      how.held_out_windows = 2;
+    }
     auto const whole = run(packed, false);
     auto const again = dir.path / "again";
     CHECK_THROWS_AS(run(again, false, 10), llama::interrupted);  // in the second of two decoder layers

@@ -64,7 +64,7 @@ void add_text_options(CLI::App& app, command_line& args) {
       ->check(between(std::int64_t{2}, no_limit))
       ->type_name("N");
   app.add_option("--samples", args.samples, "Calibrate on the first N windows")
-      ->check(between(std::int64_t{1}, no_limit))
+      ->check(between(std::int64_t{1}, std::int64_t{1} << 40))
       ->type_name("N")
       ->capture_default_str();
   app.add_option("--eval-windows", args.eval_windows, "Evaluate on the first N windows [all]")
@@ -99,6 +99,17 @@ void add_method_options(CLI::App& app, quantization& how) {
                "Find all scales before the first column is quantized");
   app.add_flag("--true-sequential", how.true_sequential,
                "Within a decoder layer, calibrate on what is quantized already");
+  app.add_option("--held-out", how.held_out_windows,
+                 "Keep N windows that follow the --samples for what is chosen: the\n"
+                 "damping of --quality best, and --propagate")
+      ->check(between(std::size_t{0}, std::size_t{1} << 40))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--propagate", how.propagate,
+                 "Make up for what the quantized layers before change, with this\n"
+                 "strength, 0..1; with --held-out the best up to it is taken")
+      ->check(between(0.0, 1.0))
+      ->type_name("X");
   app.add_option("--grid", options.grid, "How a scale is found: published, amax, signed_amax [published]")
       ->transform(translate(grid_rules))
       ->type_name("RULE");
@@ -265,6 +276,10 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   }
   format.scales = scales.value_or(reference ? gptq::scale_type::float32 : gptq::scale_type::float16);
   options.threads = args.how.threads;
+  if (observer.observe && args.how.propagate) {
+    throw gptq::error(
+        "--observe quantizes again from the model's own weights: it cannot go with --propagate");
+  }
   if (args.resume && args.output.empty()) throw gptq::error("--resume needs the --output of that run");
   if (observer.observe) args.how.observe = observer.values;
   if (!observer.observe && (observer.values.extra_bytes || !observer.values.spill_directory.empty())) {

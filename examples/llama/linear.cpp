@@ -79,11 +79,12 @@ std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, pack
   });
 }
 
-quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian const& h) const {
+quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian const& h,
+                                        gptq::hessian const* held_out) const {
   return gptq::with_format<formats>(format, [&]<class Format>() -> result {
     gptq::quantized_layer<Format> layer;
     if (round_to_nearest) {
-      layer = gptq::round_to_nearest<Format>(weight, options, &h);
+      layer = gptq::round_to_nearest<Format>(weight, options, &h, held_out);
     } else if (device) {
       auto on = device->quantize(format, weight.data(), weight.rows(), weight.cols(), h.sum().data(),
                                  h.tokens(), h.sequences(), options);
@@ -91,7 +92,7 @@ quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian con
           weight.rows(),       weight.cols(), std::move(on.codes), std::move(on.scales), std::move(on.zeros),
           std::move(on.order), on.report};
     } else {
-      layer = gptq::quantize<Format>(std::move(weight), h, options);
+      layer = gptq::quantize<Format>(std::move(weight), h, options, held_out);
     }
     auto packed = gptq::pack(layer);
     auto const view = packed.view();  // stays good when the matrix moves: it points to what that owns

@@ -43,8 +43,10 @@ struct quantizer {
     gptq::index_t bytes = 0;  ///< of `packed`
   };
   /// Quantizes and packs weight[out, in] for inputs like those that `h` has seen; uses the weight's memory
-  /// up. Throws gptq::error when the format is not compiled into this program, and as gptq::quantize does.
-  result operator()(gptq::matrix&& weight, gptq::hessian const& h) const;
+  /// up. `held_out`, of other tokens, may be null: the error on them is reported, and quality best chooses by
+  /// them. Throws gptq::error when the format is not compiled into this program, and as gptq::quantize does.
+  result operator()(gptq::matrix&& weight, gptq::hessian const& h,
+                    gptq::hessian const* held_out = nullptr) const;
 };
 
 }  // namespace llama

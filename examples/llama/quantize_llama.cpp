@@ -134,6 +134,8 @@ nlohmann::ordered_json settings_of(llama::model const& m, text const& calibratio
       {"act_order", options.act_order},
       {"static_groups", options.static_groups},
       {"true_sequential", args.how.true_sequential},
+      {"held_out_windows", args.how.held_out_windows},
+      {"propagate", llama::number(args.how.propagate.value_or(0.0))},
       {"damping", options.damping},
       {"block_size", options.block_size},
       {"quality", llama::name_of(options.quality)},
@@ -150,7 +152,10 @@ void run(command_line args) {
   llama::config const& c = m.config();
   if (args.written == llama::output_format::gguf) llama::check_gguf_rows(c);
   args.window = llama::window_length(c, args.window);
-  text const calibration = llama::read_text(args.calibration, args.model, c, args.window, args.samples);
+  text const calibration =
+      llama::read_text(args.calibration, args.model, c, args.window,
+                       args.samples + static_cast<std::int64_t>(args.how.held_out_windows));
+  std::size_t const calibrating = llama::calibration_windows(calibration.windows.size(), args.how);
   std::optional<text> evaluation;
   if (!args.evaluation.empty()) {
     evaluation = llama::read_text(args.evaluation, args.model, c, args.window, args.eval_windows);
@@ -166,7 +171,10 @@ void run(command_line args) {
                                       ? "round to nearest"
                                       : "GPTQ, quality " + llama::name_of(args.how.quantize.options.quality));
   fmt::print("format       {}\n", to_string(args.how.quantize.format));
-  fmt::print("calibration  {} windows of {} tokens\n", calibration.windows.size(), args.window);
+  fmt::print("calibration  {} windows of {} tokens\n", calibrating, args.window);
+  if (args.how.held_out_windows > 0) {
+    fmt::print("held out     {} windows of {} tokens\n", args.how.held_out_windows, args.window);
+  }
   if (evaluation)
     fmt::print("evaluation   {} windows of {} tokens\n", evaluation->windows.size(), args.window);
   std::fflush(stdout);

@@ -4,11 +4,15 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include <gptq/error.hpp>
 #include <gptq/hessian.hpp>
+#include <gptq/input_error.hpp>
 
 #include "forward.hpp"
 #include "packed_model.hpp"
@@ -71,7 +75,7 @@ class token_sample {
 };
 
 /// The Hessian of some windows, from a GPU.
-gptq::hessian sum_on(gpu& device, std::vector<matrix> const& windows) {
+gptq::hessian sum_on(gpu& device, std::span<matrix const> windows) {
   Index tokens = 0;
   Index const in = windows.front().cols();
   for (matrix const& sequence : windows) {
@@ -85,9 +89,16 @@ gptq::hessian sum_on(gpu& device, std::vector<matrix> const& windows) {
       sequences);
 }
 
+/// What some windows have brought to a stage.
+struct collected_inputs {
+  std::shared_ptr<gptq::hessian> h;
+  std::optional<gptq::input_error> error;  ///< nothing unless errors are propagated
+};
+
 /// A stage's inputs as its linear layers need to know them.
 struct stage_inputs {
-  std::shared_ptr<gptq::hessian> h;
+  collected_inputs calibration;
+  std::optional<collected_inputs> held_out;
   matrix sample;  ///< [tokens, in]
 };
 
@@ -98,6 +109,7 @@ struct run_state {
   context const& ctx;
   quantization_events const& events;
   token_sample const& sample;
+  std::size_t calibration_windows;               ///< those after them are held out
   gptq::observer* observer;                      ///< null: none
   unfinished_run const* saved;                   ///< null: nowhere
   std::map<std::string, linear_report> reports;  ///< of what is observed, by name
@@ -111,28 +123,35 @@ class decoder_quantizer {
     if (run.saved != nullptr) saved_ = run.saved->load(layer);
   }
 
-  /// x becomes the decoder layer's output, when that is quantized.
-  void run(std::vector<matrix>& x) {
+  /// x becomes the decoder layer's output, when that is quantized, and `exact`, unless it is empty, from the
+  /// unquantized model's residual its output.
+  void run(std::vector<matrix>& x, std::vector<matrix>& exact) {
     if (saved_ && run_.observer == nullptr) {
-      take_saved(x);
+      take_saved(x, exact);
     } else if (run_.how.true_sequential) {
-      run_sequentially(x);
+      run_sequentially(x, exact);
     } else {
-      run_at_once(x);
+      run_at_once(x, exact);
     }
     if (run_.saved != nullptr && !saved_) keep();
   }
 
  private:
   /// Stage by stage: each sees the stages before it quantized. x becomes the decoder layer's output.
-  void run_sequentially(std::vector<matrix>& x) {
+  void run_sequentially(std::vector<matrix>& x, std::vector<matrix>& exact) {
+    std::optional<float_layer> original;
+    if (!exact.empty()) original = weights_;
     std::vector<matrix> input(x.size());
+    std::vector<matrix> exact_input(exact.size());
     for (stage const s : stages) {
       for_each_window(x, [&](std::size_t w) { run_stage(run_.ctx, weights_, s, x[w], input[w]); });
+      for_each_window(exact,
+                      [&](std::size_t w) { run_stage(run_.ctx, *original, s, exact[w], exact_input[w]); });
       stage_inputs inputs = new_inputs(s);
-      add(inputs, s, input, 0);
+      add(inputs, s, input, exact_input, 0);
       quantize(s, inputs);
     }
+    for_each_window(exact, [&](std::size_t w) { finish(*original, exact[w], exact_input[w]); });
     for_each_window(x, [&](std::size_t w) {
       finish(weights_, x[w], input[w]);
       run_.events.advance();
@@ -140,7 +159,7 @@ class decoder_quantizer {
   }
 
   /// All inputs from the unquantized layer, then all of it quantized, then run again: x becomes its output.
-  void run_at_once(std::vector<matrix>& x) {
+  void run_at_once(std::vector<matrix>& x, std::vector<matrix>& exact) {
     std::vector<stage_inputs> inputs;
     for (stage const s : stages) inputs.push_back(new_inputs(s));
 
@@ -154,11 +173,17 @@ class decoder_quantizer {
       std::vector<matrix> copies(x.begin() + static_cast<std::ptrdiff_t>(first),
                                  x.begin() + static_cast<std::ptrdiff_t>(std::min(first + batch, x.size())));
       std::vector<matrix> input(copies.size());
+      std::vector<matrix> exact_input(exact.empty() ? 0 : copies.size());
       for (stage const s : stages) {
         for_each_window(copies,
                         [&](std::size_t w) { run_stage(run_.ctx, weights_, s, copies[w], input[w]); });
-        add(inputs[static_cast<std::size_t>(s)], s, input, first);
+        for_each_window(exact_input, [&](std::size_t w) {
+          run_stage(run_.ctx, weights_, s, exact[first + w], exact_input[w]);
+        });
+        add(inputs[static_cast<std::size_t>(s)], s, input, exact_input, first);
       }
+      for_each_window(exact_input,
+                      [&](std::size_t w) { finish(weights_, exact[first + w], exact_input[w]); });
     }
     for (stage const s : stages) quantize(s, inputs[static_cast<std::size_t>(s)]);
     for_each_window(x, [&](std::size_t w) {
@@ -168,7 +193,8 @@ class decoder_quantizer {
   }
 
   /// All of it is there already.
-  void take_saved(std::vector<matrix>& x) {
+  void take_saved(std::vector<matrix>& x, std::vector<matrix>& exact) {
+    for_each_window(exact, [&](std::size_t w) { run_layer(run_.ctx, weights_, exact[w]); });
     for (stage const s : stages) {
       for (linear const l : linears_of(s)) take_saved(l);
     }
@@ -203,16 +229,33 @@ class decoder_quantizer {
   }
 
   stage_inputs new_inputs(stage s) const {
-    return {std::make_shared<gptq::hessian>(input_size(run_.m.config(), s), run_.how.threads), {}};
+    auto const none = [&] {
+      auto const in = input_size(run_.m.config(), s);
+      collected_inputs empty{std::make_shared<gptq::hessian>(in, run_.how.threads), std::nullopt};
+      if (run_.how.propagate) empty.error.emplace(in, run_.how.threads);
+      return empty;
+    };
+    stage_inputs inputs{none(), std::nullopt, {}};
+    if (run_.how.held_out_windows > 0) inputs.held_out = none();
+    return inputs;
   }
 
-  /// Counts the inputs of a stage's linear layers, one matrix a sequence, of windows `first` and on.
-  void add(stage_inputs& inputs, stage s, std::vector<matrix> const& windows, std::size_t first) const {
+  /// Counts the inputs of a stage's linear layers, one matrix a sequence, of windows `first` and on; `exact`,
+  /// unless it is empty, are those of the unquantized model.
+  void add(stage_inputs& inputs, stage s, std::vector<matrix> const& windows,
+           std::vector<matrix> const& exact, std::size_t first) const {
     try {
-      if (run_.how.quantize.device) {
-        inputs.h->merge(sum_on(*run_.how.quantize.device, windows));
-      } else {
-        for (matrix const& sequence : windows) inputs.h->add(sequence);
+      std::size_t const calibrating =
+          std::min(windows.size(), std::max(first, run_.calibration_windows) - first);
+      std::span const all(windows);
+      if (gpu* const device = run_.how.quantize.device.get()) {
+        if (calibrating > 0) inputs.calibration.h->merge(sum_on(*device, all.first(calibrating)));
+        if (calibrating < all.size()) inputs.held_out->h->merge(sum_on(*device, all.subspan(calibrating)));
+      }
+      for (std::size_t w = 0; w < windows.size(); ++w) {
+        collected_inputs& to = w < calibrating ? inputs.calibration : *inputs.held_out;
+        if (!run_.how.quantize.device) to.h->add(windows[w]);
+        if (to.error) to.error->add(exact[w], windows[w]);
       }
     } catch (gptq::error const& e) {
       throw gptq::error("input of " + full_name(index_, linears_of(s).front()) + ": " + e.what());
@@ -234,9 +277,11 @@ class decoder_quantizer {
       report.in = weights_[l].cols();
       report.weights = quantiles_of(weights_[l]);
       report.inputs = of_inputs;
-      matrix const exact = weights_.multiply(l, inputs.sample);
       try {
-        auto result = run_.how.quantize(std::move(weights_[l]), *inputs.h);
+        if (run_.how.propagate) report.propagated = compensate(weights_[l], inputs);
+        matrix const exact = weights_.multiply(l, inputs.sample);
+        auto result = run_.how.quantize(std::move(weights_[l]), *inputs.calibration.h,
+                                        inputs.held_out ? inputs.held_out->h.get() : nullptr);
         report.format = result.packed->format();
         report.packed_bytes = result.bytes;
         report.quality = result.report;
@@ -251,6 +296,21 @@ class decoder_quantizer {
       run_.events.done(report);
       reports_.push_back(report);
     }
+  }
+
+  /// Has a weight make up for what became of its inputs; returns the strength.
+  double compensate(matrix& weight, stage_inputs const& inputs) const {
+    gptq::compensate_options const options{*run_.how.propagate, run_.how.quantize.options.damping,
+                                           run_.how.threads};
+    auto const with = [&](gptq::held_out_inputs const* held_out) {
+      auto compensated = gptq::compensate(std::move(weight), *inputs.calibration.h, *inputs.calibration.error,
+                                          options, held_out);
+      weight = std::move(compensated.weight);
+      return compensated.strength;
+    };
+    if (!inputs.held_out) return with(nullptr);
+    gptq::held_out_inputs const held_out{*inputs.held_out->h, *inputs.held_out->error};
+    return with(&held_out);
   }
 
   /// What int8 inputs add, as a ratio: the sample's own error varies more than that.
@@ -274,8 +334,8 @@ class decoder_quantizer {
 
   void observe(linear l, stage_inputs const& inputs, linear_report const& report) {
     if (run_.observer == nullptr || !run_.observer->wants(report.quality.loss)) return;
-    run_.observer->offer({report.name, [&m = run_.m, i = index_, l] { return m.original(i, l); }, inputs.h,
-                          report.format, report.quality.loss, report.packed_bytes});
+    run_.observer->offer({report.name, [&m = run_.m, i = index_, l] { return m.original(i, l); },
+                          inputs.calibration.h, report.format, report.quality.loss, report.packed_bytes});
     run_.reports[report.name] = report;
   }
 
@@ -314,20 +374,30 @@ void refine(run_state& run) {
 
 }  // namespace
 
+std::size_t calibration_windows(std::size_t windows, quantization const& how) {
+  if (how.held_out_windows < windows) return windows - how.held_out_windows;
+  throw gptq::error(fmt::format("{} windows, {} of them to be held out: none is left to calibrate on",
+                                windows, how.held_out_windows));
+}
+
 void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
                     quantization_events const& events, unfinished_run const* saved) {
+  std::size_t const calibrating = calibration_windows(windows.size(), how);
   set_blas_threads(how.threads);
   auto const length = windows.front().size();
   auto const angles = make_rotations(m.config(), static_cast<std::int64_t>(length));
   context const ctx{m.config(), angles};
-  token_sample const sample(windows.size(), length);
+  token_sample const sample(calibrating, length);
   std::optional<gptq::observer> observer;
   if (how.observe) observer.emplace(how.observe->top_k, how.observe->spill_directory);
-  run_state run{m, how, ctx, events, sample, observer ? &*observer : nullptr, saved, {}};
+  run_state run{m, how, ctx, events, sample, calibrating, observer ? &*observer : nullptr, saved, {}};
 
   std::vector<matrix> x;
   for (token_window const window : windows) x.push_back(m.embed(window));
-  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) decoder_quantizer(run, i).run(x);
+  std::vector<matrix> exact;
+  if (how.propagate) exact = x;
+  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) decoder_quantizer(run, i).run(x, exact);
+  exact.clear();
   x.clear();
   if (observer) refine(run);
 }

@@ -29,6 +29,11 @@ struct quantization {
   /// Otherwise all inputs come from the unquantized decoder layer, and it runs once more when it is
   /// quantized.
   bool true_sequential = false;
+  /// The last ones of the windows are not calibrated on: what is chosen is chosen by them.
+  std::size_t held_out_windows = 0;
+  /// Make up for what the quantized layers before have done to a layer's inputs (gptq/input_error.hpp): the
+  /// strength, which held-out windows may lower. Not together with `observe`.
+  std::optional<double> propagate;
   std::optional<observation> observe;
   int threads = 0;  ///< 0: one a core
 };
@@ -45,6 +50,7 @@ struct linear_report {
   gptq::format_spec format;
   std::ptrdiff_t packed_bytes = 0;
   gptq::quantize_report quality;
+  double propagated = 0.0;  ///< the strength with which the weight was compensated
   /// Of the layer's output when its input is rounded to int8 as well, as the int8 kernels do. Measured
   /// against quality.output_error on a sample of tokens; not after a layer was quantized again.
   double int8_error = gptq::quantize_report::not_measured;
@@ -66,14 +72,19 @@ struct quantization_events {
   std::function<void()> advance = [] {};
 };
 
+/// How many of some windows are left to calibrate on. Throws gptq::error when none is.
+std::size_t calibration_windows(std::size_t windows, quantization const& how);
+
 /// Replaces every linear layer of every decoder layer by its packed form. The inputs of a decoder layer are
 /// the outputs of the quantized ones before it, on the calibration windows, each of which is one sequence of
 /// the Hessians. In float32 at a time: the activations of all windows (with true_sequential twice: the
 /// residual, and the input of a stage), one decoder layer, and the Hessian of one stage (without
-/// true_sequential: of four), besides what an observation keeps.
+/// true_sequential: of four; as much again for held-out windows, and two to four times as much to propagate
+/// errors, which takes the activations of the unquantized model as well), besides what an observation keeps.
 /// @param saved  where decoder layers are kept as they are finished, and taken from if they are there; may be
 ///               null. A run that takes some from there ends with the same bits as one that does not.
-/// @throws gptq::error naming the linear layer that cannot be quantized
+/// @throws gptq::error naming the linear layer that cannot be quantized, or when no window is left to
+/// calibrate on
 void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
                     quantization_events const& events, unfinished_run const* saved = nullptr);
 

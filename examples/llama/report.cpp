@@ -56,9 +56,12 @@ ordered_json json_of(linear_report const& r) {
                     {"loss_per_token", number(r.quality.loss_per_token)},
                     {"output_error", number(r.quality.output_error)},
                     {"snr_db", number(r.quality.snr_db)},
+                    {"held_out_error", number(r.quality.held_out_error)},
                     {"int8_snr_db", number(r.int8_snr_db)},
                     {"damping", number(r.quality.damping)},
                     {"damping_raised", r.quality.damping_raised},
+                    {"fell_back", r.quality.fell_back},
+                    {"propagated", r.propagated},
                     {"packed_bytes", r.packed_bytes},
                     {"seconds", number(r.quality.seconds)},
                     {"weight_quantiles", r.weights},
@@ -83,8 +86,12 @@ linear_report report_of(ordered_json const& json) {
   r.quality.loss_per_token = measured("loss_per_token");
   r.quality.output_error = measured("output_error");
   r.quality.snr_db = measured("snr_db");
+  r.quality.held_out_error = measured("held_out_error");
+  r.quality.held_out_snr_db = -10.0 * std::log10(r.quality.held_out_error);
   r.quality.damping = measured("damping");
   json.at("damping_raised").get_to(r.quality.damping_raised);
+  json.at("fell_back").get_to(r.quality.fell_back);
+  json.at("propagated").get_to(r.propagated);
   r.quality.seconds = measured("seconds");
   r.int8_snr_db = measured("int8_snr_db");
   r.int8_error = std::pow(10.0, -0.1 * r.int8_snr_db);

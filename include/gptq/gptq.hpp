@@ -6,6 +6,7 @@
 #include <gptq/format.hpp>
 #include <gptq/grid.hpp>
 #include <gptq/hessian.hpp>
+#include <gptq/input_error.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/observer.hpp>
 #include <gptq/packed.hpp>

@@ -1,0 +1,47 @@
+#include "accuracy_whole.hpp"
+
+#include <vector>
+
+#include "quantize_model.hpp"
+
+namespace accuracy {
+
+std::span<whole_method const> whole_methods() {
+  using enum gptq::quality;
+  static std::vector<whole_method> const all{
+      {"A",
+       "the published default: act-order, range of the weights",
+       {.quality = reference, .act_order = true}},
+      {"B",
+       "the published best: static act-order, mse search",
+       {.quality = reference, .mse = true, .act_order = true, .static_groups = true}},
+      {"fast", "the library's default", {fast}},
+      {"fast, half", "and half of what the inputs' error asks for", {fast}, false, 0.5},
+      {"fast, all", "and all of it", {fast}, false, 1.0},
+      {"fast, chosen", "and what is best of it on held-out tokens", {fast}, true, 1.0},
+      {"best", "the library's best, with held-out tokens", {best}, true},
+      {"best, half", "and half of what the inputs' error asks for, at most", {best}, true, 0.5},
+      {"best, chosen", "and what is best of it on held-out tokens", {best}, true, 1.0},
+  };
+  return all;
+}
+
+window_scores quantize_whole(std::filesystem::path const& model, gptq::format_spec format,
+                             whole_method const& how, std::span<llama::token_window const> calibration,
+                             std::size_t held_out, std::span<llama::token_window const> evaluation,
+                             predictions const& exact, int threads) {
+  llama::model m(model);
+  llama::quantization whole;
+  if (how.options.quality == gptq::quality::reference) format.scales = gptq::scale_type::float32;
+  whole.quantize = {format, how.options};
+  whole.quantize.options.threads = threads;
+  whole.quantize.options.measure_output_error = false;
+  whole.true_sequential = true;
+  whole.propagate = how.propagate;
+  whole.held_out_windows = how.held_out ? held_out : 0;
+  whole.threads = threads;
+  llama::quantize_model(m, calibration, whole, {});
+  return predictions(m, evaluation, threads).against(exact);
+}
+
+}  // namespace accuracy
