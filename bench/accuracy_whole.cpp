@@ -33,7 +33,8 @@ window_scores quantize_whole(std::filesystem::path const& model, gptq::format_sp
   llama::model m(model);
   llama::quantization whole;
   if (how.options.quality == gptq::quality::reference) format.scales = gptq::scale_type::float32;
-  whole.quantize = {format, how.options};
+  whole.quantize.format = format;
+  whole.quantize.options = how.options;
   whole.quantize.options.threads = threads;
   whole.quantize.options.measure_output_error = false;
   whole.true_sequential = true;

@@ -1,5 +1,7 @@
 // The tensors of GPTQ checkpoints, read back bit by bit.
+#include <algorithm>
 #include <cmath>
+#include <functional>
 
 #include <gptq/checkpoint/gptq.hpp>
 
@@ -10,7 +12,11 @@ using gptq::format;
 using gptq::index_t;
 using gptq::quantized_layer;
 using gptq::whole_row;
+using gptq::checkpoint::from_gptq;
+using gptq::checkpoint::gptq_tensors;
 using gptq::checkpoint::gptq_version;
+using gptq::checkpoint::gptq_view;
+using gptq::checkpoint::proven_version;
 using gptq::checkpoint::to_gptq;
 using test::contains;
 using test::error_of;
@@ -39,6 +45,10 @@ int along_row(std::vector<std::uint32_t> const& words, index_t per_row, index_t 
   return value;
 }
 
+index_t position_of(std::vector<std::int32_t> const& order, index_t column) {
+  return std::find(order.begin(), order.end(), static_cast<std::int32_t>(column)) - order.begin();
+}
+
 /// Random codes; zeros are at least `lowest_zero`.
 template <class Format>
 quantized_layer<Format> random_layer(index_t out, index_t in, bool permuted, int lowest_zero,
@@ -59,7 +69,7 @@ quantized_layer<Format> random_layer(index_t out, index_t in, bool permuted, int
           static_cast<std::uint8_t>(lowest_zero + random.below((1 << Format::bits) - lowest_zero)));
     }
   }
-  // 7 and 96 have no common factor, so this visits every column.
+  // 7 and the widths here have no common factor, so this visits every column.
   for (index_t p = 0; permuted && p < in; ++p)
     layer.order.push_back(static_cast<std::int32_t>((7 * p + 5) % in));
   return layer;
@@ -93,6 +103,47 @@ void check_tensors(index_t out, index_t in, bool permuted, gptq_version version)
     }
   }
   CHECK(wrong == 0);
+
+  if constexpr (Format::has_zero_point || Format::levels.min_code == 0) {
+    auto view = view_of(tensors, out, in);
+    auto const check_same = [&](quantized_layer<Format> const& read) {
+      CHECK(read.scales == layer.scales);
+      CHECK(read.zeros == layer.zeros);
+      check(read);
+      int different = 0;
+      for (index_t p = 0; p < in; ++p) {
+        // Within a group columns may come in another order.
+        index_t const column = read.order.empty() ? p : index_t{read.order[at(p)]};
+        index_t const before = permuted ? position_of(layer.order, column) : column;
+        different += read.group_of(p) != layer.group_of(before);
+        for (index_t row = 0; row < out; ++row) different += read.code(row, p) != layer.code(row, before);
+      }
+      CHECK(different == 0);
+    };
+    check_same(from_gptq<Format>(view, version));
+    if (!permuted) {
+      CHECK(from_gptq<Format>(view, version).order.empty());
+      view.g_idx = {};
+      check_same(from_gptq<Format>(view, version));
+    }
+  }
+}
+
+/// The tensors of a layer, to be damaged.
+struct checkpoint_case {
+  gptq_tensors tensors;
+  index_t out = 16, in = 72;
+  gptq_version version = gptq_version::v2;
+
+  gptq_view view() const { return view_of(tensors, out, in); }
+};
+
+template <class Format>
+std::string damage(std::function<void(checkpoint_case&)> const& change) {
+  checkpoint_case c;
+  c.tensors = to_gptq(random_layer<Format>(c.out, c.in, true, 1, 45), c.version);
+  change(c);
+  return error_of([&] { from_gptq<Format>(c.view(), c.version); });
 }
 
 using a4 = format<gptq::asymmetric, 4, 32>;
@@ -153,4 +204,79 @@ TEST_CASE("layers that do not fill whole words", "[checkpoint]") {
   auto damaged = random_layer<a4>(8, 32, false, 1, 44);
   damaged.codes.pop_back();
   CHECK(contains(error_of([&] { to_gptq(damaged); }), "codes has 255 entries"));
+}
+
+TEST_CASE("damaged checkpoint tensors", "[checkpoint]") {
+  using f4 = format<gptq::fixed_zero, 4, 32>;
+  CHECK(damage<a4>([](auto&) {}).empty());
+  CHECK(damage<f4>([](auto&) {}).empty());
+
+  // 16 x 72 codes of 4 bits: 9 x 16 words of codes, groups of 32, 32 and 8 columns.
+  struct damaged {
+    std::string error;
+    std::function<void(checkpoint_case&)> change;
+  };
+  damaged const cases[] = {
+      {"16 x 71 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.in = 71; }},
+      {"15 x 72 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.out = 15; }},
+      {"0 x 72 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.out = 0; }},
+      {"16 x -8 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.in = -8; }},
+      {"4611686018427387904 x 72 codes of 4 bits do not fill whole 32-bit words",
+       [](auto& c) { c.out = index_t{1} << 62; }},
+      {"qweight has 576 bytes, not 640", [](auto& c) { c.in = 80; }},
+      {"qweight has 572 bytes, not 576", [](auto& c) { c.tensors.qweight.pop_back(); }},
+      {"qweight has 0 bytes, not 576", [](auto& c) { c.tensors.qweight.clear(); }},
+      {"qzeros has 20 bytes, not 24", [](auto& c) { c.tensors.qzeros.pop_back(); }},
+      {"qzeros has 28 bytes, not 24", [](auto& c) { c.tensors.qzeros.push_back(0); }},
+      {"scales has 94 bytes, not 96", [](auto& c) { c.tensors.scales.pop_back(); }},
+      {"scales has 98 bytes, not 96", [](auto& c) { c.tensors.scales.push_back({}); }},
+      {"g_idx has 284 bytes, not 288", [](auto& c) { c.tensors.g_idx.pop_back(); }},
+      {"g_idx has 292 bytes, not 288", [](auto& c) { c.tensors.g_idx.push_back(0); }},
+      {"g_idx of column 5 is 3, but there are 3 groups", [](auto& c) { c.tensors.g_idx[5] = 3; }},
+      {"g_idx of column 71 is -1, but there are 3 groups", [](auto& c) { c.tensors.g_idx[71] = -1; }},
+      {"g_idx gives group 0 72 columns, not 32",
+       [](auto& c) { std::fill(c.tensors.g_idx.begin(), c.tensors.g_idx.end(), 0); }},
+      {"the scale of row 3, group 1 is inf",
+       [](auto& c) { c.tensors.scales[16 + 3] = gptq::float16::from_bits(0x7c00); }},
+      {"the scale of row 0, group 2 is nan",
+       [](auto& c) { c.tensors.scales[32] = gptq::float16::from_bits(0x7e00); }},
+  };
+  for (auto const& c : cases) {
+    CHECK(damage<f4>(c.change) == "GPTQ checkpoint: " + c.error);
+    CHECK(damage<a4>(c.change) == "GPTQ checkpoint: " + c.error);
+  }
+  // Zero points: row 9 of group 1 is the second entry of the second word of four.
+  auto const set_zero = [](std::uint32_t zero) {
+    return [zero](checkpoint_case& c) { c.tensors.qzeros[3] = (c.tensors.qzeros[3] & ~0xf0U) | zero << 4; };
+  };
+  CHECK(damage<f4>(set_zero(7)) ==
+        "GPTQ checkpoint: the zero point of row 9, group 1 is 7, not 8 as with sym: true");
+  CHECK(damage<a4>(set_zero(0)).empty());
+  CHECK(damage<a4>([&](auto& c) {
+          std::fill(c.tensors.qzeros.begin(), c.tensors.qzeros.end(), 0x88888888U);
+          set_zero(15)(c);
+          c.version = gptq_version::v1;
+        }) ==
+        "GPTQ checkpoint: the zero point of row 9, group 1 is stored as 15, which version 1 cannot hold; a "
+        "file of version 2?");
+}
+
+TEST_CASE("what zero points prove of the version", "[checkpoint]") {
+  using f3 = format<gptq::fixed_zero, 3, 32>;
+  for (gptq_version const version : {gptq_version::v1, gptq_version::v2}) {
+    auto const symmetric = to_gptq(random_layer<f3>(32, 64, false, 1, 46), version);
+    CHECK(proven_version(view_of(symmetric, 32, 64), 3, true) == version);
+  }
+  auto layer = random_layer<a4>(16, 64, false, 1, 47);
+  std::fill(layer.zeros.begin(), layer.zeros.end(), std::uint8_t{8});
+  auto const proof = [&](gptq_version version) {
+    auto const tensors = to_gptq(layer, version);
+    return proven_version(view_of(tensors, 16, 64), 4, false);
+  };
+  CHECK(proof(gptq_version::v1) == std::nullopt);
+  CHECK(proof(gptq_version::v2) == std::nullopt);
+  layer.zeros[3] = 15;
+  CHECK(proof(gptq_version::v1) == std::nullopt);
+  CHECK(proof(gptq_version::v2) == gptq_version::v2);
+  CHECK(contains(error_of([] { proven_version({}, 4, true); }), "are not rows of 0 zero points of 4 bits"));
 }
