@@ -282,3 +282,38 @@ TEST_CASE("pack refuses a layer that is not one", "[packed]") {
       contains(error_of_changed(wide, [](auto& l) { l.scales[0] = std::numeric_limits<float>::infinity(); }),
                "not a finite float32"));
 }
+
+TEST_CASE("views of memory from elsewhere", "[packed]") {
+  using a3 = format<gptq::asymmetric, 3, 32>;
+  gptq::quantized_layer<a3> layer;
+  layer.out = 5;
+  layer.in = 70;
+  layer.codes.assign(5 * 70, 1);
+  layer.scales.assign(5 * 3, 0.5F);
+  layer.zeros.assign(5 * 3, 4);
+  auto packed = gptq::pack(layer);
+  packed.order().resize(70);
+  std::iota(packed.order().rbegin(), packed.order().rend(), 0);
+  auto const damage = [&](auto&& change) {
+    auto copy = packed;
+    auto view = copy.view();
+    change(view, copy);
+    return test::error_of([&] { gptq::check(view); });
+  };
+  CHECK(damage([](auto&, auto&) {}) == "");
+  CHECK(damage([](auto& view, auto&) { view = {}; }) == "");
+  CHECK(damage([](auto& view, auto&) { view.out = -1; }) == "packed matrix: a shape of -1 x 70");
+  CHECK(damage([](auto& view, auto&) { view.codes = nullptr; }) == "packed matrix: no codes");
+  CHECK(damage([](auto& view, auto&) { view.scales = nullptr; }) == "packed matrix: no scales");
+  CHECK(damage([](auto& view, auto&) { view.zeros = nullptr; }) == "packed matrix: no zero points");
+  CHECK(damage([](auto& view, auto&) {
+          view.scales = reinterpret_cast<gptq::float16 const*>(view.codes + 1);
+        }) == "packed matrix: scales at an address that is no multiple of 2");
+  CHECK(damage([](auto&, auto& copy) { copy.order()[69] = 5; }) ==
+        "column order is not a permutation of 0..69: entry 69 is 5");
+  CHECK(damage([](auto&, auto& copy) { copy.order()[0] = 70; }) ==
+        "column order is not a permutation of 0..69: entry 0 is 70");
+  CHECK(damage([](auto&, auto& copy) {
+          copy.scales()[copy.layout().scale_offset(0, 2) + 4] = gptq::float16::from_bits(0xfc00);
+        }) == "packed matrix: the scale of row 4, group 2 is -inf");
+}

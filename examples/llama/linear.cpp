@@ -41,17 +41,6 @@ class packed_as final : public packed_linear {
   gptq::packed_view<Format> view_;
 };
 
-void check_order(std::span<std::int32_t const> order, gptq::index_t in) {
-  if (order.empty()) return;
-  std::vector<bool> seen(order.size());
-  for (std::int32_t const column : order) {
-    if (column < 0 || column >= in || seen[static_cast<std::size_t>(column)]) {
-      throw gptq::error(fmt::format("its order is not a permutation: column {}", column));
-    }
-    seen[static_cast<std::size_t>(column)] = true;
-  }
-}
-
 }  // namespace
 
 std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts,
@@ -68,14 +57,15 @@ std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, pack
                layout.scale_count() * gptq::index_t{sizeof(typename Format::scale)});
     check_size("zeros", parts.zeros.size(), layout.zero_bytes());
     if (!parts.order.empty()) check_size("order", parts.order.size_bytes(), parts.in * 4);
-    check_order(parts.order, parts.in);
-    return std::make_unique<packed_as<Format, std::shared_ptr<void const>>>(
-        std::move(owner),
-        gptq::packed_view<Format>{
-            reinterpret_cast<std::uint8_t const*>(parts.codes.data()),
-            reinterpret_cast<typename Format::scale const*>(parts.scales.data()),
-            Format::has_zero_point ? reinterpret_cast<std::uint8_t const*>(parts.zeros.data()) : nullptr,
-            parts.order.empty() ? nullptr : parts.order.data(), parts.out, parts.in});
+    gptq::packed_view<Format> const view{
+        reinterpret_cast<std::uint8_t const*>(parts.codes.data()),
+        reinterpret_cast<typename Format::scale const*>(parts.scales.data()),
+        Format::has_zero_point ? reinterpret_cast<std::uint8_t const*>(parts.zeros.data()) : nullptr,
+        parts.order.empty() ? nullptr : parts.order.data(),
+        parts.out,
+        parts.in};
+    gptq::check(view);
+    return std::make_unique<packed_as<Format, std::shared_ptr<void const>>>(std::move(owner), view);
   });
 }
 

@@ -24,9 +24,11 @@
 // from its first byte to its last. Padding decodes to 0 * scale when its inputs are taken as 0.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <string>
 #include <vector>
 
 #include <gptq/arch/isa.hpp>
@@ -123,6 +125,12 @@ struct packed_view {
   /// The scale and zero point of (row, group).
   GPTQ_HOST_DEVICE gptq::grid grid(index_t row, index_t group) const;
 };
+
+/// Throws gptq::error, naming the first thing wrong, unless kernels can be given this view of memory that
+/// comes from elsewhere: pointers where there have to be, scales aligned to their type and finite, order null
+/// or a permutation. That the memory is as large as layout() says is the caller's to know.
+template <storage_format Format>
+void check(packed_view<Format> const& view);
 
 namespace detail {
 
@@ -364,6 +372,36 @@ index_t packed_matrix<Format>::bytes() const {
 template <storage_format Format>
 double packed_matrix<Format>::bits_per_weight() const {
   return out_ * in_ == 0 ? 0.0 : 8.0 * static_cast<double>(bytes()) / static_cast<double>(out_ * in_);
+}
+
+template <storage_format Format>
+void check(packed_view<Format> const& view) {
+  auto const fail = [](std::string const& what) { throw error("packed matrix: " + what); };
+  if (view.out < 0 || view.in < 0) {
+    fail("a shape of " + std::to_string(view.out) + " x " + std::to_string(view.in));
+  }
+  if (view.out == 0 || view.in == 0) return;
+  if (view.codes == nullptr) fail("no codes");
+  if (view.scales == nullptr) fail("no scales");
+  if (Format::has_zero_point && view.zeros == nullptr) fail("no zero points");
+  if (reinterpret_cast<std::uintptr_t>(view.scales) % alignof(typename Format::scale) != 0) {
+    fail("scales at an address that is no multiple of " + std::to_string(alignof(typename Format::scale)));
+  }
+  if (view.order != nullptr) {
+    if (reinterpret_cast<std::uintptr_t>(view.order) % alignof(std::int32_t) != 0) {
+      fail("a column order at an address that is no multiple of 4");
+    }
+    detail::check_permutation(view.order, view.in);
+  }
+  for (index_t row = 0; row < view.out; ++row) {
+    for (index_t group = 0; group < view.layout().groups(); ++group) {
+      float const scale = view.grid(row, group).scale;
+      if (!std::isfinite(scale)) {
+        fail("the scale of row " + std::to_string(row) + ", group " + std::to_string(group) + " is " +
+             std::to_string(scale));
+      }
+    }
+  }
 }
 
 template <storage_format Format>
