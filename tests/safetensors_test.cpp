@@ -110,6 +110,32 @@ TEST_CASE("writing") {
     CHECK_THROWS_AS(write_safetensors(dir.path / "x", {{"\xff", {dtype::f32, {2}, bytes_of(a)}}}),
                     gptq::error);
   }
+  SECTION("tensor by tensor, in the order given") {
+    using gptq::checkpoint::safetensors_writer;
+    std::vector<float> const b{3.0F};
+    auto const infos = [](char const* second) {
+      return std::vector<gptq::checkpoint::tensor_info>{{"b", dtype::f32, {1}}, {second, dtype::f32, {2}}};
+    };
+    {
+      safetensors_writer out(dir.path / "x", infos("a"), {{"format", "pt"}});
+      out.write(bytes_of(b));
+      CHECK(contains(error_of([&] { out.finish(); }), "tensor 'a' is not written"));
+      CHECK_FALSE(fs::exists(dir.path / "x"));
+      out.write(bytes_of(a));
+      CHECK(contains(error_of([&] { out.write(bytes_of(b)); }), "all tensors are written"));
+      out.finish();
+    }
+    safetensors_file const file(dir.path / "x");
+    CHECK(to_float(*file.find("a")) == a);
+    CHECK(to_float(*file.find("b")) == b);
+    CHECK(file.find("b")->bytes.data() < file.find("a")->bytes.data());
+    fs::remove(dir.path / "x");
+    CHECK(contains(error_of([&] { safetensors_writer(dir.path / "x", infos("b")); }),
+                   "tensor 'b' is there twice"));
+    CHECK(contains(error_of([&] { safetensors_writer(dir.path / "x", infos("a")).write(bytes_of(a)); }),
+                   "tensor 'b': F32 [1] with 8 bytes"));
+    CHECK(fs::is_empty(dir.path));
+  }
   SECTION("a directory that is not there") {
     CHECK(contains(error_of([&] { write_safetensors(dir.path / "no" / "x", {}); }), "cannot be written"));
   }

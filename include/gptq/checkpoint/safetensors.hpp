@@ -107,6 +107,37 @@ class safetensors_directory {
   tensor_map tensors_;
 };
 
+/// What a tensor is to be, before its bytes are there.
+struct tensor_info {
+  std::string name;
+  dtype type = dtype::f32;
+  std::vector<std::size_t> shape;
+
+  /// Throws gptq::error when the shape overflows.
+  std::size_t bytes() const;
+};
+
+/// Writes a file tensor by tensor, in the order given, so that they need not be in memory together. The file
+/// appears under its name when finish() returns, complete and on the disk, and is gone without it.
+class safetensors_writer {
+ public:
+  /// Throws gptq::error when a name is reserved, not UTF-8 or there twice, a shape overflows, or the disk
+  /// does not take the file.
+  safetensors_writer(std::filesystem::path const& path, std::vector<tensor_info> tensors,
+                     std::map<std::string, std::string> const& metadata = {});
+
+  /// The bytes of the next tensor. Throws gptq::error when it has another number of them.
+  void write(std::span<std::byte const> bytes);
+  /// Throws gptq::error when tensors are missing.
+  void finish();
+
+ private:
+  std::filesystem::path path_;
+  std::vector<tensor_info> tensors_;
+  std::size_t next_ = 0;
+  detail::new_file out_;
+};
+
 /// Writes a file, larger element types first so that all tensors are aligned. The file appears under its name
 /// only when it is complete and on the disk. Throws gptq::error when a shape and its bytes disagree or the
 /// disk does not take the file.
@@ -388,28 +419,25 @@ inline tensor_view const& safetensors_directory::at(std::string_view name) const
   return *tensor;
 }
 
-inline void write_safetensors(std::filesystem::path const& path, tensor_map const& tensors,
-                              std::map<std::string, std::string> const& metadata) {
-  std::vector<tensor_map::const_pointer> order;
-  for (auto const& entry : tensors) order.push_back(&entry);
-  std::stable_sort(order.begin(), order.end(),
-                   [](auto a, auto b) { return size_of(a->second.type) > size_of(b->second.type); });
+inline std::size_t tensor_info::bytes() const {
+  return detail::byte_count(type, shape, "tensor '" + name + "'");
+}
 
+inline safetensors_writer::safetensors_writer(std::filesystem::path const& path,
+                                              std::vector<tensor_info> tensors,
+                                              std::map<std::string, std::string> const& metadata)
+    : path_(path), tensors_(std::move(tensors)), out_(path) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header[std::string(detail::metadata_key)] = metadata;
+  std::set<std::string_view> names;
   std::size_t offset = 0;
-  for (auto const* entry : order) {
-    auto const& [name, tensor] = *entry;
-    std::string const where = path.string() + ": tensor '" + name + "'";
-    if (name == detail::metadata_key) throw error(where + ": this name is reserved");
-    if (detail::byte_count(tensor.type, tensor.shape, where) != tensor.bytes.size()) {
-      throw error(where + ": " + to_string(tensor) + " with " + std::to_string(tensor.bytes.size()) +
-                  " bytes");
-    }
-    header[name] = {{"dtype", name_of(tensor.type)},
-                    {"shape", tensor.shape},
-                    {"data_offsets", {offset, offset + tensor.bytes.size()}}};
-    offset += tensor.bytes.size();
+  for (tensor_info const& t : tensors_) {
+    std::string const where = path.string() + ": tensor '" + t.name + "'";
+    if (t.name == detail::metadata_key) throw error(where + ": this name is reserved");
+    if (!names.insert(t.name).second) throw error(where + " is there twice");
+    std::size_t const end = offset + detail::byte_count(t.type, t.shape, where);
+    header[t.name] = {{"dtype", name_of(t.type)}, {"shape", t.shape}, {"data_offsets", {offset, end}}};
+    offset = end;
   }
   std::string text;
   try {
@@ -420,10 +448,36 @@ inline void write_safetensors(std::filesystem::path const& path, tensor_map cons
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors start aligned
   std::uint64_t const header_size = text.size();
   if (header_size > detail::max_header_bytes) throw error(path.string() + ": the header would be too large");
+  out_.write(std::as_bytes(std::span(&header_size, 1)));
+  out_.write(std::as_bytes(std::span(text)));
+}
 
-  detail::new_file out(path);
-  out.write(std::as_bytes(std::span(&header_size, 1)));
-  out.write(std::as_bytes(std::span(text)));
+inline void safetensors_writer::write(std::span<std::byte const> bytes) {
+  if (next_ == tensors_.size()) throw error(path_.string() + ": all tensors are written");
+  tensor_info const& t = tensors_[next_++];
+  if (bytes.size() != t.bytes()) {
+    throw error(path_.string() + ": tensor '" + t.name + "': " + to_string({t.type, t.shape, {}}) + " with " +
+                std::to_string(bytes.size()) + " bytes");
+  }
+  out_.write(bytes);
+}
+
+inline void safetensors_writer::finish() {
+  if (next_ != tensors_.size()) {
+    throw error(path_.string() + ": tensor '" + tensors_[next_].name + "' is not written");
+  }
+  out_.finish();
+}
+
+inline void write_safetensors(std::filesystem::path const& path, tensor_map const& tensors,
+                              std::map<std::string, std::string> const& metadata) {
+  std::vector<tensor_map::const_pointer> order;
+  for (auto const& entry : tensors) order.push_back(&entry);
+  std::stable_sort(order.begin(), order.end(),
+                   [](auto a, auto b) { return size_of(a->second.type) > size_of(b->second.type); });
+  std::vector<tensor_info> infos;
+  for (auto const* entry : order) infos.push_back({entry->first, entry->second.type, entry->second.shape});
+  safetensors_writer out(path, std::move(infos), metadata);
   for (auto const* entry : order) out.write(entry->second.bytes);
   out.finish();
 }
