@@ -22,7 +22,9 @@ std::map<std::string, gptq::grid_rule> const grid_rules{{"published", gptq::grid
                                                         {"signed_amax", gptq::grid_rule::signed_amax}};
 
 std::map<std::string, output_format> const output_formats{{"packed", output_format::packed},
-                                                          {"gguf", output_format::gguf}};
+                                                          {"gguf", output_format::gguf},
+                                                          {"gptq", output_format::gptq},
+                                                          {"gptq_v2", output_format::gptq_v2}};
 std::map<std::string, gptq::checkpoint::ggml_type> const embedding_types{
     {"f32", gptq::checkpoint::ggml_type::f32},
     {"f16", gptq::checkpoint::ggml_type::f16},
@@ -172,6 +174,18 @@ void add_writing_options(CLI::App& app, command_line& args) {
       ->capture_default_str();
 }
 
+/// What a GPTQ checkpoint never holds; the rest depends on the model.
+void check_gptq(command_line const& args) {
+  if (!is_gptq(args.written)) {
+    if (args.shard_bytes) throw gptq::error("--shard-size is about --format gptq and gptq_v2");
+    return;
+  }
+  if (args.output.empty()) throw gptq::error("--format gptq needs an --output");
+  if (args.how.observe) {
+    throw gptq::error("GPTQ checkpoints have one format for all layers: not with --observe");
+  }
+}
+
 /// What a GGUF file cannot hold is refused before hours of work on it.
 void check_gguf(command_line const& args) {
   if (args.embeddings && args.written != output_format::gguf) {
@@ -247,7 +261,8 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       ->type_name("DIR");
   app.add_option("--format", args.written,
                  "What to write: packed, for generate and perplexity, or gguf, a file for\n"
-                 "llama.cpp (4 bits as Q4_0 or Q4_1, 8 bits as Q8_0) [packed]")
+                 "llama.cpp (4 bits as Q4_0 or Q4_1, 8 bits as Q8_0), or gptq or gptq_v2, a\n"
+                 "checkpoint for Transformers or vLLM [packed]")
       ->transform(translate(output_formats))
       ->type_name("NAME");
   app.add_option("--embeddings", args.embeddings,
@@ -255,6 +270,12 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
                  "[as they are]")
       ->transform(translate(embedding_types))
       ->type_name("TYPE");
+  app.add_option("--shard-size", args.shard_bytes,
+                 "Split the weights of a GPTQ checkpoint into files of at most N bytes;\n"
+                 "500M, 2G ... [5 * 10^9]")
+      ->transform(CLI::AsSizeValue(false).description(""))
+      ->check(between(std::size_t{1}, std::size_t{1} << 60))
+      ->type_name("N");
   app.add_flag("--resume", args.resume, "Go on with the run in --output that was interrupted");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
   add_threads_option(app, args.how.threads);
@@ -286,6 +307,7 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
     throw gptq::error("--extra-bytes and --spill are about what --observe keeps");
   }
   check_gguf(args);
+  check_gptq(args);
   return args;
 }
 

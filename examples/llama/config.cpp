@@ -124,8 +124,9 @@ void check_architecture(reader const& keys) {
 std::map<std::string, gptq::format_spec> parse_packed(reader const& keys) {
   if (keys.find("quantization_config") == nullptr) return {};
   reader const quantization = keys.object("quantization_config");
+  if (quantization.text("quant_method", "") == gptq_method) return {};
   if (quantization.text("quant_method", "") != packed_method) {
-    keys.refuse("quantization_config", fmt::format("only {} can be read", packed_method));
+    keys.refuse("quantization_config", fmt::format("only {} and {} can be read", packed_method, gptq_method));
   }
   std::map<std::string, gptq::format_spec> formats;
   reader const layers = quantization.object("layers");
@@ -138,6 +139,24 @@ std::map<std::string, gptq::format_spec> parse_packed(reader const& keys) {
   }
   if (formats.empty()) keys.refuse("quantization_config", "no layer in it");
   return formats;
+}
+
+/// What quantize_config.json says, too.
+std::optional<gptq_checkpoint> parse_gptq(reader const& keys) {
+  if (keys.find("quantization_config") == nullptr) return std::nullopt;
+  reader const quantization = keys.object("quantization_config");
+  if (quantization.text("quant_method", "") != gptq_method) return std::nullopt;
+  std::string const version = quantization.text("checkpoint_format", "gptq");
+  if (version != "gptq" && version != "gptq_v2") {
+    quantization.refuse("checkpoint_format", "only gptq and gptq_v2 can be read");
+  }
+  gptq_checkpoint checkpoint;
+  checkpoint.format.scheme = quantization.flag("sym", true) ? "fixed_zero" : "asymmetric";
+  int const bits = checkpoint.format.bits = quantization.integer("bits");
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) quantization.refuse("bits", "not 2, 3, 4 or 8");
+  checkpoint.format.group_size = quantization.integer("group_size");
+  if (version == "gptq_v2") checkpoint.version = gptq::checkpoint::gptq_version::v2;
+  return checkpoint;
 }
 
 /// The scaling that a "rope_scaling" or "rope_parameters" object asks for.
@@ -198,6 +217,7 @@ config read_config(std::filesystem::path const& directory) {
     c.rope_scaling = parse_scaling(rope);
   }
   c.packed = parse_packed(keys);
+  c.checkpoint = parse_gptq(keys);
   return c;
 }
 

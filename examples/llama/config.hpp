@@ -11,12 +11,21 @@
 
 #include <nlohmann/json.hpp>
 
+#include <gptq/checkpoint/gptq.hpp>
 #include <gptq/format.hpp>
 
 namespace llama {
 
 /// "quant_method" of a packed model.
 inline constexpr char const* packed_method = "gptq-packed";
+/// "quant_method" of a GPTQ checkpoint.
+inline constexpr char const* gptq_method = "gptq";
+
+/// What a GPTQ checkpoint says of all its linear layers.
+struct gptq_checkpoint {
+  gptq::format_spec format;
+  gptq::checkpoint::gptq_version version = gptq::checkpoint::gptq_version::v1;
+};
 
 /// Llama 3's way of stretching rotary embeddings over longer contexts ("rope_type": "llama3").
 struct rope_scaling {
@@ -46,6 +55,9 @@ struct config {
   std::vector<std::int32_t> eos_token_id;  ///< any of these ends a text; may be empty
   /// The formats of the linear layers of a packed model (packed_model.hpp), by name; empty: not quantized.
   std::map<std::string, gptq::format_spec> packed;
+  std::optional<gptq_checkpoint> checkpoint;  ///< nothing: not one (gptq_model.hpp)
+
+  bool quantized() const { return checkpoint || !packed.empty(); }
 
   std::int64_t query_size() const { return num_attention_heads * head_dim; }
   std::int64_t key_value_size() const { return num_key_value_heads * head_dim; }

@@ -80,15 +80,7 @@ using formats =
 
 std::vector<std::byte> blocks_of(packed_linear const& packed, ggml_type type) {
   return gptq::with_format<formats>(packed.format(), [&]<class Format>() {
-    auto const parts = packed.parts();
-    gptq::packed_view<Format> const view{
-        reinterpret_cast<std::uint8_t const*>(parts.codes.data()),
-        reinterpret_cast<typename Format::scale const*>(parts.scales.data()),
-        Format::has_zero_point ? reinterpret_cast<std::uint8_t const*>(parts.zeros.data()) : nullptr,
-        parts.order.empty() ? nullptr : parts.order.data(),
-        parts.out,
-        parts.in};
-    return to_ggml(gptq::unpack(view), type);
+    return to_ggml(gptq::unpack(view_of<Format>(packed.parts())), type);
   });
 }
 

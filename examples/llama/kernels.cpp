@@ -14,16 +14,6 @@ namespace {
 using gptq::index_t;
 using gptq::precision;
 
-template <class Format>
-gptq::packed_view<Format> view_of(packed_parts const& w) {
-  return {reinterpret_cast<std::uint8_t const*>(w.codes.data()),
-          reinterpret_cast<typename Format::scale const*>(w.scales.data()),
-          reinterpret_cast<std::uint8_t const*>(w.zeros.data()),
-          w.order.data(),
-          w.out,
-          w.in};
-}
-
 template <class Format, precision Precision>
 void gemv(packed_parts const& w, float const* x, float* y, index_t first_row, index_t last_row) noexcept {
   gptq::gemv<Precision>(view_of<Format>(w), x, y, first_row, last_row);

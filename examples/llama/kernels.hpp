@@ -7,6 +7,7 @@
 
 #include <gptq/activations.hpp>
 #include <gptq/format.hpp>
+#include <gptq/packed.hpp>
 
 namespace llama {
 
@@ -21,6 +22,30 @@ struct packed_parts {
 
   std::size_t bytes() const { return codes.size() + scales.size() + zeros.size() + order.size_bytes(); }
 };
+
+template <gptq::storage_format Format>
+gptq::packed_view<Format> view_of(packed_parts const& w) {
+  return {reinterpret_cast<std::uint8_t const*>(w.codes.data()),
+          reinterpret_cast<typename Format::scale const*>(w.scales.data()),
+          Format::has_zero_point ? reinterpret_cast<std::uint8_t const*>(w.zeros.data()) : nullptr,
+          w.order.empty() ? nullptr : w.order.data(),
+          w.out,
+          w.in};
+}
+
+template <gptq::storage_format Format>
+packed_parts parts_of(gptq::packed_view<Format> const& view) {
+  auto const layout = view.layout();
+  auto const bytes = [](auto const* data, gptq::index_t count) {
+    return std::as_bytes(std::span(data, data == nullptr ? 0 : static_cast<std::size_t>(count)));
+  };
+  return {view.out,
+          view.in,
+          bytes(view.codes, layout.code_bytes()),
+          bytes(view.scales, layout.scale_count()),
+          bytes(view.zeros, layout.zero_bytes()),
+          {view.order, view.order == nullptr ? 0 : static_cast<std::size_t>(view.in)}};
+}
 
 /// y[first_row..last_row-1] = W x for x[in]; shares best start at multiples of 32.
 using gemv_kernel = void (*)(packed_parts const& w, float const* x, float* y, gptq::index_t first_row,

@@ -23,18 +23,7 @@ class packed_as final : public packed_linear {
 
   gptq::format_spec format() const override { return gptq::spec_of<Format>(); }
   void dequantize(float* weight) const override { gptq::dequantize(view_, weight); }
-  packed_parts parts() const override {
-    auto const layout = view_.layout();
-    auto const bytes = [](auto const* data, gptq::index_t count) {
-      return std::as_bytes(std::span(data, data == nullptr ? 0 : static_cast<std::size_t>(count)));
-    };
-    return {view_.out,
-            view_.in,
-            bytes(view_.codes, layout.code_bytes()),
-            bytes(view_.scales, layout.scale_count()),
-            bytes(view_.zeros, layout.zero_bytes()),
-            {view_.order, view_.order == nullptr ? 0 : static_cast<std::size_t>(view_.in)}};
-  }
+  packed_parts parts() const override { return parts_of(view_); }
 
  private:
   Owner owner_;
@@ -57,13 +46,7 @@ std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, pack
                layout.scale_count() * gptq::index_t{sizeof(typename Format::scale)});
     check_size("zeros", parts.zeros.size(), layout.zero_bytes());
     if (!parts.order.empty()) check_size("order", parts.order.size_bytes(), parts.in * 4);
-    gptq::packed_view<Format> const view{
-        reinterpret_cast<std::uint8_t const*>(parts.codes.data()),
-        reinterpret_cast<typename Format::scale const*>(parts.scales.data()),
-        Format::has_zero_point ? reinterpret_cast<std::uint8_t const*>(parts.zeros.data()) : nullptr,
-        parts.order.empty() ? nullptr : parts.order.data(),
-        parts.out,
-        parts.in};
+    auto const view = view_of<Format>(parts);
     gptq::check(view);
     return std::make_unique<packed_as<Format, std::shared_ptr<void const>>>(std::move(owner), view);
   });

@@ -14,6 +14,7 @@
 #include <gptq/parallel.hpp>
 
 #include "gguf_model.hpp"
+#include "gptq_model.hpp"
 #include "threads.hpp"
 
 namespace llama {
@@ -217,9 +218,9 @@ std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& t
 model::model(std::filesystem::path const& path)
     : path_(path), config_(read_config(path)), files_(path, config_) {
   packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
-  if (!config_.packed.empty()) attach_packed();
+  if (config_.quantized()) attach_packed();
   for_each_tensor(config_, [&](std::string const& name, std::vector<std::size_t> const& shape) {
-    if (!config_.packed.empty() && is_linear(name)) return;
+    if (config_.quantized() && is_linear(name)) return;
     stored_weight const& weight = files_.at(name);
     if (weight.shape() != shape) {
       stored_weight expected = weight;
@@ -239,9 +240,16 @@ model::model(std::filesystem::path const& path)
 }
 
 void model::attach_packed() {
+  if (config_.checkpoint) {
+    config_.checkpoint->version = version_of(files_.safetensors(), *config_.checkpoint, path_);
+  }
   for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
     for (std::size_t l = 0; l < linears; ++l) {
       std::string const name = full_name(i, linear(l));
+      if (config_.checkpoint) {
+        attach_gptq(i, linear(l));
+        continue;
+      }
       auto const format = config_.packed.find(name);
       if (format == config_.packed.end()) {
         throw gptq::error(path_.string() + ": config.json has no format for '" + name + "'");
@@ -257,6 +265,15 @@ void model::attach_packed() {
   }
 }
 
+void model::attach_gptq(std::int64_t layer, linear l) {
+  auto const [out, in] = shape_of(config_, l);
+  try {
+    replace(layer, l, read_gptq(files_.safetensors(), full_name(layer, l), *config_.checkpoint, out, in));
+  } catch (gptq::error const& e) {
+    throw gptq::error(path_.string() + ": " + e.what());
+  }
+}
+
 std::string model::fingerprint() const {
   constexpr std::size_t most =
       4096;  // bytes of a tensor: reading all of them takes minutes for a large model
@@ -269,7 +286,7 @@ std::string model::fingerprint() const {
 }
 
 void model::require_unquantized() const {
-  if (!config_.packed.empty()) throw gptq::error(path_.string() + ": the model is quantized already");
+  if (config_.quantized()) throw gptq::error(path_.string() + ": the model is quantized already");
 }
 
 void model::for_each_float_tensor(

@@ -148,6 +148,7 @@ class model {
  private:
   stored_weight const& output() const;
   void attach_packed();
+  void attach_gptq(std::int64_t layer, linear l);
 
   std::filesystem::path path_;
   llama::config config_;

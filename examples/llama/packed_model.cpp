@@ -8,6 +8,7 @@
 #include <gptq/error.hpp>
 
 #include "gguf_model.hpp"
+#include "output_files.hpp"
 #include "report.hpp"
 
 namespace llama {
@@ -19,35 +20,6 @@ using gptq::checkpoint::tensor_map;
 using nlohmann::ordered_json;
 
 constexpr char const* reports_key = "reports";
-
-void write_text(fs::path const& path, std::string const& text) {
-  auto temporary = path;
-  temporary += ".part-" + std::to_string(::getpid());
-  std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-  out << text;
-  out.close();
-  std::error_code failure;
-  if (out) fs::rename(temporary, path, failure);
-  if (!out || failure) {
-    std::string const reason = failure ? failure.message() : std::strerror(errno);
-    fs::remove(temporary, failure);
-    throw gptq::error(path.string() + ": cannot be written: " + reason);
-  }
-}
-
-void make_directory(fs::path const& path) {
-  std::error_code failure;
-  fs::create_directories(path, failure);
-  if (failure) throw gptq::error(path.string() + ": cannot be made: " + failure.message());
-}
-
-ordered_json parse(fs::path const& path) {
-  try {
-    return ordered_json::parse(std::ifstream(path, std::ios::binary));
-  } catch (nlohmann::json::exception const& e) {
-    throw gptq::error(path.string() + ": not valid JSON: " + e.what());
-  }
-}
 
 /// What a run that was killed while it wrote has left.
 void remove_parts(fs::path const& directory) {
@@ -87,13 +59,11 @@ void write_packed_model(fs::path const& directory, model const& m, fs::path cons
   }
   write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
   for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}) {
-    std::error_code failure;
-    auto const original = directory_of(source) / name;
-    if (!fs::exists(original)) continue;
-    fs::copy_file(original, directory / name, fs::copy_options::overwrite_existing, failure);
-    if (failure) throw gptq::error((directory / name).string() + ": cannot be written: " + failure.message());
+    if (auto const original = directory_of(source) / name; fs::exists(original)) {
+      llama::copy_file(original, directory / name);
+    }
   }
-  ordered_json config = is_gguf(source) ? json_of(m.config()) : parse(source / "config.json");
+  ordered_json config = is_gguf(source) ? json_of(m.config()) : read_json(source / "config.json");
   config["quantization_config"] = {{"quant_method", packed_method}, {"layers", layers}};
   write_text(directory / "config.json", config.dump(1) + "\n");
 }
@@ -112,7 +82,7 @@ unfinished_run::unfinished_run(fs::path const& directory, ordered_json const& se
   if (!resume) {
     throw gptq::error(path_.string() + ": holds a run that was interrupted; --resume goes on with it");
   }
-  ordered_json const before = parse(file);
+  ordered_json const before = read_json(file);
   for (auto const& [key, value] : settings.items()) {
     if (before.value(key, ordered_json()) == value) continue;
     throw gptq::error(fmt::format("{}: that run had {} {}, not {}", file.string(), key,

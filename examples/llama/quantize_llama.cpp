@@ -13,6 +13,7 @@
 #include "evaluate.hpp"
 #include "generation.hpp"
 #include "gguf_model.hpp"
+#include "gptq_model.hpp"
 #include "interrupt.hpp"
 #include "model.hpp"
 #include "packed_model.hpp"
@@ -151,6 +152,11 @@ void run(command_line args) {
   m.require_unquantized();
   llama::config const& c = m.config();
   if (args.written == llama::output_format::gguf) llama::check_gguf_rows(c);
+  if (is_gptq(args.written)) {
+    if (llama::is_gguf(args.model))
+      throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
+    llama::check_gptq(args.how.quantize.format, c);
+  }
   args.window = llama::window_length(c, args.window);
   text const calibration =
       llama::read_text(args.calibration, args.model, c, args.window,
@@ -199,6 +205,15 @@ void run(command_line args) {
   if (saved) {
     if (args.written == llama::output_format::gguf) {
       llama::write_gguf_model(args.output, m, args.model, args.embeddings);
+    } else if (is_gptq(args.written)) {
+      using gptq::checkpoint::gptq_version;
+      auto const version = args.written == llama::output_format::gptq ? gptq_version::v1 : gptq_version::v2;
+      gptq::quantize_options const& options = args.how.quantize.options;
+      llama::write_gptq_model(args.output, m, args.model, version,
+                              {{"damp_percent", options.damping},
+                               {"static_groups", options.static_groups},
+                               {"true_sequential", args.how.true_sequential}},
+                              args.shard_bytes.value_or(llama::default_shard_bytes));
     } else {
       llama::write_packed_model(args.output, m, args.model);
     }

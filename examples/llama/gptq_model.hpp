@@ -1,0 +1,52 @@
+// GPTQ checkpoints: the directories that AutoGPTQ and GPTQModel write, and Transformers and vLLM read.
+//
+// In place of NAME.weight a linear layer has NAME.qweight, NAME.qzeros, NAME.scales and NAME.g_idx
+// (gptq/checkpoint/gptq.hpp); config.json has what quantize_config.json says as "quantization_config".
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include <gptq/checkpoint/gptq.hpp>
+#include <gptq/checkpoint/safetensors.hpp>
+
+#include "model.hpp"
+
+namespace llama {
+
+/// Throws gptq::error, with the reason and what can be written instead, unless a GPTQ checkpoint holds layers
+/// of this format and a model of this shape.
+void check_gptq(gptq::format_spec const& format, config const& c);
+
+/// How much of the weights a file holds unless it is told otherwise.
+inline constexpr std::size_t default_shard_bytes = 5'000'000'000;
+
+/// Writes a model all of whose linear layers are packed, in one format; one layer at a time is converted.
+/// Files beside the weights are carried over; config.json comes last, so a directory that has one is whole.
+/// Throws gptq::error before it writes anything when a layer has a zero point that version 1 cannot hold or
+/// layers have different formats; and when the disk does not take a file, of which nothing is left then.
+/// @param source       the model's own directory
+/// @param how          "damp_percent" and the like, for those who want to know
+/// @param shard_bytes  weights beyond these go into further files, and model.safetensors.index.json lists
+///   them; a tensor, or those of a linear layer, stay in one file even if they are larger
+void write_gptq_model(std::filesystem::path const& directory, model const& m,
+                      std::filesystem::path const& source, gptq::checkpoint::gptq_version version,
+                      nlohmann::ordered_json const& how, std::size_t shard_bytes = default_shard_bytes);
+
+/// The version that all linear layers of a directory are of: what it says of itself, unless the zero points
+/// of one of them prove that it is the other, which a line on stderr then says.
+gptq::checkpoint::gptq_version version_of(gptq::checkpoint::tensor_map const& tensors,
+                                          gptq_checkpoint const& checkpoint,
+                                          std::filesystem::path const& where);
+
+/// The linear layer called NAME of such a directory, repacked. Throws gptq::error, naming it, when a tensor
+/// is missing or does not fit.
+std::unique_ptr<packed_linear> read_gptq(gptq::checkpoint::tensor_map const& tensors, std::string const& name,
+                                         gptq_checkpoint const& checkpoint, std::int64_t out,
+                                         std::int64_t in);
+
+}  // namespace llama
