@@ -482,7 +482,8 @@ inline void gguf_file::parse(std::span<std::byte const> contents) {
   detail::gguf_cursor in(contents, name_);
   constexpr auto magic = detail::gguf_magic;
   auto const first = contents.first(std::min(contents.size(), magic.size()));
-  if (std::memcmp(first.data(), magic.data(), first.size()) != 0) throw error(name_ + ": not a GGUF file");
+  if (!first.empty() && std::memcmp(first.data(), magic.data(), first.size()) != 0)
+    throw error(name_ + ": not a GGUF file");
   in.take(magic.size(), "the magic number");
   version_ = in.number<std::uint32_t>("the version");
   if (version_ != 0 && (version_ & 0xffff) == 0) throw error(name_ + ": big-endian GGUF is not read");
