@@ -9,15 +9,17 @@ add_library(gptq_warnings INTERFACE)
 target_compile_options(gptq_warnings INTERFACE
   "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wconversion;-Wshadow;$<$<BOOL:${GPTQ_WERROR}>:-Werror>>")
 
-# Eigen with OpenBLAS behind it, or alone where there is none. A program is built with it as a whole or not at
-# all: EIGEN_USE_BLAS changes inline functions.
+# Eigen with OpenBLAS behind it, or alone where there is none, and under sanitizers, which see Eigen's product
+# but not OpenBLAS'. A program is built with it as a whole or not at all: EIGEN_USE_BLAS changes inline functions.
 add_library(gptq_blas INTERFACE)
 set(BLA_VENDOR OpenBLAS)
-find_package(BLAS QUIET)
+if(NOT GPTQ_SANITIZED)
+  find_package(BLAS QUIET)
+endif()
 if(BLAS_FOUND)
   target_link_libraries(gptq_blas INTERFACE BLAS::BLAS)
   target_compile_definitions(gptq_blas INTERFACE EIGEN_USE_BLAS)
-else()
+elseif(NOT GPTQ_SANITIZED)
   message(STATUS "gptq: OpenBLAS not found, benchmarks and examples use Eigen's own matrix product")
 endif()
 
@@ -32,5 +34,9 @@ function(gptq_solver name)
 endfunction()
 if(TARGET gptq::gptq)
   gptq_solver(gptq_solver)
-  gptq_solver(gptq_solver_blas gptq_blas)
+  if(BLAS_FOUND)
+    gptq_solver(gptq_solver_blas gptq_blas)
+  else()
+    add_library(gptq_solver_blas ALIAS gptq_solver)
+  endif()
 endif()
