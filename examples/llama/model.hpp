@@ -135,7 +135,8 @@ class model {
   }
   /// Tells models apart: a number made of all tensors' names, shapes, types and first bytes.
   std::string fingerprint() const;
-  /// Throws gptq::error when the directory holds a packed model: there are no weights to quantize.
+  /// Throws gptq::error when the directory holds a packed model or a GPTQ checkpoint: there are no weights to
+  /// quantize. Those of AWQ and compressed-tensors checkpoints are what their codes stand for.
   void require_unquantized() const;
   /// The tensors that stay as they are, as safetensors have them (decoded to float32 if they are quantized;
   /// this model then keeps that): visit(name, tensor).
@@ -148,7 +149,10 @@ class model {
  private:
   stored_weight const& output() const;
   void attach_packed();
-  void attach_gptq(std::int64_t layer, linear l);
+  /// Whether the linear layer with a tensor NAME.weight is there in packed form only.
+  bool is_packed(std::string const& weight) const;
+  /// A linear layer of a checkpoint that others have quantized.
+  std::unique_ptr<packed_linear> read_checkpoint(std::int64_t layer, linear l) const;
 
   std::filesystem::path path_;
   llama::config config_;
