@@ -1,4 +1,5 @@
-// Directories that others have quantized as models of the LLaMA example: tensors are written here as the formats are published.
+// Directories that others have quantized as models of the LLaMA example, and the export of grids: tensors and
+// files are written here as the formats are published.
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -16,6 +17,8 @@
 #include "catch.hpp"
 #include "files.hpp"
 #include "model.hpp"
+#include "npy.hpp"
+#include "quant_directory.hpp"
 #include "quantize_model.hpp"
 #include "support.hpp"
 
@@ -210,6 +213,11 @@ std::vector<llama::token> some_tokens() {
   return tokens;
 }
 
+std::string contents(fs::path const& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
 }  // namespace
 
 TEST_CASE("checkpoints of others are the models that they stand for") {
@@ -366,4 +374,246 @@ TEST_CASE("what is wrong with a checkpoint of others") {
     CHECK(contains(compressed("/config_groups/group_0/weights/symmetric", false),
                    "weight_zero_point has 0 bytes"));
   }
+}
+
+TEST_CASE(".npy files are numpy's") {
+  scratch const dir;
+  auto const file = dir.path / "a.npy";
+  std::string const where = file.string() + ": ";
+  // What numpy.save() writes.
+  std::string const floats =
+      std::string("\x93NUMPY\x01\x00v\x00", 10) +
+      "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }" + std::string(58, ' ') + "\n" +
+      std::string("\x00\x00\x80?\x00\x00\x00@\x00\x00@@\x00\x00\x80@\x00\x00\xa0@\x00\x00\xd0@", 24);
+  std::string const integers = std::string("\x93NUMPY\x01\x00v\x00", 10) +
+                               "{'descr': '<i4', 'fortran_order': False, 'shape': (3,), }" +
+                               std::string(60, ' ') + "\n" +
+                               std::string("\x02\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00", 12);
+  std::vector<float> const values{1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.5F};
+  std::vector<std::int32_t> const ids{2, 0, 1};
+  std::size_t const shape[] = {2, 3};
+  std::size_t const length[] = {3};
+  llama::write_npy<float>(file, shape, values);
+  CHECK(contents(file) == floats);
+  CHECK(llama::read_npy<float>(file).values == values);
+  CHECK(llama::read_npy<float>(file).shape == std::vector<std::size_t>{2, 3});
+  llama::write_npy<std::int32_t>(file, length, ids);
+  CHECK(contents(file) == integers);
+  CHECK(llama::read_npy<std::int32_t>(file).values == ids);
+
+  auto const with = [&](std::string text, std::string const& from, std::string const& to) {
+    return text.replace(text.find(from), from.size(), to);
+  };
+  // Columns first; keys in another order, as version 2 with a longer length.
+  write_file(file, with(floats, "False", "True "));
+  CHECK(llama::read_npy<float>(file).values == std::vector<float>{1.0F, 3.0F, 5.0F, 2.0F, 4.0F, 6.5F});
+  std::string const other = R"({"shape":(2,3),"fortran_order":False,"descr":"<f4"})";
+  write_file(file, std::string("\x93NUMPY\x02\x00", 8) + static_cast<char>(other.size()) +
+                       std::string(3, '\0') + other + floats.substr(floats.size() - 24));
+  CHECK(llama::read_npy<float>(file).values == values);
+
+  std::string const header = "its header is not a dictionary of descr, fortran_order and shape";
+  std::pair<std::string, std::string> const cases[] = {
+      {"", "is empty"},
+      {"\x93NUMPY\x01", "not a .npy file"},
+      {"PK" + floats, "not a .npy file"},
+      {with(floats, "\x01", "\x04"), "version 4 of the format is not known"},
+      {floats.substr(0, 127), "cut short within its header"},
+      {floats.substr(0, 151), "has 23 bytes of numbers, but its shape [2, 3] takes 24"},
+      {floats + "x", "has 25 bytes of numbers, but its shape [2, 3] takes 24"},
+      {with(floats, "(2, 3)", "(0, 3)"), "has 24 bytes of numbers, but its shape [0, 3] takes 0"},
+      {with(floats, "<f4", ">f4"), "holds '>f4', not '<f4'"},
+      {with(floats, "<f4", "<f2"), "holds '<f2', not '<f4'"},
+      {with(floats, "<f4", "|O8"), "holds '|O8', not '<f4'"},
+      {integers, "holds '<i4', not '<f4'"},
+      {with(floats, "(2, 3), } ", "(2, 3, 1)}"), "has 3 dimensions, not 1 or 2"},
+      {with(floats, "(2, 3), }            ", "(4294967296, 8589934592)}").erase(10 + 118, 4),
+       "its shape overflows"},
+      {with(floats, "(2, 3)", "(-2,3)"), header},
+      {with(floats, "(2, 3)", "(2; 3)"), header},
+      {with(floats, "(2, 3)", "[2, 3]"), header},
+      {with(floats, "False", "false"), header},
+      {with(floats, "'descr'", "'dtype'"), header},
+      {with(floats, "'shape'", "'descr'"), header},
+      {with(floats, "{", " "), header},
+      {with(floats, "}", ","), header},
+      {with(floats, "}", "'"), header},
+      {with(floats, "} ", "}x"), header},
+      {with(floats, "'shape': (2, 3), ", "                 "), header},
+  };
+  for (auto const& [text, message] : cases) {
+    write_file(file, text);
+    CHECK(error_of([&] { llama::read_npy<float>(file); }) == where + message);
+  }
+}
+
+TEST_CASE("grids are exported, and weights rounded to them") {
+  scratch const dir;
+  write_both(dir.path, awq_config(), add_awq);
+  auto const source = dir.path / "plain";
+  auto const out = dir.path / "grids";
+  auto const tokens = some_tokens();
+  auto const windows = llama::cut_windows(tokens, 32, 0);
+  llama::quantization how;
+  how.threads = how.quantize.options.threads = 1;
+  how.quantize.format =
+      GENERATE(gptq::format_spec{"asymmetric", 3, 32}, gptq::format_spec{"symmetric", 4, 32},
+               gptq::format_spec{"fixed_zero", 4, gptq::whole_row, gptq::scale_type::float32},
+               gptq::format_spec{"half_step", 2, 32});
+  CAPTURE(to_string(how.quantize.format));
+  bool const symmetric =
+      how.quantize.format.scheme == "symmetric" || how.quantize.format.scheme == "fixed_zero";
+  bool const rows = how.quantize.format.group_size == gptq::whole_row;
+
+  SECTION("to nearest: the same again") {
+    how.quantize.round_to_nearest = true;
+    llama::model m(source);
+    llama::quantize_model(m, windows, how, {});
+    llama::write_quant_directory(out, m);
+    llama::model again(source);
+    again.round_to(llama::read_quant_directory(out));
+    for (std::size_t l = 0; l < llama::linears; ++l) {
+      CHECK(again.load(0, 1).weights[l] == m.load(0, 1).weights[l]);
+    }
+  }
+  SECTION("by GPTQ: what is quantized lies on them") {
+    how.quantize.options.quality = gptq::quality::plain;
+    how.quantize.options.act_order = true;
+    llama::model m(source);
+    llama::quantize_model(m, windows, how, {});
+    llama::write_quant_directory(out, m);
+    auto const grids = llama::read_quant_directory(out);
+    CHECK(grids.size() == llama::linears);
+    for (std::size_t l = 0; l < llama::linears; ++l) {
+      gptq::matrix weight = m.load(0, 1).weights[l];
+      gptq::matrix rounded = weight * 1.0001F;
+      auto const& of_layer = grids.at(llama::full_name(0, linear(l)));
+      llama::check_shape(of_layer, weight.rows(), weight.cols());
+      CHECK(of_layer.bits == how.quantize.format.bits);
+      CHECK(of_layer.symmetric == symmetric);
+      CHECK(of_layer.zeros.empty() == symmetric);
+      CHECK(of_layer.group_ids.empty() == rows);
+      llama::round_to(of_layer, rounded);
+      CHECK(rounded == weight);
+    }
+    // The files that the published exporter writes.
+    std::string const name = "model.layers.0.mlp.down_proj";
+    CHECK(fs::exists(out / (name + ".scale.npy")));
+    CHECK(fs::exists(out / (name + ".zero.npy")) != symmetric);
+    CHECK(fs::exists(out / (name + ".group_ids.npy")) != rows);
+    std::string const index = contents(out / "quant.toml");
+    CHECK(contains(index, "['model.layers.0.mlp.down_proj']\n"));
+    CHECK(contains(index, "groupsize = " + std::to_string(how.quantize.format.group_size) + "\n"));
+    CHECK(contains(index, symmetric ? "sym = true\n" : "sym = false\n"));
+    CHECK(contains(index, "scale = 'model.layers.0.mlp.down_proj.scale.npy'\n"));
+    CHECK(contains(index, "perchannel = true\n"));
+    CHECK(error_of([&] { llama::prepare_quant_directory(out, false); }) ==
+          out.string() + ": holds such an export already");
+    llama::prepare_quant_directory(out, true);
+    llama::write_quant_directory(out, m);
+    CHECK(contents(out / "quant.toml") == index);
+  }
+}
+
+TEST_CASE("an export as GPTQ-for-LLaMa writes it, and what may be wrong with it") {
+  scratch const dir;
+  std::string const index = (dir.path / "quant.toml").string() + ": ";
+  std::string const layer = index + "'a.b' ";
+  std::size_t const grid_shape[] = {2, 2};
+  std::size_t const columns[] = {16};
+  llama::write_npy<float>(dir.path / "a.b.scale.npy", grid_shape, std::vector<float>{0.5F, 1.0F, 2.0F, 4.0F});
+  llama::write_npy<float>(dir.path / "a.b.zero.npy", grid_shape, std::vector<float>{0.0F, 8.0F, 7.5F, 15.0F});
+  std::vector<std::int32_t> ids;
+  for (int i = 0; i < 16; ++i) ids.push_back(i % 2);
+  llama::write_npy<std::int32_t>(dir.path / "a.b.group_ids.npy", columns, ids);
+  // toml.dump() of Python's toml package.
+  std::string const good = R"(["a.b"]
+zero = "a.b.zero.npy"
+scale = "a.b.scale.npy"
+wbits = 4
+groupsize = 8
+group_ids = "a.b.group_ids.npy"
+sym = false
+perchannel = true
+)";
+  auto const with = [&](std::string const& from, std::string const& to) {
+    std::string text = good;
+    if (!from.empty()) text.replace(text.find(from), from.size(), to);
+    write_file(dir.path / "quant.toml", text);
+    return error_of([&] { llama::read_quant_directory(dir.path); });
+  };
+  REQUIRE(with("", "").empty());
+  auto const grids = llama::read_quant_directory(dir.path).at("a.b");
+  gptq::matrix weight = gptq::matrix::Constant(2, 16, -3.3F);
+  llama::round_to(grids, weight);
+  CHECK(weight(0, 0) == 0.0F);    // 0.5 (q - 0): the lowest is 0
+  CHECK(weight(0, 1) == -3.0F);   // 1 (q - 8)
+  CHECK(weight(1, 0) == -3.0F);   // 2 (q - 7.5): odd numbers
+  CHECK(weight(1, 15) == -4.0F);  // 4 (q - 15)
+  CHECK(error_of([&] { llama::check_shape(grids, 2, 15); }) ==
+        "grids for 2 rows and 16 columns do not fit a weight of 2 x 15");
+  CHECK(error_of([&] { llama::check_shape(grids, 3, 16); }) ==
+        "grids for 2 rows and 16 columns do not fit a weight of 3 x 16");
+
+  CHECK(with("sym = false", "sym = true").empty());
+  CHECK(llama::read_quant_directory(dir.path).at("a.b").zeros.empty());
+  CHECK(contains(with("wbits = 4", "wbits = "), index + "line 4: not valid TOML: "));
+  CHECK(contains(with("\"a.b\"]", "\"a.\xff\"]"), index + "line 1: not valid TOML: "));
+  CHECK(contains(with("wbits = 4", "sym = true"), index + "line 7: not valid TOML: "));  // twice
+  CHECK(with("[\"a.b\"]", "\"a.b\" = 1\n[x]") == layer + "is not a table");
+  CHECK(with("wbits = 4", "wbits = 5") == layer + "has wbits 5, not 2, 3, 4 or 8");
+  CHECK(with("wbits = 4", "wbits = 4.0") == layer + "has no whole number 'wbits'");
+  CHECK(with("wbits = 4\n", "") == layer + "has no whole number 'wbits'");
+  CHECK(with("groupsize = 8", "groupsize = 0") == layer + "has groupsize 0, neither positive nor -1");
+  CHECK(with("groupsize = 8", "groupsize = 99999999999") == layer + "has no whole number 'groupsize'");
+  CHECK(with("groupsize = 8", "groupsize = -1") == layer + "has 2 groups in rows of one");
+  CHECK(with("sym = false", "sym = 0") == layer + "has no true or false 'sym'");
+  CHECK(with("perchannel = true", "perchannel = false") ==
+        layer + "has one grid for all rows: not implemented");
+  CHECK(with("scale = \"a.b.scale.npy\"\n", "") == layer + "has no file 'scale'");
+  CHECK(with("zero = \"a.b.zero.npy\"\n", "") == layer + "has no file 'zero'");
+  CHECK(with("group_ids = \"a.b.group_ids.npy\"\n", "") == layer + "has no file 'group_ids'");
+  CHECK(with("a.b.scale.npy", "../s.npy") ==
+        layer + "has its scale in '../s.npy', which is no name in this directory");
+  CHECK(with("a.b.scale.npy", "") == layer + "has its scale in '', which is no name in this directory");
+  CHECK(with("a.b.scale.npy", "none") ==
+        (dir.path / "none").string() + ": cannot be opened: No such file or directory");
+  CHECK(with("a.b.scale.npy", "a.b.group_ids.npy") ==
+        (dir.path / "a.b.group_ids.npy").string() + ": holds '<i4', not '<f4'");
+
+  auto const with_floats = [&](char const* file, std::span<std::size_t const> shape,
+                               std::vector<float> const& values) {
+    auto const before = contents(dir.path / file);
+    llama::write_npy<float>(dir.path / file, shape, values);
+    auto const message = with("", "");
+    write_file(dir.path / file, before);
+    return message;
+  };
+  std::size_t const row[] = {4};
+  CHECK(with_floats("a.b.scale.npy", row, {1, 1, 1, 1}) ==
+        layer + "has its scale in an array of 1 dimensions, not 2");
+  CHECK(with_floats("a.b.scale.npy", grid_shape, {1, 1, 1, NAN}) == layer + "has a scale that is nan");
+  CHECK(with_floats("a.b.zero.npy", grid_shape, {1, 1, 1, 16}) ==
+        layer + "has a zero that is 16, no multiple of 1/2 between 0 and 15");
+  CHECK(with_floats("a.b.zero.npy", grid_shape, {1, 1, 0.25F, 1}) ==
+        layer + "has a zero that is 0.25, no multiple of 1/2 between 0 and 15");
+  std::size_t const tall[] = {4, 1};
+  CHECK(with_floats("a.b.zero.npy", tall, {1, 1, 1, 1}) == layer + "has 4 x 1 zeros for 2 x 2 scales");
+  ids[3] = 2;
+  llama::write_npy<std::int32_t>(dir.path / "a.b.group_ids.npy", columns, ids);
+  CHECK(with("", "") == layer + "has a column in group 2 of 2");
+  fs::remove(dir.path / "quant.toml");
+  CHECK(error_of([&] { llama::read_quant_directory(dir.path); }) ==
+        index + "cannot be opened: No such file or directory");
+
+  // With a model.
+  write_both(dir.path, awq_config(), add_awq);
+  llama::model m(dir.path / "plain");
+  std::string const first = "model.layers.0.self_attn.k_proj";
+  CHECK(error_of([&] { m.round_to({}); }) == first + ": there are no grids for it");
+  CHECK(error_of([&] {
+          m.round_to({{first, grids}});
+        }) == first + ": grids for 2 rows and 16 columns do not fit a weight of 16 x 32");
+  llama::model packed(dir.path / "quantized");
+  CHECK(error_of([&] { packed.round_to({}); }) == first + ": is quantized already");
 }

@@ -380,9 +380,30 @@ float_layer model::load(std::int64_t layer, int threads) const {
       stored_weight const& weight = files_.at(full_name(layer, l) + ".weight");
       result[l] = rows(weight, 0, out);
       drop_pages(weight);
+      if (auto const grids = grids_.find(full_name(layer, l)); grids != grids_.end()) {
+        llama::round_to(grids->second, result[l]);
+      }
     }
   });
   return result;
+}
+
+void model::round_to(model_grids grids) {
+  for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    for (std::size_t l = 0; l < linears; ++l) {
+      std::string const name = full_name(i, linear(l));
+      if (packed(i, linear(l)) != nullptr) throw gptq::error(name + ": is quantized already");
+      auto const found = grids.find(name);
+      if (found == grids.end()) throw gptq::error(name + ": there are no grids for it");
+      auto const [out, in] = shape_of(config_, linear(l));
+      try {
+        check_shape(found->second, out, in);
+      } catch (gptq::error const& e) {
+        throw gptq::error(name + ": " + e.what());
+      }
+    }
+  }
+  grids_ = std::move(grids);
 }
 
 bool model::has_kernels() const {

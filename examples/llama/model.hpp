@@ -16,6 +16,7 @@
 
 #include "config.hpp"
 #include "linear.hpp"
+#include "quant_directory.hpp"
 #include "tokens.hpp"
 #include "weights.hpp"
 
@@ -129,6 +130,9 @@ class model {
 
   /// From now on, load() takes this linear layer from its packed form.
   void replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed);
+  /// From now on, load() rounds linear layers that are not packed to these grids. Throws gptq::error, naming
+  /// the layer, when there are none for one, they do not fit it, or it is packed.
+  void round_to(model_grids grids);
   /// Null until it is packed.
   packed_linear const* packed(std::int64_t layer, linear l) const {
     return packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)].get();
@@ -158,6 +162,7 @@ class model {
   llama::config config_;
   weight_files files_;
   std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;
+  model_grids grids_;
   row_vector final_norm_;
   mutable std::map<std::string, std::vector<float>> decoded_;
 };
