@@ -8,6 +8,7 @@ set(gptq_pin_Eigen3          Eigen3::Eigen                 https://gitlab.com/li
 set(gptq_pin_nlohmann_json   nlohmann_json::nlohmann_json  https://github.com/nlohmann/json.git         v3.11.3 include)  # 9cca280a4d0ccf0c08f47a99aa71d1b0e52f8d03
 set(gptq_pin_CLI11           CLI11::CLI11                  https://github.com/CLIUtils/CLI11.git        v2.4.2  include)  # 6c7b07a878ad834957b98d0f9ce1dbe0cb204fc9
 set(gptq_pin_fmt             fmt::fmt                      https://github.com/fmtlib/fmt.git            10.2.1)           # e69e5f977d458f2650bb346dadf2ad30c5320281
+set(gptq_pin_tomlplusplus    tomlplusplus::tomlplusplus    https://github.com/marzer/tomlplusplus.git   v3.4.0  include)  # 30172438cee64926dc41fdd9c11fb3ba5b2ba9de
 set(gptq_pin_Catch2          Catch2::Catch2                https://github.com/catchorg/Catch2.git       v3.5.4)           # b5373dadca40b7edc8570cf9470b9b1cb1934d40
 set(gptq_pin_benchmark       benchmark::benchmark          https://github.com/google/benchmark.git      v1.8.3)           # 344117638c8ff7e239044fd0fa7085839fc03021
 

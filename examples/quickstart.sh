@@ -10,7 +10,7 @@ step() { printf '\n==> %s\n' "$1"; }
 
 step "Install what is missing"
 .ci/install g++ cmake ninja-build pkg-config libeigen3-dev libopenblas-dev nlohmann-json3-dev libcli11-dev \
-  libfmt-dev libsentencepiece-dev
+  libfmt-dev libtomlplusplus-dev libsentencepiece-dev
 
 step "Build quantize_llama in $build"
 mkdir -p build

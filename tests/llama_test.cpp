@@ -1380,12 +1380,18 @@ TEST_CASE("the program") {
     std::string const out = "'" + packed.string() + "'";
     std::string const quantize =
         model + " --calibration " + file + " --group-size 32 --window 32 --samples 8";
-    REQUIRE(run_program(quantize + " --output " + out).status == 0);
+    std::string const grids = " --quant-directory '" + (dir.path / "grids").string() + "'";
+    REQUIRE(run_program(quantize + " --output " + out + grids).status == 0);
     CHECK(contains(run_program(quantize + " --output " + out).errors, "holds a model already"));
+    CHECK(contains(run_program(quantize + grids).errors, "holds such an export already"));
     CHECK(contains(run_program(out + " --calibration " + file).errors, "quantized already"));
     auto const printed = dir.path / "out.txt";
     CHECK(run_command("\"$bin/perplexity\" " + out + " " + file + " --window 32", printed).status == 0);
     for (char const* const name : {"float32", "int15", "int8"}) CHECK(contains(contents_of(printed), name));
+    std::string const rounded = " " + file + " --window 32" + grids;
+    CHECK(run_command("\"$bin/perplexity\" " + model + rounded, printed).status == 0);
+    CHECK(contains(contents_of(printed), "float32"));
+    CHECK(contains(run_command("\"$bin/perplexity\" " + out + rounded).errors, "is quantized already"));
     CHECK(run_command("\"$bin/generate\" " + out + " abc --tokens 4 --beside " + model, printed).status == 0);
     CHECK(contains(contents_of(printed), "int8: prompt of 3 tokens"));
     CHECK(contains(contents_of(printed), "float32: prompt of 3 tokens"));
@@ -1506,6 +1512,7 @@ TEST_CASE("the program") {
         {model + good + "--format gptq --output x --scheme half_step", "half_step does not fit"},
         {model + good + "--format gptq --output x --scale float32", "float16 scales"},
         {model + good + "--shard-size 1G", "--shard-size is about --format gptq"},
+        {model + good + "--quant-directory " + file, "text.txt: cannot be made"},
         {model + good + "--observe --extra-bytes some", "--extra-bytes"},
         {model + good + "--quality reference --scale float16", "--quality reference"},
         {model + good + "--nonsense", "--nonsense"},

@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(g++ cmake ninja-build ccache libeigen3-dev libopenblas-dev nlohmann-json3-dev catch2 libbenchmark-dev
-  libxsimd-dev libcli11-dev libfmt-dev libsentencepiece-dev pkg-config gnuplot-nox)
+  libxsimd-dev libcli11-dev libfmt-dev libtomlplusplus-dev libsentencepiece-dev pkg-config gnuplot-nox)
 quick=false cuda=false
 case "${1-}" in
   --quick) quick=true ;;
@@ -80,7 +80,8 @@ if ! $quick; then
 
   phase "clang-tidy"
   # Between them these include every header.
-  printf '%s\n' tests/two_units/a.cpp tests/safetensors_test.cpp tests/gguf_test.cpp tests/checkpoint_gptq_test.cpp tests/parallel_test.cpp \
+  printf '%s\n' tests/two_units/a.cpp tests/safetensors_test.cpp tests/gguf_test.cpp tests/checkpoint_gptq_test.cpp \
+    tests/checkpoint_awq_test.cpp tests/checkpoint_compressed_tensors_test.cpp tests/parallel_test.cpp \
     tests/dispatch/dispatch_test.cpp |
     xargs -P "$(nproc)" -n 1 clang-tidy --quiet -p build/dev
 

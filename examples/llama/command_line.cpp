@@ -276,6 +276,10 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       ->transform(CLI::AsSizeValue(false).description(""))
       ->check(between(std::size_t{1}, std::size_t{1} << 60))
       ->type_name("N");
+  app.add_option("--quant-directory", args.quant_directory,
+                 "Export scales, zero points and groups alone to this directory, as\n"
+                 "GPTQ-for-LLaMa does: quant.toml and .npy files")
+      ->type_name("DIR");
   app.add_flag("--resume", args.resume, "Go on with the run in --output that was interrupted");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
   add_threads_option(app, args.how.threads);

@@ -41,6 +41,7 @@ struct command_line {
   output_format written = output_format::packed;
   std::optional<gptq::checkpoint::ggml_type> embeddings;  ///< in a GGUF file; nothing: as they are
   std::optional<std::size_t> shard_bytes;  ///< of a file of a GPTQ checkpoint; nothing: the default
+  std::filesystem::path quant_directory;   ///< for the grids alone (quant_directory.hpp); empty: nowhere
   bool resume = false;
   std::filesystem::path log;  ///< JSON lines; empty: none are written
 };

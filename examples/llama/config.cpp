@@ -124,10 +124,7 @@ void check_architecture(reader const& keys) {
 std::map<std::string, gptq::format_spec> parse_packed(reader const& keys) {
   if (keys.find("quantization_config") == nullptr) return {};
   reader const quantization = keys.object("quantization_config");
-  if (quantization.text("quant_method", "") == gptq_method) return {};
-  if (quantization.text("quant_method", "") != packed_method) {
-    keys.refuse("quantization_config", fmt::format("only {} and {} can be read", packed_method, gptq_method));
-  }
+  if (quantization.text("quant_method", "") != packed_method) return {};
   std::map<std::string, gptq::format_spec> formats;
   reader const layers = quantization.object("layers");
   for (auto const& [name, value] : layers.members().items()) {
@@ -142,21 +139,88 @@ std::map<std::string, gptq::format_spec> parse_packed(reader const& keys) {
 }
 
 /// What quantize_config.json says, too.
-std::optional<gptq_checkpoint> parse_gptq(reader const& keys) {
-  if (keys.find("quantization_config") == nullptr) return std::nullopt;
-  reader const quantization = keys.object("quantization_config");
-  if (quantization.text("quant_method", "") != gptq_method) return std::nullopt;
+quantized_checkpoint parse_gptq(reader const& quantization) {
   std::string const version = quantization.text("checkpoint_format", "gptq");
   if (version != "gptq" && version != "gptq_v2") {
     quantization.refuse("checkpoint_format", "only gptq and gptq_v2 can be read");
   }
-  gptq_checkpoint checkpoint;
+  quantized_checkpoint checkpoint;
   checkpoint.format.scheme = quantization.flag("sym", true) ? "fixed_zero" : "asymmetric";
   int const bits = checkpoint.format.bits = quantization.integer("bits");
   if (bits != 2 && bits != 3 && bits != 4 && bits != 8) quantization.refuse("bits", "not 2, 3, 4 or 8");
   checkpoint.format.group_size = quantization.integer("group_size");
   if (version == "gptq_v2") checkpoint.version = gptq::checkpoint::gptq_version::v2;
   return checkpoint;
+}
+
+/// AutoAWQ's dictionary, by the names that it and those that transformers have for its keys.
+quantized_checkpoint parse_awq(reader const& quantization) {
+  auto const either = [&](char const* one, char const* other) {
+    return quantization.find(one) != nullptr ? one : other;
+  };
+  std::string const version = quantization.text("version", "gemm");
+  if (version != "gemm" && version != "GEMM") quantization.refuse("version", "only gemm can be read");
+  if (!quantization.flag("zero_point", true)) {
+    quantization.refuse("zero_point", "only layers with zero points can be read");
+  }
+  char const* const bits = either("bits", "w_bit");
+  if (quantization.integer(bits) != 4) quantization.refuse(bits, "not 4");
+  int const group_size = quantization.integer(either("group_size", "q_group_size"));
+  return {checkpoint_method::awq, {"asymmetric", 4, group_size}, {}};
+}
+
+/// One scheme for all layers, as llm-compressor's recipes for weights have it.
+quantized_checkpoint parse_compressed(reader const& quantization) {
+  if (quantization.text("format", "") != "pack-quantized") {
+    quantization.refuse("format", "only pack-quantized can be read");
+  }
+  if (auto const* const transforms = quantization.find("transform_config");
+      transforms != nullptr && !transforms->empty()) {
+    quantization.refuse("transform_config", "transformed weights are not implemented");
+  }
+  if (auto const* const sparsity = quantization.find("sparsity_config");
+      sparsity != nullptr && !sparsity->empty() &&
+      quantization.object("sparsity_config").text("format", "") != "dense") {
+    quantization.refuse("sparsity_config", "sparse weights are not implemented");
+  }
+  reader const groups = quantization.object("config_groups");
+  if (groups.members().size() != 1) {
+    quantization.refuse("config_groups", "only one scheme for all layers is implemented");
+  }
+  reader const group = groups.object(groups.members().begin().key().c_str());
+  if (group.at("targets") != json::array({"Linear"})) {
+    group.refuse("targets", "only [\"Linear\"] is implemented");
+  }
+  for (auto const* const key : {"input_activations", "output_activations"}) {
+    if (group.find(key) != nullptr) group.refuse(key, "quantized activations are not implemented");
+  }
+  reader const weights = group.object("weights");
+  if (weights.text("type", "int") != "int") weights.refuse("type", "only int is implemented");
+  int const bits = weights.integer("num_bits");
+  if (bits != 4 && bits != 8) weights.refuse("num_bits", "neither 4 nor 8");
+  bool const in_groups = weights.find("group_size") != nullptr && weights.integer("group_size") > 0;
+  std::string const strategy = weights.text("strategy", in_groups ? "group" : "channel");
+  if (strategy != "group" && strategy != "channel") {
+    weights.refuse("strategy", "only group and channel are implemented");
+  }
+  return {checkpoint_method::compressed_tensors,
+          {weights.flag("symmetric", true) ? "fixed_zero" : "asymmetric", bits,
+           strategy == "group" ? weights.integer("group_size") : gptq::whole_row},
+          {}};
+}
+
+/// What "quantization_config" says of a checkpoint's layers; nothing when there is none, or it is a packed
+/// model's.
+std::optional<quantized_checkpoint> parse_checkpoint(reader const& keys) {
+  if (keys.find("quantization_config") == nullptr) return std::nullopt;
+  reader const quantization = keys.object("quantization_config");
+  std::string const method = quantization.text("quant_method", "");
+  if (method == packed_method) return std::nullopt;
+  if (method == gptq_method) return parse_gptq(quantization);
+  if (method == "awq") return parse_awq(quantization);
+  if (method == "compressed-tensors") return parse_compressed(quantization);
+  keys.refuse("quantization_config",
+              fmt::format("only {}, {}, awq and compressed-tensors can be read", packed_method, gptq_method));
 }
 
 /// The scaling that a "rope_scaling" or "rope_parameters" object asks for.
@@ -217,7 +281,7 @@ config read_config(std::filesystem::path const& directory) {
     c.rope_scaling = parse_scaling(rope);
   }
   c.packed = parse_packed(keys);
-  c.checkpoint = parse_gptq(keys);
+  c.checkpoint = parse_checkpoint(keys);
   return c;
 }
 

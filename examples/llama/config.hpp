@@ -21,10 +21,14 @@ inline constexpr char const* packed_method = "gptq-packed";
 /// "quant_method" of a GPTQ checkpoint.
 inline constexpr char const* gptq_method = "gptq";
 
-/// What a GPTQ checkpoint says of all its linear layers.
-struct gptq_checkpoint {
+/// Whose tensors the linear layers of a checkpoint are.
+enum class checkpoint_method { gptq, awq, compressed_tensors };
+
+/// What a checkpoint that others may have quantized says of all its linear layers.
+struct quantized_checkpoint {
+  checkpoint_method method = checkpoint_method::gptq;
   gptq::format_spec format;
-  gptq::checkpoint::gptq_version version = gptq::checkpoint::gptq_version::v1;
+  gptq::checkpoint::gptq_version version = gptq::checkpoint::gptq_version::v1;  ///< of method gptq
 };
 
 /// Llama 3's way of stretching rotary embeddings over longer contexts ("rope_type": "llama3").
@@ -55,7 +59,8 @@ struct config {
   std::vector<std::int32_t> eos_token_id;  ///< any of these ends a text; may be empty
   /// The formats of the linear layers of a packed model (packed_model.hpp), by name; empty: not quantized.
   std::map<std::string, gptq::format_spec> packed;
-  std::optional<gptq_checkpoint> checkpoint;  ///< nothing: not one (gptq_model.hpp)
+  /// Nothing: not one (gptq_model.hpp, checkpoint_model.hpp).
+  std::optional<quantized_checkpoint> checkpoint;
 
   bool quantized() const { return checkpoint || !packed.empty(); }
 

@@ -209,7 +209,8 @@ void write_gptq_model(fs::path const& directory, model const& m, fs::path const&
   write_text(directory / "config.json", configuration.dump(1) + "\n");
 }
 
-gptq_version version_of(tensor_map const& tensors, gptq_checkpoint const& checkpoint, fs::path const& where) {
+gptq_version version_of(tensor_map const& tensors, quantized_checkpoint const& checkpoint,
+                        fs::path const& where) {
   for (auto const& [name, tensor] : tensors) {
     if (!name.ends_with(".qzeros") || tensor.type != dtype::i32 || tensor.shape.size() != 2 ||
         tensor.bytes.empty()) {
@@ -228,7 +229,7 @@ gptq_version version_of(tensor_map const& tensors, gptq_checkpoint const& checkp
 }
 
 std::unique_ptr<packed_linear> read_gptq(tensor_map const& tensors, std::string const& name,
-                                         gptq_checkpoint const& checkpoint, std::int64_t out,
+                                         quantized_checkpoint const& checkpoint, std::int64_t out,
                                          std::int64_t in) {
   auto const bytes_of = [&](char const* suffix, dtype type, bool optional) -> std::span<std::byte const> {
     auto const found = tensors.find(name + suffix);

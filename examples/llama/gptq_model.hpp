@@ -40,13 +40,13 @@ void write_gptq_model(std::filesystem::path const& directory, model const& m,
 /// The version that all linear layers of a directory are of: what it says of itself, unless the zero points
 /// of one of them prove that it is the other, which a line on stderr then says.
 gptq::checkpoint::gptq_version version_of(gptq::checkpoint::tensor_map const& tensors,
-                                          gptq_checkpoint const& checkpoint,
+                                          quantized_checkpoint const& checkpoint,
                                           std::filesystem::path const& where);
 
 /// The linear layer called NAME of such a directory, repacked. Throws gptq::error, naming it, when a tensor
 /// is missing or does not fit.
 std::unique_ptr<packed_linear> read_gptq(gptq::checkpoint::tensor_map const& tensors, std::string const& name,
-                                         gptq_checkpoint const& checkpoint, std::int64_t out,
+                                         quantized_checkpoint const& checkpoint, std::int64_t out,
                                          std::int64_t in);
 
 }  // namespace llama

@@ -13,6 +13,7 @@
 #include <gptq/error.hpp>
 #include <gptq/parallel.hpp>
 
+#include "checkpoint_model.hpp"
 #include "gguf_model.hpp"
 #include "gptq_model.hpp"
 #include "threads.hpp"
@@ -220,7 +221,7 @@ model::model(std::filesystem::path const& path)
   packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
   if (config_.quantized()) attach_packed();
   for_each_tensor(config_, [&](std::string const& name, std::vector<std::size_t> const& shape) {
-    if (config_.quantized() && is_linear(name)) return;
+    if (is_linear(name) && is_packed(name)) return;
     stored_weight const& weight = files_.at(name);
     if (weight.shape() != shape) {
       stored_weight expected = weight;
@@ -240,14 +241,14 @@ model::model(std::filesystem::path const& path)
 }
 
 void model::attach_packed() {
-  if (config_.checkpoint) {
+  if (config_.checkpoint && config_.checkpoint->method == checkpoint_method::gptq) {
     config_.checkpoint->version = version_of(files_.safetensors(), *config_.checkpoint, path_);
   }
   for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
     for (std::size_t l = 0; l < linears; ++l) {
       std::string const name = full_name(i, linear(l));
       if (config_.checkpoint) {
-        attach_gptq(i, linear(l));
+        if (is_packed(name + ".weight")) replace(i, linear(l), read_checkpoint(i, linear(l)));
         continue;
       }
       auto const format = config_.packed.find(name);
@@ -265,10 +266,14 @@ void model::attach_packed() {
   }
 }
 
-void model::attach_gptq(std::int64_t layer, linear l) {
+bool model::is_packed(std::string const& weight) const {
+  return config_.quantized() && !files_.all().contains(weight);
+}
+
+std::unique_ptr<packed_linear> model::read_checkpoint(std::int64_t layer, linear l) const {
   auto const [out, in] = shape_of(config_, l);
   try {
-    replace(layer, l, read_gptq(files_.safetensors(), full_name(layer, l), *config_.checkpoint, out, in));
+    return llama::read_checkpoint(files_.safetensors(), full_name(layer, l), *config_.checkpoint, out, in);
   } catch (gptq::error const& e) {
     throw gptq::error(path_.string() + ": " + e.what());
   }
@@ -286,7 +291,10 @@ std::string model::fingerprint() const {
 }
 
 void model::require_unquantized() const {
-  if (config_.quantized()) throw gptq::error(path_.string() + ": the model is quantized already");
+  bool const is_source = config_.checkpoint && config_.checkpoint->method != checkpoint_method::gptq;
+  if (config_.quantized() && !is_source) {
+    throw gptq::error(path_.string() + ": the model is quantized already");
+  }
 }
 
 void model::for_each_float_tensor(
@@ -372,9 +380,30 @@ float_layer model::load(std::int64_t layer, int threads) const {
       stored_weight const& weight = files_.at(full_name(layer, l) + ".weight");
       result[l] = rows(weight, 0, out);
       drop_pages(weight);
+      if (auto const grids = grids_.find(full_name(layer, l)); grids != grids_.end()) {
+        llama::round_to(grids->second, result[l]);
+      }
     }
   });
   return result;
+}
+
+void model::round_to(model_grids grids) {
+  for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    for (std::size_t l = 0; l < linears; ++l) {
+      std::string const name = full_name(i, linear(l));
+      if (packed(i, linear(l)) != nullptr) throw gptq::error(name + ": is quantized already");
+      auto const found = grids.find(name);
+      if (found == grids.end()) throw gptq::error(name + ": there are no grids for it");
+      auto const [out, in] = shape_of(config_, linear(l));
+      try {
+        check_shape(found->second, out, in);
+      } catch (gptq::error const& e) {
+        throw gptq::error(name + ": " + e.what());
+      }
+    }
+  }
+  grids_ = std::move(grids);
 }
 
 bool model::has_kernels() const {
@@ -407,7 +436,11 @@ std::unique_ptr<decoder_layer> model::load(std::int64_t layer, arithmetic how, i
 
 matrix model::original(std::int64_t layer, linear l) const {
   auto const [out, in] = shape_of(config_, l);
-  return rows(files_.at(full_name(layer, l) + ".weight"), 0, out);
+  std::string const name = full_name(layer, l) + ".weight";
+  if (!is_packed(name)) return rows(files_.at(name), 0, out);
+  matrix weight(out, in);
+  read_checkpoint(layer, l)->dequantize(weight.data());
+  return weight;
 }
 
 stored_weight const& model::output() const {

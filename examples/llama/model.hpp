@@ -16,6 +16,7 @@
 
 #include "config.hpp"
 #include "linear.hpp"
+#include "quant_directory.hpp"
 #include "tokens.hpp"
 #include "weights.hpp"
 
@@ -129,13 +130,17 @@ class model {
 
   /// From now on, load() takes this linear layer from its packed form.
   void replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed);
+  /// From now on, load() rounds linear layers that are not packed to these grids. Throws gptq::error, naming
+  /// the layer, when there are none for one, they do not fit it, or it is packed.
+  void round_to(model_grids grids);
   /// Null until it is packed.
   packed_linear const* packed(std::int64_t layer, linear l) const {
     return packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)].get();
   }
   /// Tells models apart: a number made of all tensors' names, shapes, types and first bytes.
   std::string fingerprint() const;
-  /// Throws gptq::error when the directory holds a packed model: there are no weights to quantize.
+  /// Throws gptq::error when the directory holds a packed model or a GPTQ checkpoint: there are no weights to
+  /// quantize. Those of AWQ and compressed-tensors checkpoints are what their codes stand for.
   void require_unquantized() const;
   /// The tensors that stay as they are, as safetensors have them (decoded to float32 if they are quantized;
   /// this model then keeps that): visit(name, tensor).
@@ -148,12 +153,16 @@ class model {
  private:
   stored_weight const& output() const;
   void attach_packed();
-  void attach_gptq(std::int64_t layer, linear l);
+  /// Whether the linear layer with a tensor NAME.weight is there in packed form only.
+  bool is_packed(std::string const& weight) const;
+  /// A linear layer of a checkpoint that others have quantized.
+  std::unique_ptr<packed_linear> read_checkpoint(std::int64_t layer, linear l) const;
 
   std::filesystem::path path_;
   llama::config config_;
   weight_files files_;
   std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;
+  model_grids grids_;
   row_vector final_norm_;
   mutable std::map<std::string, std::vector<float>> decoded_;
 };

@@ -12,6 +12,7 @@
 #include "evaluate.hpp"
 #include "model.hpp"
 #include "progress.hpp"
+#include "quant_directory.hpp"
 #include "tokens.hpp"
 
 namespace {
@@ -19,6 +20,7 @@ namespace {
 struct arguments {
   std::filesystem::path model;
   std::filesystem::path evaluation;
+  std::filesystem::path quant_directory;
   std::vector<llama::arithmetic> how;
   std::int64_t window = 0;
   std::int64_t eval_windows = 0;
@@ -43,13 +45,18 @@ std::optional<arguments> parse(int argc, char** argv) {
   app.add_option("--eval-windows", args.eval_windows, "Evaluate on the first N windows [all]")
       ->check(CLI::PositiveNumber.description(""))
       ->type_name("N");
+  app.add_option("--quant-directory", args.quant_directory,
+                 "Round the linear layers of a float32 model to the grids of this export of\n"
+                 "quantize_llama or GPTQ-for-LLaMa")
+      ->type_name("DIR");
   llama::add_threads_option(app, args.threads);
   if (!llama::parse_options(app, argc, argv)) return std::nullopt;
   return args;
 }
 
 void run(arguments args) {
-  llama::model const m(args.model);
+  llama::model m(args.model);
+  if (!args.quant_directory.empty()) m.round_to(llama::read_quant_directory(args.quant_directory));
   args.window = llama::window_length(m.config(), args.window);
   auto const text = llama::read_text(args.evaluation, args.model, m.config(), args.window, args.eval_windows);
   if (args.how.empty()) {

@@ -18,6 +18,7 @@
 #include "model.hpp"
 #include "packed_model.hpp"
 #include "progress.hpp"
+#include "quant_directory.hpp"
 #include "quantize_model.hpp"
 #include "report.hpp"
 #include "tokens.hpp"
@@ -169,6 +170,7 @@ void run(command_line args) {
   std::optional<prompt> writing;
   if (!args.prompt.empty()) writing = read_prompt(c, args);
   llama::run_log log(args.log);  // before the long part: that the answer can be written
+  if (!args.quant_directory.empty()) llama::prepare_quant_directory(args.quant_directory, args.resume);
 
   fmt::print("model        {}: {} decoder layers, hidden size {}, {:.1f} million parameters\n",
              args.model.string(), c.num_hidden_layers, c.hidden_size,
@@ -202,6 +204,7 @@ void run(command_line args) {
     if (writing) text_before = continue_text(m, *writing, args);
   }
   std::vector<linear_report> const reports = quantize(m, calibration, args, saved ? &*saved : nullptr, log);
+  if (!args.quant_directory.empty()) llama::write_quant_directory(args.quant_directory, m);
   if (saved) {
     if (args.written == llama::output_format::gguf) {
       llama::write_gguf_model(args.output, m, args.model, args.embeddings);

@@ -159,23 +159,27 @@ inline int entry_of(std::span<std::byte const> words, index_t start, index_t str
   return static_cast<int>(both >> shift & ((1U << bits) - 1U));
 }
 
-inline void check_gptq_size(char const* what, std::span<std::byte const> bytes, index_t expected) {
+inline void check_bytes(std::string const& what, std::span<std::byte const> bytes, index_t expected) {
   if (bytes.size() != static_cast<std::size_t>(expected)) {
-    throw error(std::string("GPTQ checkpoint: ") + what + " has " + std::to_string(bytes.size()) +
-                " bytes, not " + std::to_string(expected));
+    throw error(what + " has " + std::to_string(bytes.size()) + " bytes, not " + std::to_string(expected));
   }
+}
+
+inline void check_gptq_size(char const* what, std::span<std::byte const> bytes, index_t expected) {
+  check_bytes(std::string("GPTQ checkpoint: ") + what, bytes, expected);
 }
 
 /// Positions of the columns, group by group; empty where that is their own order.
 inline std::vector<std::int32_t> order_of(std::span<std::byte const> g_idx, index_t in, index_t group_columns,
-                                          index_t groups) {
+                                          index_t groups,
+                                          std::string const& name = "GPTQ checkpoint: g_idx") {
   std::vector<std::int32_t> group(static_cast<std::size_t>(in));
   std::memcpy(group.data(), g_idx.data(), g_idx.size());
   std::vector<index_t> count(static_cast<std::size_t>(groups));
   for (index_t column = 0; column < in; ++column) {
     std::int32_t const g = group[static_cast<std::size_t>(column)];
     if (g < 0 || g >= groups) {
-      throw error("GPTQ checkpoint: g_idx of column " + std::to_string(column) + " is " + std::to_string(g) +
+      throw error(name + " of column " + std::to_string(column) + " is " + std::to_string(g) +
                   ", but there are " + std::to_string(groups) + " groups");
     }
     ++count[static_cast<std::size_t>(g)];
@@ -183,7 +187,7 @@ inline std::vector<std::int32_t> order_of(std::span<std::byte const> g_idx, inde
   for (index_t g = 0; g < groups; ++g) {
     index_t const expected = std::min(group_columns, in - g * group_columns);
     if (count[static_cast<std::size_t>(g)] != expected) {
-      throw error("GPTQ checkpoint: g_idx gives group " + std::to_string(g) + " " +
+      throw error(name + " gives group " + std::to_string(g) + " " +
                   std::to_string(count[static_cast<std::size_t>(g)]) + " columns, not " +
                   std::to_string(expected));
     }
