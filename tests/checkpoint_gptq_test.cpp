@@ -1,6 +1,7 @@
 // The tensors of GPTQ checkpoints, read back bit by bit.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 
 #include <gptq/checkpoint/gptq.hpp>
@@ -18,6 +19,7 @@ using gptq::checkpoint::gptq_version;
 using gptq::checkpoint::gptq_view;
 using gptq::checkpoint::proven_version;
 using gptq::checkpoint::to_gptq;
+using gptq::checkpoint::to_packed;
 using test::contains;
 using test::error_of;
 
@@ -75,6 +77,26 @@ quantized_layer<Format> random_layer(index_t out, index_t in, bool permuted, int
   return layer;
 }
 
+/// Both ways to a packed matrix, and several threads, make the same bytes.
+template <class Format>
+void check_packed(gptq_view const& view, gptq_version version) {
+  auto backwards = [](int parts, auto const& work) {
+    for (int part = parts; part-- > 0;) work(part);
+  };
+  auto expected = gptq::pack(from_gptq<Format>(view, version));
+  auto const shape = expected.layout();
+  auto const same = [](auto const* a, auto const* b, index_t count) {
+    return count == 0 || std::memcmp(a, b, static_cast<std::size_t>(count) * sizeof *a) == 0;
+  };
+  for (int const parts : {1, 3}) {
+    auto packed = to_packed<Format>(view, version, backwards, parts);
+    CHECK(packed.order() == expected.order());
+    CHECK(same(packed.codes(), expected.codes(), shape.code_bytes()));
+    CHECK(same(packed.scales(), expected.scales(), shape.scale_count()));
+    CHECK(same(packed.zeros(), expected.zeros(), shape.zero_bytes()));
+  }
+}
+
 template <class Format>
 void check_tensors(index_t out, index_t in, bool permuted, gptq_version version) {
   CAPTURE(gptq::to_string(gptq::spec_of<Format>()), out, in, permuted, version == gptq_version::v1);
@@ -121,6 +143,7 @@ void check_tensors(index_t out, index_t in, bool permuted, gptq_version version)
       CHECK(different == 0);
     };
     check_same(from_gptq<Format>(view, version));
+    check_packed<Format>(view, version);
     if (!permuted) {
       CHECK(from_gptq<Format>(view, version).order.empty());
       view.g_idx = {};
@@ -143,7 +166,9 @@ std::string damage(std::function<void(checkpoint_case&)> const& change) {
   checkpoint_case c;
   c.tensors = to_gptq(random_layer<Format>(c.out, c.in, true, 1, 45), c.version);
   change(c);
-  return error_of([&] { from_gptq<Format>(c.view(), c.version); });
+  auto const message = error_of([&] { from_gptq<Format>(c.view(), c.version); });
+  CHECK(error_of([&] { to_packed<Format>(c.view(), c.version); }) == message);
+  return message;
 }
 
 using a4 = format<gptq::asymmetric, 4, 32>;
@@ -204,6 +229,27 @@ TEST_CASE("layers that do not fill whole words", "[checkpoint]") {
   auto damaged = random_layer<a4>(8, 32, false, 1, 44);
   damaged.codes.pop_back();
   CHECK(contains(error_of([&] { to_gptq(damaged); }), "codes has 255 entries"));
+}
+
+TEST_CASE("words become packed units wherever groups and blocks of rows end", "[checkpoint]") {
+  auto const check = []<class Format>(Format, index_t out, index_t in) {
+    for (bool const permuted : {false, true}) {
+      for (gptq_version const version : {gptq_version::v1, gptq_version::v2}) {
+        CAPTURE(gptq::to_string(gptq::spec_of<Format>()), permuted, version == gptq_version::v1);
+        auto const layer = random_layer<Format>(out, in, permuted, version == gptq_version::v1 ? 1 : 0, 48);
+        auto const tensors = to_gptq(layer, version);
+        check_packed<Format>(view_of(tensors, out, in), version);
+      }
+    }
+  };
+  check(format<gptq::asymmetric, 4, 32>{}, 40, 72);
+  check(format<gptq::asymmetric, 4, 24>{}, 200, 64);
+  check(format<gptq::asymmetric, 2, 8>{}, 48, 48);
+  check(format<gptq::fixed_zero, 2, 24>{}, 16, 64);
+  check(format<gptq::asymmetric, 3, 24>{}, 64, 64);
+  check(format<gptq::fixed_zero, 3, 64>{}, 32, 96);
+  check(format<gptq::asymmetric, 8, 8>{}, 36, 44);
+  check(format<gptq::asymmetric, 8, whole_row, float>{}, 4, 36);
 }
 
 TEST_CASE("damaged checkpoint tensors", "[checkpoint]") {
