@@ -6,6 +6,7 @@
 
 #include <gptq/checkpoint/gptq.hpp>
 
+#include "bad_inputs.hpp"
 #include "catch.hpp"
 #include "support.hpp"
 
@@ -161,14 +162,20 @@ struct checkpoint_case {
   gptq_view view() const { return view_of(tensors, out, in); }
 };
 
+/// Reads the tensors of a layer after a change, both ways, which agree.
 template <class Format>
-std::string damage(std::function<void(checkpoint_case&)> const& change) {
+void read_damaged(std::function<void(checkpoint_case&)> const& change) {
   checkpoint_case c;
   c.tensors = to_gptq(random_layer<Format>(c.out, c.in, true, 1, 45), c.version);
   change(c);
-  auto const message = error_of([&] { from_gptq<Format>(c.view(), c.version); });
-  CHECK(error_of([&] { to_packed<Format>(c.view(), c.version); }) == message);
-  return message;
+  auto const message = error_of([&] { to_packed<Format>(c.view(), c.version); });
+  CHECK(error_of([&] { from_gptq<Format>(c.view(), c.version); }) == message);
+  from_gptq<Format>(c.view(), c.version);
+}
+
+template <class Format>
+std::string damage(std::function<void(checkpoint_case&)> const& change) {
+  return error_of([&] { read_damaged<Format>(change); });
 }
 
 using a4 = format<gptq::asymmetric, 4, 32>;
@@ -258,53 +265,63 @@ TEST_CASE("damaged checkpoint tensors", "[checkpoint]") {
   CHECK(damage<f4>([](auto&) {}).empty());
 
   // 16 x 72 codes of 4 bits: 9 x 16 words of codes, groups of 32, 32 and 8 columns.
-  struct damaged {
-    std::string error;
-    std::function<void(checkpoint_case&)> change;
+  using change = std::function<void(checkpoint_case&)>;
+  std::vector<test::bad_input> inputs;
+  auto const both = [&](std::string const& input, change const& c) {
+    CHECK(damage<f4>(c) == damage<a4>(c));
+    inputs.push_back({input, [c] { read_damaged<f4>(c); }});
   };
-  damaged const cases[] = {
-      {"16 x 71 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.in = 71; }},
-      {"15 x 72 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.out = 15; }},
-      {"0 x 72 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.out = 0; }},
-      {"16 x -8 codes of 4 bits do not fill whole 32-bit words", [](auto& c) { c.in = -8; }},
-      {"4611686018427387904 x 72 codes of 4 bits do not fill whole 32-bit words",
-       [](auto& c) { c.out = index_t{1} << 62; }},
-      {"qweight has 576 bytes, not 640", [](auto& c) { c.in = 80; }},
-      {"qweight has 572 bytes, not 576", [](auto& c) { c.tensors.qweight.pop_back(); }},
-      {"qweight has 0 bytes, not 576", [](auto& c) { c.tensors.qweight.clear(); }},
-      {"qzeros has 20 bytes, not 24", [](auto& c) { c.tensors.qzeros.pop_back(); }},
-      {"qzeros has 28 bytes, not 24", [](auto& c) { c.tensors.qzeros.push_back(0); }},
-      {"scales has 94 bytes, not 96", [](auto& c) { c.tensors.scales.pop_back(); }},
-      {"scales has 98 bytes, not 96", [](auto& c) { c.tensors.scales.push_back({}); }},
-      {"g_idx has 284 bytes, not 288", [](auto& c) { c.tensors.g_idx.pop_back(); }},
-      {"g_idx has 292 bytes, not 288", [](auto& c) { c.tensors.g_idx.push_back(0); }},
-      {"g_idx of column 5 is 3, but there are 3 groups", [](auto& c) { c.tensors.g_idx[5] = 3; }},
-      {"g_idx of column 71 is -1, but there are 3 groups", [](auto& c) { c.tensors.g_idx[71] = -1; }},
-      {"g_idx gives group 0 72 columns, not 32",
-       [](auto& c) { std::fill(c.tensors.g_idx.begin(), c.tensors.g_idx.end(), 0); }},
-      {"the scale of row 3, group 1 is inf",
-       [](auto& c) { c.tensors.scales[16 + 3] = gptq::float16::from_bits(0x7c00); }},
-      {"the scale of row 0, group 2 is nan",
-       [](auto& c) { c.tensors.scales[32] = gptq::float16::from_bits(0x7e00); }},
+  both("71 columns", [](auto& c) { c.in = 71; });
+  both("15 rows", [](auto& c) { c.out = 15; });
+  both("no rows", [](auto& c) { c.out = 0; });
+  both("-8 columns", [](auto& c) { c.in = -8; });
+  both("2^62 rows", [](auto& c) { c.out = index_t{1} << 62; });
+  both("more columns than the tensors have", [](auto& c) { c.in = 80; });
+  both("qweight cut short", [](auto& c) { c.tensors.qweight.pop_back(); });
+  both("no qweight", [](auto& c) { c.tensors.qweight.clear(); });
+  both("qzeros cut short", [](auto& c) { c.tensors.qzeros.pop_back(); });
+  both("qzeros too long", [](auto& c) { c.tensors.qzeros.push_back(0); });
+  both("no qzeros", [](auto& c) { c.tensors.qzeros.clear(); });
+  both("scales cut short", [](auto& c) { c.tensors.scales.pop_back(); });
+  both("scales too long", [](auto& c) { c.tensors.scales.push_back({}); });
+  both("float32 scales", [](auto& c) { c.tensors.scales.resize(2 * c.tensors.scales.size()); });
+  both("no scales", [](auto& c) { c.tensors.scales.clear(); });
+  both("g_idx cut short", [](auto& c) { c.tensors.g_idx.pop_back(); });
+  both("g_idx too long", [](auto& c) { c.tensors.g_idx.push_back(0); });
+  both("a group beyond the last", [](auto& c) { c.tensors.g_idx[5] = 3; });
+  both("a negative group", [](auto& c) { c.tensors.g_idx[71] = -1; });
+  both("one group for all columns",
+       [](auto& c) { std::fill(c.tensors.g_idx.begin(), c.tensors.g_idx.end(), 0); });
+  both("a column too many in a group",
+       [](auto& c) { *std::find(c.tensors.g_idx.begin(), c.tensors.g_idx.end(), 2) = 1; });
+  auto const scale = [](std::size_t i, std::uint16_t bits) {
+    return [=](checkpoint_case& c) { c.tensors.scales[i] = gptq::float16::from_bits(bits); };
   };
-  for (auto const& c : cases) {
-    CHECK(damage<f4>(c.change) == "GPTQ checkpoint: " + c.error);
-    CHECK(damage<a4>(c.change) == "GPTQ checkpoint: " + c.error);
-  }
-  // Zero points: row 9 of group 1 is the second entry of the second word of four.
+  both("an infinite scale", scale(16 + 3, 0x7c00));
+  both("a scale of minus infinity", scale(15, 0xfc00));
+  both("a NaN scale", scale(32, 0x7e00));
+
+  // Row 9 of group 1 is the second entry of the second word of four.
   auto const set_zero = [](std::uint32_t zero) {
     return [zero](checkpoint_case& c) { c.tensors.qzeros[3] = (c.tensors.qzeros[3] & ~0xf0U) | zero << 4; };
   };
-  CHECK(damage<f4>(set_zero(7)) ==
-        "GPTQ checkpoint: the zero point of row 9, group 1 is 7, not 8 as with sym: true");
+  inputs.push_back({"sym: true with a zero point of 7", [&] { read_damaged<f4>(set_zero(7)); }});
+  inputs.push_back({"sym: true of version 2 read as version 1",
+                    [&] { read_damaged<f4>([](auto& c) { c.version = gptq_version::v1; }); }});
   CHECK(damage<a4>(set_zero(0)).empty());
-  CHECK(damage<a4>([&](auto& c) {
-          std::fill(c.tensors.qzeros.begin(), c.tensors.qzeros.end(), 0x88888888U);
-          set_zero(15)(c);
-          c.version = gptq_version::v1;
-        }) ==
-        "GPTQ checkpoint: the zero point of row 9, group 1 is stored as 15, which version 1 cannot hold; a "
-        "file of version 2?");
+  inputs.push_back({"a zero point of 15 read as version 1", [&] {
+                      read_damaged<a4>([&](auto& c) {
+                        std::fill(c.tensors.qzeros.begin(), c.tensors.qzeros.end(), 0x88888888U);
+                        set_zero(15)(c);
+                        c.version = gptq_version::v1;
+                      });
+                    }});
+  inputs.push_back({"qzeros that are no rows, to be proven", [] { proven_version({}, 4, true); }});
+  inputs.push_back({"zero points of 5 bits, to be proven", [] {
+                      gptq_tensors const tensors{{}, {0, 0, 0, 0, 0}, {}, {}};
+                      proven_version(view_of(tensors, 32, 64), 5, true);
+                    }});
+  test::check_bad_inputs("GPTQ tensors", inputs);
 }
 
 TEST_CASE("what zero points prove of the version", "[checkpoint]") {
@@ -324,5 +341,4 @@ TEST_CASE("what zero points prove of the version", "[checkpoint]") {
   layer.zeros[3] = 15;
   CHECK(proof(gptq_version::v1) == std::nullopt);
   CHECK(proof(gptq_version::v2) == gptq_version::v2);
-  CHECK(contains(error_of([] { proven_version({}, 4, true); }), "are not rows of 0 zero points of 4 bits"));
 }
