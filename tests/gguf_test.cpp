@@ -9,6 +9,7 @@
 
 #include <gptq/checkpoint/gguf.hpp>
 
+#include "bad_inputs.hpp"
 #include "catch.hpp"
 #include "files.hpp"
 #include "support.hpp"
@@ -418,26 +419,10 @@ TEST_CASE("blocks that a packed format does not have", "[ggml]") {
         "tensor Q4_0 [1, 32], row 0, block 0: level -8 does not exist in symmetric, 4 bits, groups of 32, "
         "float16 scales");
   CHECK(contains(error_of([&] { to_packed<format<gptq::half_step, 4, 32>>(unused); }), "has no zero point"));
-  bytes nan;
-  put_nibbles(nan.half(std::numeric_limits<float>::quiet_NaN()), std::vector<int>(32, 0));
-  CHECK(contains(error_of([&] {
-                   to_packed<fixed>(ggml_tensor{ggml_type::q4_0, {1, 32}, nan.view()});
-                 }),
-                 "a scale of nan has no place"));
   bytes constant;  // scale 0: the minimum is the weight, and no zero point times 0 is that
   put_nibbles(constant.half(0.0F).half(2.0F), std::vector<int>(32, 0));
   ggml_tensor const flat{ggml_type::q4_1, {1, 32}, constant.view()};
   CHECK(contains(error_of([&] { to_packed<format<gptq::asymmetric, 4, 32>>(flat); }), "has no zero point"));
-  CHECK(error_of([&] {
-          to_packed<fixed>(ggml_tensor{ggml_type::q4_0, {32}, lowest.view()});
-        }) == "tensor Q4_0 [32] is not a matrix");
-  CHECK(error_of([&] {
-          to_packed<fixed>(ggml_tensor{ggml_type::q4_0, {2, 32}, lowest.view()});
-        }) == "tensor Q4_0 [2, 32] has 18 bytes");
-  // Extents that would be gone through one by one, for nothing.
-  CHECK(error_of([&] {
-          to_packed<fixed>(ggml_tensor{ggml_type::q4_0, {std::size_t{1} << 60, 0}, {}});
-        }) == "tensor Q4_0 [1152921504606846976, 0] has no weights");
 }
 
 // ---- files ----------------------------------------------------------------------------------------------
@@ -466,14 +451,6 @@ TEST_CASE("a file written out by hand", "[gguf]") {
   CHECK(file.find_tensor("weight") == &weight);
   CHECK(file.find_tensor("other") == nullptr);
   CHECK(weight.bytes.data() == contents.view().last(36).data());  // not copied
-
-  CHECK(error_of([&] { file.at<bool>("missing"); }) == "x: has no metadata 'missing'");
-  CHECK(error_of([&] { file.at<std::string_view>("llama.block_count"); }) ==
-        "x: metadata 'llama.block_count' is UINT32, not a string");
-  CHECK(error_of([&] { file.at<std::int64_t>("tokenizer.ggml.tokens"); }) ==
-        "x: metadata 'tokenizer.ggml.tokens' is array of 2 STRING, not an integer");
-  CHECK(error_of([&] { file.at<std::vector<double>>("general.architecture"); }) ==
-        "x: metadata 'general.architecture' is STRING, not an array of numbers");
 }
 
 TEST_CASE("what is written is read back, and only when it is whole", "[gguf]") {
@@ -604,20 +581,19 @@ TEST_CASE("names are UTF-8", "[gguf]") {
 }
 
 TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
-  struct bad_file {
-    std::string contents;
-    std::string message;
-  };
   constexpr std::uint64_t huge = ~std::uint64_t{0};
-  auto const entry = [](auto&& fill) {
+  auto const open = [](std::string contents) {
+    return [contents = std::move(contents)] { parse(contents); };
+  };
+  auto const entry = [&](auto&& fill) {
     bytes b;
     fill(b.head(0, 1));
-    return b.text;
+    return open(b.text);
   };
-  auto const tensor = [](auto&& fill) {
+  auto const tensor = [&](auto&& fill) {
     bytes b;
     fill(b.head(1, 0));
-    return b.text;
+    return open(b.text);
   };
   auto const key = [&](std::string const& name, auto&& fill) {
     return entry([&](bytes& b) { fill(b.string(name)); });
@@ -628,110 +604,144 @@ TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
     return tensor(
         [&](bytes& b) { b.tensor(name, extents, type, offset).pad().raw(std::string(data, '\0')); });
   };
-  auto const two = [](std::string const& second, std::uint64_t offset, std::size_t data) {
+  auto const two = [&](std::string const& second, std::uint64_t offset, std::size_t data) {
     bytes b;
     b.head(2, 0).tensor("a", {16}, 0, 0).tensor(second, {8}, 0, offset).pad().raw(std::string(data, '\0'));
-    return b.text;
+    return open(b.text);
+  };
+  auto const version = [&](std::uint32_t number) {
+    return open(bytes().raw("GGUF").u32(number).u64(0).u64(0).text);
   };
   std::string const good = good_file().text;
-  std::string const cut = "cut short, or damaged: ";
 
-  auto const cases = std::vector<bad_file>{
-      // the head
-      {"GGML" + good.substr(4), "not a GGUF file"},
-      {"PK", "not a GGUF file"},
-      {"GG", cut + "the magic number takes 4 bytes, 2 are left"},
-      {good.substr(0, 6), cut + "the version takes 4 bytes, 2 are left"},
-      {good.substr(0, 12), cut + "the number of tensors takes 8 bytes, 4 are left"},
-      {good.substr(0, 16), cut + "the number of metadata entries takes 8 bytes, 0 are left"},
-      {bytes().raw("GGUF").u32(1).u64(0).u64(0).text, "GGUF version 1 is not read, only 2 and 3 are"},
-      {bytes().raw("GGUF").u32(4).u64(0).u64(0).text, "GGUF version 4 is not read, only 2 and 3 are"},
-      {bytes().raw("GGUF").u32(0).u64(0).u64(0).text, "GGUF version 0 is not read, only 2 and 3 are"},
-      {bytes().raw("GGUF").u32(3U << 24).u64(0).u64(0).text, "big-endian GGUF is not read"},
-      {bytes().head(huge, 0).text, cut + "18446744073709551615 tensors, 0 bytes are left"},
-      {bytes().head(0, huge).text, cut + "18446744073709551615 metadata entries, 0 bytes are left"},
-      {bytes().head(0, 2).raw(std::string(25, '\1')).text, cut + "2 metadata entries, 25 bytes are left"},
-      {bytes().head(2, 0).raw(std::string(47, '\1')).text, cut + "2 tensors, 47 bytes are left"},
-
-      // metadata
-      {entry([&](bytes& b) { b.u64(huge).raw("key, and so on"); }),
-       cut + "the key of metadata entry 0 takes 18446744073709551615 bytes, 14 are left"},
-      {key("", [](bytes& b) { b.u32(0).u64(0); }), "the key of metadata entry 0 is empty"},
-      {key("k\xc3", [](bytes& b) { b.u32(0).u64(0); }), "the key of metadata entry 0 is not UTF-8"},
-      {key("key", [](bytes& b) { b.u32(13).u64(0); }), "metadata 'key' has the unknown type 13"},
-      {key("a key", [](bytes& b) { b.raw("\1"); }),
-       cut + "the type of x: metadata 'a key' takes 4 bytes, 1 are left"},
-      {key("key", [](bytes& b) { b.u32(10).u32(0); }),
-       "metadata 'key': " + cut + "1 values of UINT64, 4 bytes are left"},
-      {key("key", [](bytes& b) { b.u32(8).u64(5).raw("four"); }), cut + "a string takes 5 bytes, 4 are left"},
-      {key("key", [](bytes& b) { b.u32(8).u64(huge); }),
-       cut + "a string takes 18446744073709551615 bytes, 0 are left"},
-      {key("key", [](bytes& b) { b.u32(9).u32(9).u64(1).u32(0).u64(0); }),
-       "metadata 'key' is an array of arrays"},
-      {key("key", [](bytes& b) { b.u32(9).u32(99).u64(1); }),
-       "metadata 'key': an element has the unknown type 99"},
-      {key("key", [](bytes& b) { b.u32(9).u32(4).u64(huge / 4 + 2).u64(0); }),  // times 4 overflows to 4
-       "metadata 'key': " + cut + "4611686018427387905 values of UINT32, 8 bytes are left"},
-      {key("key", [](bytes& b) { b.u32(9).u32(8).u64(huge); }),
-       "metadata 'key': " + cut + "18446744073709551615 values of STRING, 0 bytes are left"},
-      {key("key", [](bytes& b) { b.u32(9).u32(8).u64(2).string("one").u64(9); }),
-       cut + "a string takes 9 bytes, 0 are left"},
-      {bytes().head(0, 2).string("k").u32(0).raw("\1").string("k").u32(0).raw("\1").text,
-       "metadata 'k' appears twice"},
-      {key("general.alignment", [](bytes& b) { b.u32(4).u32(0); }),
-       "general.alignment is 0, not a power of two"},
-      {key("general.alignment", [](bytes& b) { b.u32(4).u32(24); }),
-       "general.alignment is 24, not a power of two"},
-      {key("general.alignment", [](bytes& b) { b.u32(8).string("32"); }),
-       "metadata 'general.alignment' is STRING, not an integer"},
-      {key("general.alignment", [](bytes& b) { b.u32(10).u64(std::uint64_t{1} << 40); }),
-       "general.alignment is 1099511627776, not a power of two"},
-
-      // tensors
-      {tensor([&](bytes& b) { b.u64(huge).raw(std::string(16, 'x')); }),
-       cut + "the name of tensor 0 takes 18446744073709551615 bytes, 16 are left"},
-      {one("", {1}, 0, 0, 32), "the name of tensor 0 is empty"},
-      {one("\xed\xa0\x80", {1}, 0, 0, 32), "the name of tensor 0 is not UTF-8"},
-      {one("a", {1, 1, 1, 1, 1}, 0, 0, 32), "tensor 'a' has 5 extents, 4 is the most"},
-      {tensor([](bytes& b) { b.string("a").u32(4).u64(1).u64(1); }),
-       cut + "tensor 'a': an extent takes 8 bytes, 0 are left"},
-      {one("a", {1}, 4, 0, 32), "tensor 'a' has the unknown type 4"},
-      {one("a", {1}, 1000, 0, 32), "tensor 'a' has the unknown type 1000"},
-      {tensor([](bytes& b) { b.string("a long name").u32(1).u64(1).u32(0).u32(0); }),
-       cut + "tensor 'a long name': its offset takes 8 bytes, 4 are left"},
-      {one("a", {1}, 0, 4, 36), "tensor 'a': offset 4 is no multiple of 32"},
-      {one("a", {8}, 0, 0, 31), "tensor 'a': 32 bytes at 0 do not lie in the file's 31 bytes of data"},
-      {one("a", {8}, 0, 32, 63), "tensor 'a': 32 bytes at 32 do not lie in the file's 63 bytes of data"},
-      {one("a", {8}, 0, huge - 31, 64),
-       "tensor 'a': 32 bytes at 18446744073709551584 do not lie in the file's 64 bytes of data"},
-      {one("a", {0}, 0, 96, 64), "tensor 'a': 0 bytes at 96 do not lie in the file's 64 bytes of data"},
-      {one("a", {48, 2}, 2, 0, 64),
-       "tensor 'a': rows of 48 elements are no whole blocks of 32, as Q4_0 has them"},
-      {one("a", {huge, 2}, 0, 0, 64), "tensor 'a': its shape overflows"},
-      {one("a", {std::uint64_t{1} << 32, std::uint64_t{1} << 32}, 0, 0, 64),
-       "tensor 'a': its shape overflows"},
-      {one("a", {std::uint64_t{1} << 62}, 0, 0, 64), "tensor 'a': its shape overflows"},
-      {two("a", 64, 96), "tensor 'a' appears twice"},
-      {two("b", 32, 96), "tensors 'a' and 'b' overlap"},
-      {two("b", 0, 96), "tensors 'a' and 'b' overlap"},
-      {two("b", 64, 95), "tensor 'b': 32 bytes at 64 do not lie in the file's 95 bytes of data"},
+  test::check_bad_inputs(
+      "GGUF: the head",
+      {
+          {"another magic number", open("GGML" + good.substr(4))},
+          {"a file of two other bytes", open("PK")},
+          {"nothing", open("")},
+          {"the magic number cut short", open(good.substr(0, 2))},
+          {"the version cut short", open(good.substr(0, 6))},
+          {"the number of tensors cut short", open(good.substr(0, 12))},
+          {"no number of entries", open(good.substr(0, 16))},
+          {"version 0", version(0)},
+          {"version 1", version(1)},
+          {"version 4", version(4)},
+          {"version 3, big-endian", version(3U << 24)},
+          {"2^64 - 1 tensors", open(bytes().head(huge, 0).text)},
+          {"2^64 - 1 entries", open(bytes().head(0, huge).text)},
+          {"more entries than the bytes hold", open(bytes().head(0, 2).raw(std::string(25, '\1')).text)},
+          {"more tensors than the bytes hold", open(bytes().head(2, 0).raw(std::string(47, '\1')).text)},
+      });
+  test::check_bad_inputs(
+      "GGUF: metadata",
+      {
+          {"a key of 2^64 - 1 bytes", entry([&](bytes& b) { b.u64(huge).raw("key, and so on"); })},
+          {"a key of no bytes", key("", [](bytes& b) { b.u32(0).u64(0); })},
+          {"a key that is not UTF-8", key("k\xc3", [](bytes& b) { b.u32(0).u64(0); })},
+          {"an unknown type", key("key", [](bytes& b) { b.u32(13).u64(0); })},
+          {"the type cut short", key("a key", [](bytes& b) { b.raw("\1"); })},
+          {"the value cut short", key("key", [](bytes& b) { b.u32(10).u32(0); })},
+          {"a string cut short", key("key", [](bytes& b) { b.u32(8).u64(5).raw("four"); })},
+          {"a string of 2^64 - 1 bytes", key("key", [](bytes& b) { b.u32(8).u64(huge); })},
+          {"an array of arrays", key("key", [](bytes& b) { b.u32(9).u32(9).u64(1).u32(0).u64(0); })},
+          {"an array of an unknown type", key("key", [](bytes& b) { b.u32(9).u32(99).u64(1); })},
+          {"an array without a length", key("key", [](bytes& b) { b.u32(9).u32(4).raw("1234567"); })},
+          {"an array whose bytes overflow to 4",
+           key("key", [](bytes& b) { b.u32(9).u32(4).u64(huge / 4 + 2).u64(0); })},
+          {"an array of 2^64 - 1 strings", key("key", [](bytes& b) { b.u32(9).u32(8).u64(huge); })},
+          {"a string of an array cut short",
+           key("key", [](bytes& b) { b.u32(9).u32(8).u64(2).string("one").u64(9); })},
+          {"a key twice",
+           open(bytes().head(0, 2).string("k").u32(0).raw("\1").string("k").u32(0).raw("\1").text)},
+          {"an alignment of 0", key("general.alignment", [](bytes& b) { b.u32(4).u32(0); })},
+          {"an alignment of 24", key("general.alignment", [](bytes& b) { b.u32(4).u32(24); })},
+          {"a negative alignment",
+           key("general.alignment", [](bytes& b) { b.u32(5).put(std::int32_t{-32}); })},
+          {"an alignment that is a string",
+           key("general.alignment", [](bytes& b) { b.u32(8).string("32"); })},
+          {"an alignment of 2^40",
+           key("general.alignment", [](bytes& b) { b.u32(10).u64(std::uint64_t{1} << 40); })},
+          {"an alignment of 2^63",
+           key("general.alignment", [](bytes& b) { b.u32(10).u64(std::uint64_t{1} << 63); })},
+      });
+  test::check_bad_inputs(
+      "GGUF: tensors",
+      {
+          {"a name of 2^64 - 1 bytes", tensor([&](bytes& b) { b.u64(huge).raw(std::string(16, 'x')); })},
+          {"a name of no bytes", one("", {1}, 0, 0, 32)},
+          {"a name that is not UTF-8", one("\xed\xa0\x80", {1}, 0, 0, 32)},
+          {"5 extents", one("a", {1, 1, 1, 1, 1}, 0, 0, 32)},
+          {"2^32 - 1 extents", tensor([](bytes& b) { b.string("a").u32(~0U).raw(std::string(16, '\0')); })},
+          {"the rank cut short", tensor([](bytes& b) { b.string("a name of 20 letters").raw("\1"); })},
+          {"the extents cut short", tensor([](bytes& b) { b.string("a").u32(4).u64(1).u64(1); })},
+          {"the type cut short", tensor([](bytes& b) { b.string("name").u32(1).u64(1).raw("two"); })},
+          {"a type that ggml has removed", one("a", {1}, 4, 0, 32)},
+          {"an unknown type", one("a", {1}, 1000, 0, 32)},
+          {"the offset cut short",
+           tensor([](bytes& b) { b.string("a long name").u32(1).u64(1).u32(0).u32(0); })},
+          {"an offset that is not aligned", one("a", {1}, 0, 4, 36)},
+          {"data cut short", one("a", {8}, 0, 0, 31)},
+          {"no data", one("a", {8}, 0, 0, 0)},
+          {"the last tensor cut short", two("b", 64, 95)},
+          {"an offset near the end", one("a", {8}, 0, 32, 63)},
+          {"an offset that overflows with the size", one("a", {8}, 0, huge - 31, 64)},
+          {"a tensor of no elements beyond the file", one("a", {0}, 0, 96, 64)},
+          {"rows that are no whole blocks", one("a", {48, 2}, 2, 0, 64)},
+          {"extents of 2^64 - 1 and 2", one("a", {huge, 2}, 0, 0, 64)},
+          {"extents whose product overflows to 0",
+           one("a", {std::uint64_t{1} << 32, std::uint64_t{1} << 32}, 0, 0, 64)},
+          {"an extent whose bytes overflow to 0", one("a", {std::uint64_t{1} << 62}, 0, 0, 64)},
+          {"two tensors of one name", two("a", 64, 96)},
+          {"a tensor that begins within another", two("b", 32, 96)},
+          {"tensors in the same place", two("b", 0, 96)},
+      });
+  auto const f32 = [](bytes const& b) { return ggml_tensor{ggml_type::f32, {1}, b.view()}; };
+  auto const q4_0 = [](std::vector<std::size_t> shape, float scale) {
+    return [shape = std::move(shape), scale] {
+      bytes b;
+      put_nibbles(b.half(scale), std::vector<int>(32, 0));
+      to_packed<format<gptq::fixed_zero, 4, 32>>(ggml_tensor{ggml_type::q4_0, shape, b.view()});
+    };
   };
-  CHECK(cases.size() >= 25);
-  for (bad_file const& bad : cases) {
-    INFO(bad.message);
-    CHECK(error_of([&] { parse(bad.contents); }) == "x: " + bad.message);
-  }
+  test::check_bad_inputs(
+      "GGUF: what is asked of values",
+      {
+          {"a key that is not there", [&] { parse(good).at<bool>("missing"); }},
+          {"a number read as a string", [&] { parse(good).at<std::string_view>("llama.block_count"); }},
+          {"an array read as an integer", [&] { parse(good).at<std::int64_t>("tokenizer.ggml.tokens"); }},
+          {"a string read as an array", [&] { parse(good).at<std::vector<double>>("general.architecture"); }},
+          {"2^63 read as an integer",
+           [] {
+             bytes b;
+             b.head(0, 1).string("key").u32(10).u64(std::uint64_t{1} << 63);
+             parse(b.text).at<std::int64_t>("key");
+           }},
+          {"elements 1 to 2 of 1",
+           [&] {
+             std::vector<float> values(1);
+             to_float(f32(bytes().u32(0)), 1, values);
+           }},
+          {"a type that is not decoded",
+           [] {
+             to_float(ggml_tensor{ggml_type::iq4_xs, {256}, {}});
+           }},
+          {"F32 packed", [&] { to_packed<format<gptq::fixed_zero, 4, 32>>(f32(bytes().u32(0))); }},
+          {"a NaN scale", q4_0({1, 32}, std::numeric_limits<float>::quiet_NaN())},
+          {"an infinite scale", q4_0({1, 32}, std::numeric_limits<float>::infinity())},
+          {"one row as a vector, packed", q4_0({32}, 1.0F)},
+          {"more rows than bytes, packed", q4_0({2, 32}, 1.0F)},
+          {"2^60 rows of no elements, packed",
+           [] {
+             to_packed<format<gptq::fixed_zero, 4, 32>>(
+                 ggml_tensor{ggml_type::q4_0, {std::size_t{1} << 60, 0}, {}});
+           }},
+      });
 
-  scratch const dir("gguf_test");
-  auto const path = dir.path / "bad.gguf";
-  write_file(path, "");
-  CHECK(error_of([&] { gguf_file const f(path); }) == path.string() + ": is empty");
-  CHECK(error_of([&] { gguf_file const f(dir.path); }) == dir.path.string() + ": is not a regular file");
-  CHECK(contains(error_of([&] { gguf_file const f(dir.path / "no"); }), "cannot be opened: No such file"));
   // Alignments other than 32, zero-length tensors beside others, and a file without data are well-formed.
-  CHECK_NOTHROW(parse(key("general.alignment", [](bytes& b) { b.u32(4).u32(8); })));
-  CHECK_NOTHROW(parse(two("b", 64, 96)));
-  CHECK_NOTHROW(parse(one("a", {0, 4}, 0, 0, 0)));
+  CHECK_NOTHROW(key("general.alignment", [](bytes& b) { b.u32(4).u32(8); })());
+  CHECK_NOTHROW(two("b", 64, 96)());
+  CHECK_NOTHROW(one("a", {0, 4}, 0, 0, 0)());
   CHECK_NOTHROW(parse(bytes().head(0, 0).text));
 }
 

@@ -221,18 +221,23 @@ struct code_unit {
     return word;
   }
 
-  /// codes[columns] -> lane[lanes]
-  static void pack(std::uint8_t const* codes, std::uint32_t* lane) {
+  /// Columns 4t..4t+3 in the bytes of w[t] -> lane[lanes]
+  GPTQ_INLINE static void combine(std::uint32_t const* w, std::uint32_t* lane) {
     if constexpr (Bits == 3) {
-      std::uint32_t w[8];
-      for (int t = 0; t < 8; ++t) w[t] = four(codes + 4 * t);
       lane[0] = w[0] | w[1] << 3 | (w[6] & 0x03030303u) << 6;
       lane[1] = w[2] | w[3] << 3 | (w[7] & 0x03030303u) << 6;
       lane[2] = w[4] | w[5] << 4 | (w[6] & 0x04040404u) << 1 | (w[7] & 0x04040404u) << 5;
     } else {
       lane[0] = 0;
-      for (int t = 0; t < 8 / Bits; ++t) lane[0] |= four(codes + 4 * t) << (Bits * t);
+      for (int t = 0; t < 8 / Bits; ++t) lane[0] |= w[t] << (Bits * t);
     }
+  }
+
+  /// codes[columns] -> lane[lanes]
+  static void pack(std::uint8_t const* codes, std::uint32_t* lane) {
+    std::uint32_t w[columns / 4];
+    for (int t = 0; t < columns / 4; ++t) w[t] = four(codes + 4 * t);
+    combine(w, lane);
   }
 
   /// The codes of columns 4t..4t+3, one a byte.

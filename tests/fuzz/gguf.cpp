@@ -1,6 +1,9 @@
-// Whatever a GGUF file holds, reading all of it ends in values or in a gptq::error.
+// Whatever a GGUF file holds, reading all of it ends in values or in a gptq::error, and within the file.
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <numeric>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -8,30 +11,38 @@
 
 #include <gptq/checkpoint/gguf.hpp>
 
+#include "attempt.hpp"
+
 namespace {
 
 using namespace gptq::checkpoint;
+using fuzz::attempt;
+using fuzz::require;
 
-template <class Action>
-void attempt(Action&& action) {
-  try {
-    action();
-  } catch (gptq::error const&) {
-  }
+void require_within(std::span<std::byte const> part, std::span<std::byte const> whole) {
+  require(part.data() >= whole.data() && part.data() + part.size() <= whole.data() + whole.size());
+}
+
+template <class Format>
+void pack(ggml_tensor const& tensor) {
+  gptq::packed_matrix<Format> packed;
+  if (attempt([&] { packed = to_packed<Format>(tensor); })) gptq::check(packed.view());
 }
 
 /// As what it is: errors about wrong types are cheap to test and slow to throw.
 template <class Element>
 void read_as(gguf_file const& file, std::string const& key, bool array) {
   if (array) {
-    file.get<std::vector<Element>>(key);
+    auto const elements = file.at<std::vector<Element>>(key);
+    require(elements.size() == file.metadata().find(key)->second.count);
   } else {
-    file.get<Element>(key);
+    file.at<Element>(key);
   }
 }
 
-void read_everything(gguf_file const& file) {
+void read_everything(gguf_file const& file, std::span<std::byte const> contents) {
   for (auto const& [name, value] : file.metadata()) {
+    require_within(value.bytes, contents);
     bool const array = value.count.has_value();
     if (value.type == gguf_type::string) {
       read_as<std::string_view>(file, name, array);
@@ -48,16 +59,25 @@ void read_everything(gguf_file const& file) {
   }
   for (auto const& [name, described] : file.tensors()) {
     ggml_tensor const& tensor = described;
-    attempt([&] { to_float(tensor); });
-    attempt([&] { to_packed<gptq::format<gptq::fixed_zero, 4, 32>>(tensor); });
-    attempt([&] { to_packed<gptq::format<gptq::asymmetric, 4, 32>>(tensor); });
-    attempt([&] { to_packed<gptq::format<gptq::fixed_zero, 8, 32>>(tensor); });
+    require(file.find_tensor(name) == &tensor);
+    require_within(tensor.bytes, contents);
+    // An extent may be as large as it likes beside one of 0.
+    std::size_t const elements =
+        std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::size_t{1}, std::multiplies<>());
+    require(tensor.bytes.size() == elements / block_size(tensor.type) * block_bytes(tensor.type));
+    bool const is_read = attempt([&] { require(to_float(tensor).size() == elements); });
+    require(is_read == is_decodable(tensor.type));
+    pack<gptq::format<gptq::fixed_zero, 4, 32>>(tensor);
+    pack<gptq::format<gptq::asymmetric, 4, 32>>(tensor);
+    pack<gptq::format<gptq::fixed_zero, 8, 32>>(tensor);
   }
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size) {
-  attempt([&] { read_everything(gguf_file(std::as_bytes(std::span(data, size)), "fuzzed")); });
+  auto const contents = std::as_bytes(std::span(data, size));
+  std::optional<gguf_file> file;
+  if (attempt([&] { file.emplace(contents, "fuzzed"); })) read_everything(*file, contents);
   return 0;
 }

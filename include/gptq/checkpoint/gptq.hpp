@@ -4,25 +4,34 @@
 // occupies bits [k b, k b + b). Zero points lie the same way along N, one stream a group. Version 1
 // (checkpoint_format "gptq") stores zero - 1, version 2 ("gptq_v2") the zero itself. Widths 2, 3, 4 and 8.
 //
+//   auto packed = gptq::checkpoint::to_packed<q4>(tensors, gptq::checkpoint::gptq_version::v1);
 //   auto layer = gptq::checkpoint::from_gptq<q4>(tensors, gptq::checkpoint::gptq_version::v1);
-//   auto packed = gptq::pack(layer);     // act-order or not: its groups are contiguous
+//
+// Act-order or not, groups are contiguous in both.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/layer.hpp>
+#include <gptq/packed.hpp>
 
 namespace gptq::checkpoint {
+
+static_assert(std::endian::native == std::endian::little, "checkpoints are read without swapping bytes");
 
 enum class gptq_version { v1, v2 };
 
@@ -73,6 +82,37 @@ inline gptq_view view_of(gptq_tensors const& tensors, index_t out, index_t in) {
 ///   is not fixed_zero's, or is one that version 1 cannot hold; when a scale is not finite
 template <storage_format Format>
 quantized_layer<Format> from_gptq(gptq_view const& tensors, gptq_version version);
+
+/// Checkpoint tensors on their way into the packed layout, by any number of threads.
+template <storage_format Format>
+class gptq_packer {
+ public:
+  /// Reads the scales, zero points and g_idx. The tensors must outlive this object. Throws as from_gptq().
+  gptq_packer(gptq_view const& tensors, gptq_version version);
+
+  packed_layout<Format> layout() const { return {tensors_.out, tensors_.in}; }
+  /// Original column of each stored one; empty: the same.
+  std::vector<std::int32_t> const& order() const { return order_; }
+  /// Writes row blocks [first, last) of layout() into arrays as packed_view has them, padding included.
+  void pack(index_t first, index_t last, std::uint8_t* codes, typename Format::scale* scales,
+            std::uint8_t* zeros) const noexcept;
+
+ private:
+  void pack_grids(index_t block, index_t group, typename Format::scale* scales,
+                  std::uint8_t* zeros) const noexcept;
+
+  gptq_view tensors_;
+  gptq_version version_;
+  std::vector<std::int32_t> order_;
+};
+
+/// pack(from_gptq<Format>(tensors, version)), without the layer in between.
+template <storage_format Format>
+packed_matrix<Format> to_packed(gptq_view const& tensors, gptq_version version);
+/// The same on several threads, by an executor as gptq/parallel.hpp has them.
+template <storage_format Format, class Executor>
+packed_matrix<Format> to_packed(gptq_view const& tensors, gptq_version version, Executor&& executor,
+                                int parts);
 
 /// The version that zero points prove, whatever a checkpoint says of itself; nothing where they fit both.
 /// A symmetric checkpoint has one zero point, 2^(bits-1). An asymmetric one of version 1 never stores
@@ -201,10 +241,91 @@ inline std::vector<std::int32_t> order_of(std::span<std::byte const> g_idx, inde
   return order;
 }
 
-}  // namespace detail
+/// The word at i of a stream that repeats the number `value` of Bits bits.
+template <int Bits>
+constexpr std::uint32_t repeated_word(std::uint32_t value, index_t i) {
+  std::uint32_t word = 0;
+  for (int bit = 0; bit < 32; ++bit) {
+    word |= (value >> ((i % Bits * 32 + bit) % Bits) & 1U) << bit;
+  }
+  return word;
+}
+
+/// Zero point, as it is, of a row and group.
+template <storage_format Format>
+int zero_at(gptq_view const& tensors, gptq_version version, index_t row, index_t group) {
+  constexpr index_t bits = Format::bits;
+  int const stored = entry_of(tensors.qzeros, group * (tensors.out * bits / 32), 1, row, bits);
+  return version == gptq_version::v1 ? stored + 1 : stored;
+}
+
+inline float16 scale_at(gptq_view const& tensors, index_t row, index_t group) {
+  float16 scale;
+  std::memcpy(&scale, tensors.scales.data() + 2 * static_cast<std::size_t>(group * tensors.out + row),
+              sizeof scale);
+  return scale;
+}
+
+/// Whether every scale is finite and every zero point one of the format's: what check_grids() says, without
+/// saying which.
+template <storage_format Format>
+bool grids_fit(gptq_view const& tensors, gptq_version version) {
+  constexpr int bits = Format::bits;
+  bool finite = true;
+  for (std::size_t i = 0; i < tensors.scales.size(); i += 2) {
+    std::uint16_t half = 0;
+    std::memcpy(&half, tensors.scales.data() + i, sizeof half);
+    finite = finite && (half & 0x7c00U) != 0x7c00U;
+  }
+  if (!finite) return false;
+  auto const words = static_cast<index_t>(tensors.qzeros.size() / 4);
+  if constexpr (!Format::has_zero_point) {
+    // Rows begin at multiples of the period, which is one word but for 3 bits, where rows have multiples of
+    // 32 zero points.
+    auto const stored =
+        static_cast<std::uint32_t>(Format::levels.zero) - (version == gptq_version::v1 ? 1U : 0U);
+    std::array<std::uint32_t, Format::bits> expected{};
+    for (int i = 0; i < bits; ++i) expected[static_cast<std::size_t>(i)] = repeated_word<bits>(stored, i);
+    for (index_t i = 0; i < words; ++i) {
+      if (word_at(tensors.qzeros, i) != expected[static_cast<std::size_t>(i % bits)]) return false;
+    }
+  } else if (version == gptq_version::v1) {
+    index_t const entries = words * 32 / bits;
+    for (index_t i = 0; i < entries; ++i) {
+      if (entry_of(tensors.qzeros, 0, 1, i, bits) == (1 << bits) - 1) return false;
+    }
+  }
+  return true;
+}
 
 template <storage_format Format>
-quantized_layer<Format> from_gptq(gptq_view const& tensors, gptq_version version) {
+void check_grids(gptq_view const& tensors, gptq_version version) {
+  if (grids_fit<Format>(tensors, version)) return;
+  index_t const groups = Format::groups(tensors.in);
+  for (index_t group = 0; group < groups; ++group) {
+    for (index_t row = 0; row < tensors.out; ++row) {
+      auto const name = [&] { return " of row " + std::to_string(row) + ", group " + std::to_string(group); };
+      auto const scale = static_cast<float>(scale_at(tensors, row, group));
+      if (!std::isfinite(scale)) {
+        throw error("GPTQ checkpoint: the scale" + name() + " is " + std::to_string(scale));
+      }
+      int const zero = zero_at<Format>(tensors, version, row, group);
+      if (zero == 1 << Format::bits) {
+        throw error("GPTQ checkpoint: the zero point" + name() + " is stored as " + std::to_string(zero - 1) +
+                    ", which version 1 cannot hold; a file of version 2?");
+      }
+      if (float const fixed = Format::levels.zero;
+          !Format::has_zero_point && static_cast<float>(zero) != fixed) {
+        throw error("GPTQ checkpoint: the zero point" + name() + " is " + std::to_string(zero) + ", not " +
+                    std::to_string(static_cast<int>(fixed)) + " as with sym: true");
+      }
+    }
+  }
+}
+
+/// The order of the columns of tensors that are all that the format says they are.
+template <storage_format Format>
+std::vector<std::int32_t> check_gptq(gptq_view const& tensors, gptq_version version) {
   constexpr index_t bits = Format::bits;
   static_assert(Format::has_zero_point || Format::levels.min_code == 0,
                 "sym: true is fixed_zero: symmetric has no lowest level, which checkpoints may use");
@@ -216,42 +337,120 @@ quantized_layer<Format> from_gptq(gptq_view const& tensors, gptq_version version
     throw error("GPTQ checkpoint: " + std::to_string(out) + " x " + std::to_string(in) + " codes of " +
                 std::to_string(bits) + " bits do not fill whole 32-bit words");
   }
-  quantized_layer<Format> layer;
-  layer.out = out;
-  layer.in = in;
-  index_t const groups = layer.groups();
-  detail::check_gptq_size("qweight", tensors.qweight, in * bits / 8 * out);
-  detail::check_gptq_size("qzeros", tensors.qzeros, groups * (out * bits / 8));
-  detail::check_gptq_size("scales", tensors.scales, groups * out * 2);
+  index_t const groups = Format::groups(in);
+  check_gptq_size("qweight", tensors.qweight, in * bits / 8 * out);
+  check_gptq_size("qzeros", tensors.qzeros, groups * (out * bits / 8));
+  check_gptq_size("scales", tensors.scales, groups * out * 2);
+  std::vector<std::int32_t> order;
   if (!tensors.g_idx.empty()) {
-    detail::check_gptq_size("g_idx", tensors.g_idx, in * 4);
-    layer.order = detail::order_of(tensors.g_idx, in, Format::group_columns(in), groups);
+    check_gptq_size("g_idx", tensors.g_idx, in * 4);
+    order = order_of(tensors.g_idx, in, Format::group_columns(in), groups);
+  }
+  check_grids<Format>(tensors, version);
+  return order;
+}
+
+/// Units of codes of 32 rows, made of the words of an LSB-first stream a row: consecutive words of a row lie
+/// `stride` words apart, and those of rows side by side.
+template <int Bits>
+struct unit_of_words {
+  using unit = gptq::detail::code_unit<Bits>;
+  static constexpr int words = unit::columns * Bits / 32;
+  using row_words = std::uint32_t[packed_rows];
+
+  GPTQ_INLINE static void load(std::byte const* from, index_t rows, row_words& to) {
+    if (rows == packed_rows) {
+      std::memcpy(to, from, sizeof to);
+    } else {
+      std::memset(to, 0, sizeof to);
+      std::memcpy(to, from, static_cast<std::size_t>(4 * rows));
+    }
   }
 
+  /// The lowest four numbers of Bits bits, one a byte.
+  GPTQ_INLINE static constexpr std::uint32_t spread(std::uint32_t x) {
+    x = (x | x << (16 - 2 * Bits)) & 0x00010001U * ((1U << (2 * Bits)) - 1U);
+    return (x | x << (8 - Bits)) & 0x01010101U * ((1U << Bits) - 1U);
+  }
+
+  GPTQ_INLINE static void store(row_words const (&lanes)[unit::lanes], std::uint8_t* to) {
+    for (index_t half = 0; half < 2; ++half) {
+      for (int l = 0; l < unit::lanes; ++l) {
+        std::memcpy(to + unit::lane_offset(half * half_block_rows) + 64 * l,
+                    &lanes[l][half * half_block_rows], 64);
+      }
+    }
+  }
+
+  /// A unit whose columns are those of whole words, in order.
+  GPTQ_INLINE static void convert(std::byte const* from, index_t stride, index_t rows, std::uint8_t* to) {
+    row_words in[words];
+    row_words lanes[unit::lanes];
+    for (int i = 0; i < words; ++i) load(from + 4 * i * stride, rows, in[i]);
+    for (index_t r = 0; r < packed_rows; ++r) {
+      std::uint32_t four[unit::columns / 4];
+      std::uint32_t lane[unit::lanes];
+      for (int t = 0; t < unit::columns / 4; ++t) {
+        int const bit = 4 * Bits * t;
+        std::uint32_t x = in[bit / 32][r] >> (bit % 32);
+        if (bit % 32 + 4 * Bits > 32) x |= in[bit / 32 + 1][r] << (32 - bit % 32);
+        four[t] = spread(Bits == 8 ? x : x & ((1U << (4 * Bits % 32)) - 1U));
+      }
+      unit::combine(four, lane);
+      for (int l = 0; l < unit::lanes; ++l) lanes[l][r] = lane[l];
+    }
+    store(lanes, to);
+  }
+
+  /// A unit of `columns` columns that lie anywhere in the stream: column_of(0..columns-1).
+  template <class ColumnOf>
+  static void gather(std::byte const* from, index_t stride, index_t rows, index_t columns,
+                     ColumnOf const& column_of, std::uint8_t* to) {
+    row_words four[unit::columns / 4] = {};
+    for (index_t c = 0; c < columns; ++c) {
+      index_t const bit = column_of(c) * Bits;
+      auto const shift = static_cast<int>(bit % 32);
+      row_words in;
+      load(from + 4 * (bit / 32) * stride, rows, in);
+      row_words next = {};
+      if (Bits == 3 && shift + Bits > 32) load(from + 4 * (bit / 32 + 1) * stride, rows, next);
+      int const up = (32 - shift) % 32;  // next is 0 where that is 0
+      auto& target = four[c / 4];
+      for (index_t r = 0; r < packed_rows; ++r) {
+        target[r] |= ((in[r] >> shift | next[r] << up) & ((1U << Bits) - 1U)) << (8 * (c % 4));
+      }
+    }
+    row_words lanes[unit::lanes];
+    for (index_t r = 0; r < packed_rows; ++r) {
+      std::uint32_t w[unit::columns / 4];
+      std::uint32_t lane[unit::lanes];
+      for (int t = 0; t < unit::columns / 4; ++t) w[t] = four[t][r];
+      unit::combine(w, lane);
+      for (int l = 0; l < unit::lanes; ++l) lanes[l][r] = lane[l];
+    }
+    store(lanes, to);
+  }
+};
+
+}  // namespace detail
+
+template <storage_format Format>
+quantized_layer<Format> from_gptq(gptq_view const& tensors, gptq_version version) {
+  constexpr index_t bits = Format::bits;
+  quantized_layer<Format> layer;
+  layer.order = detail::check_gptq<Format>(tensors, version);
+  index_t const in = layer.in = tensors.in;
+  index_t const out = layer.out = tensors.out;
+  index_t const groups = layer.groups();
   auto const at = [](index_t i) { return static_cast<std::size_t>(i); };
   layer.scales.resize(at(out * groups));
   if constexpr (Format::has_zero_point) layer.zeros.resize(layer.scales.size());
   for (index_t group = 0; group < groups; ++group) {
     for (index_t row = 0; row < out; ++row) {
-      auto const name = [&] { return " of row " + std::to_string(row) + ", group " + std::to_string(group); };
-      float16 half;
-      std::memcpy(&half, tensors.scales.data() + 2 * at(group * out + row), sizeof half);
-      auto const scale = static_cast<float>(half);
-      if (!std::isfinite(scale)) {
-        throw error("GPTQ checkpoint: the scale" + name() + " is " + std::to_string(scale));
-      }
-      layer.scales[at(row * groups + group)] = scale;
-      int const stored = detail::entry_of(tensors.qzeros, group * (out * bits / 32), 1, row, bits);
-      int const zero = version == gptq_version::v1 ? stored + 1 : stored;
-      if (zero == 1 << bits) {
-        throw error("GPTQ checkpoint: the zero point" + name() + " is stored as " + std::to_string(stored) +
-                    ", which version 1 cannot hold; a file of version 2?");
-      }
+      layer.scales[at(row * groups + group)] = static_cast<float>(detail::scale_at(tensors, row, group));
       if constexpr (Format::has_zero_point) {
-        layer.zeros[at(row * groups + group)] = static_cast<std::uint8_t>(zero);
-      } else if (float const fixed = Format::levels.zero_of({scale, 0}); static_cast<float>(zero) != fixed) {
-        throw error("GPTQ checkpoint: the zero point" + name() + " is " + std::to_string(zero) + ", not " +
-                    std::to_string(static_cast<int>(fixed)) + " as with sym: true");
+        layer.zeros[at(row * groups + group)] =
+            static_cast<std::uint8_t>(detail::zero_at<Format>(tensors, version, row, group));
       }
     }
   }
@@ -264,6 +463,103 @@ quantized_layer<Format> from_gptq(gptq_view const& tensors, gptq_version version
     }
   }
   return layer;
+}
+
+template <storage_format Format>
+gptq_packer<Format>::gptq_packer(gptq_view const& tensors, gptq_version version)
+    : tensors_(tensors), version_(version), order_(detail::check_gptq<Format>(tensors, version)) {}
+
+template <storage_format Format>
+void gptq_packer<Format>::pack(index_t first, index_t last, std::uint8_t* codes,
+                               typename Format::scale* scales, std::uint8_t* zeros) const noexcept {
+  using units = detail::unit_of_words<Format::bits>;
+  constexpr index_t panel = 4;  // row blocks side by side: memory is read in runs of so many times 128 bytes
+  auto const shape = layout();
+  index_t const stride = tensors_.out;
+  constexpr index_t unit_columns = packed_layout<Format>::unit_columns;
+  // Groups begin with a word, and end with one: the last has whole words because a row has.
+  bool const whole_words =
+      order_.empty() && (shape.groups() == 1 || shape.group_columns() % unit_columns == 0);
+  for (index_t begin = first; begin < last; begin += panel) {
+    index_t const end = std::min(begin + panel, last);
+    for (index_t group = 0; group < shape.groups(); ++group) {
+      for (index_t block = begin; block < end; ++block) pack_grids(block, group, scales, zeros);
+      index_t const columns = shape.columns_of(group);
+      for (index_t c = 0; c < columns; c += unit_columns) {
+        index_t const column = group * shape.group_columns() + c;
+        for (index_t block = begin; block < end; ++block) {
+          index_t const rows = std::min(packed_rows, tensors_.out - block * packed_rows);
+          std::byte const* const words = tensors_.qweight.data() + 4 * block * packed_rows;
+          std::uint8_t* const unit =
+              codes + shape.code_offset(block, group) + c / unit_columns * packed_layout<Format>::unit_bytes;
+          if (whole_words) {
+            units::convert(words + 4 * (column * Format::bits / 32) * stride, stride, rows, unit);
+          } else {
+            auto const original = [&](index_t i) {
+              return order_.empty() ? column + i : index_t{order_[static_cast<std::size_t>(column + i)]};
+            };
+            units::gather(words, stride, rows, std::min(unit_columns, columns - c), original, unit);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <storage_format Format>
+void gptq_packer<Format>::pack_grids(index_t block, index_t group, typename Format::scale* scales,
+                                     std::uint8_t* zeros) const noexcept {
+  auto const shape = layout();
+  index_t const rows = std::min(packed_rows, tensors_.out - block * packed_rows);
+  scales += shape.scale_offset(block, group);
+  for (index_t r = 0; r < packed_rows; ++r) {
+    scales[r] = typename Format::scale(
+        r < rows ? static_cast<float>(detail::scale_at(tensors_, block * packed_rows + r, group)) : 0.0F);
+  }
+  if constexpr (Format::has_zero_point) {
+    constexpr index_t bits = Format::bits;
+    zeros += shape.zero_offset(block, group);
+    if (rows < packed_rows) {
+      std::memset(zeros, 0, packed_layout<Format>::zero_tile_bytes);
+      for (index_t r = 0; r < rows; ++r) {
+        gptq::detail::set_stream_code<Format::bits>(
+            zeros, r, detail::zero_at<Format>(tensors_, version_, block * packed_rows + r, group));
+      }
+      return;
+    }
+    // The same stream; version 1 lacks a one in every entry, of which none is full.
+    index_t const from = group * (tensors_.out * bits / 32) + block * bits;
+    std::uint64_t carry = 0;
+    for (index_t i = 0; i < bits; ++i) {
+      std::uint64_t const one = version_ == gptq_version::v1 ? detail::repeated_word<Format::bits>(1, i) : 0U;
+      std::uint64_t const sum = detail::word_at(tensors_.qzeros, from + i) + one + carry;
+      auto const word = static_cast<std::uint32_t>(sum);
+      carry = sum >> 32;
+      std::memcpy(zeros + 4 * i, &word, sizeof word);
+    }
+  }
+}
+
+template <storage_format Format>
+packed_matrix<Format> to_packed(gptq_view const& tensors, gptq_version version) {
+  auto const here = [](int parts, auto const& work) {
+    for (int part = 0; part < parts; ++part) work(part);
+  };
+  return to_packed<Format>(tensors, version, here, 1);
+}
+
+template <storage_format Format, class Executor>
+packed_matrix<Format> to_packed(gptq_view const& tensors, gptq_version version, Executor&& executor,
+                                int parts) {
+  gptq_packer<Format> const packer(tensors, version);
+  packed_matrix<Format> packed(tensors.out, tensors.in);
+  packed.order() = packer.order();
+  index_t const blocks = packer.layout().row_blocks();
+  executor(parts, [&](int part) noexcept {
+    packer.pack(blocks * part / parts, blocks * (part + 1) / parts, packed.codes(), packed.scales(),
+                packed.zeros());
+  });
+  return packed;
 }
 
 inline std::optional<gptq_version> proven_version(gptq_view const& tensors, int bits, bool symmetric) {

@@ -75,6 +75,8 @@ class safetensors_file {
   /// Throws gptq::error unless the whole file is well-formed: a header of at most 100 MB, no key twice,
   /// shapes that agree with the offsets, tensors that cover the rest of the file without overlap or hole.
   explicit safetensors_file(std::filesystem::path const& path);
+  /// The same for contents that somebody else owns, called `name` in errors.
+  safetensors_file(std::span<std::byte const> contents, std::string const& name);
 
   tensor_map const& tensors() const { return tensors_; }
   /// The strings under "__metadata__".
@@ -83,6 +85,8 @@ class safetensors_file {
   tensor_view const* find(std::string_view name) const;
 
  private:
+  void parse(std::span<std::byte const> contents, std::string const& file);
+
   std::shared_ptr<std::byte const> mapping_;
   tensor_map tensors_;
   std::map<std::string, std::string> metadata_;
@@ -335,11 +339,17 @@ inline std::vector<float> to_float(tensor_view const& tensor) {
 }
 
 inline safetensors_file::safetensors_file(std::filesystem::path const& path) {
-  std::string const file = path.string();
   auto const [data, size] = detail::map_file(path);
   mapping_ = data;
-  std::span<std::byte const> const contents(data.get(), size);
+  parse({data.get(), size}, path.string());
+}
 
+inline safetensors_file::safetensors_file(std::span<std::byte const> contents, std::string const& name) {
+  parse(contents, name);
+}
+
+inline void safetensors_file::parse(std::span<std::byte const> contents, std::string const& file) {
+  std::size_t const size = contents.size();
   std::uint64_t header_size = 0;
   if (size < detail::length_bytes) throw error(file + ": too short for a safetensors file");
   std::memcpy(&header_size, contents.data(), detail::length_bytes);
@@ -356,6 +366,7 @@ inline safetensors_file::safetensors_file(std::filesystem::path const& path) {
   if (!json.is_object()) throw error(file + ": header: not a JSON object");
   for (auto const& [name, entry] : json.items()) {
     if (name == detail::metadata_key) {
+      if (!entry.is_object()) throw error(file + ": header: metadata is not an object");
       for (auto const& [key, value] : entry.items()) {
         if (!value.is_string()) throw error(file + ": header: metadata '" + key + "' is not a string");
         metadata_.emplace(key, value.get<std::string>());
