@@ -2,7 +2,7 @@
 // float16, in one run. Weights are rotated through more than 512 MB, so that none comes from the cache;
 // launches are in a graph, kernels may start while the one before ends; medians.
 //
-//   bench_cuda_products [--json file] [--shape out x in]...
+//   bench_cuda_products [--json file] [--shape out x in]... [--tokens n]...
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -25,7 +25,6 @@ using asymmetric = gptq::format<gptq::asymmetric, 4, 128>;
 namespace {
 
 constexpr std::size_t rotated = std::size_t{600} << 20;
-constexpr index_t most_tokens = 1024;
 
 struct machine {
   cudaStream_t stream;
@@ -139,22 +138,37 @@ std::pair<index_t, index_t> parse_shape(std::string const& text) {
   return {a, b};
 }
 
+index_t parse_tokens(std::string const& text) {
+  std::istringstream in(text);
+  index_t n = 0;
+  if (!(in >> n) || !in.eof() || n < 1 || n > 16384) {
+    std::fprintf(stderr, "tokens are 1 to 16384; not %s\n", text.c_str());
+    std::exit(2);
+  }
+  return n;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   std::string json;
   std::vector<std::pair<index_t, index_t>> shapes;
+  std::vector<index_t> counts;
   for (int i = 1; i < argc; ++i) {
     if (i + 1 < argc && std::strcmp(argv[i], "--json") == 0) {
       json = argv[++i];
     } else if (i + 1 < argc && std::strcmp(argv[i], "--shape") == 0) {
       shapes.push_back(parse_shape(argv[++i]));
+    } else if (i + 1 < argc && std::strcmp(argv[i], "--tokens") == 0) {
+      counts.push_back(parse_tokens(argv[++i]));
     } else {
-      std::fprintf(stderr, "usage: %s [--json file] [--shape out x in]...\n", argv[0]);
+      std::fprintf(stderr, "usage: %s [--json file] [--shape out x in]... [--tokens n]...\n", argv[0]);
       return 2;
     }
   }
   if (shapes.empty()) shapes = {{4096, 4096}, {11008, 4096}, {4096, 11008}, {8192, 28672}, {28672, 8192}};
+  if (counts.empty()) counts = {1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 512, 1024, 2048, 4096};
+  index_t const most_tokens = *std::max_element(counts.begin(), counts.end());
   std::size_t largest = 0;
   index_t widest = 0;
   for (auto const& [out, in] : shapes) {
@@ -189,7 +203,7 @@ int main(int argc, char** argv) {
   std::vector<row> rows;
   for (auto const& [out, in] : shapes) {
     double const floor = reading(m, out, in);
-    for (index_t const tokens : {1, 2, 4, 8, 16, 32, 64, 128, 192, 256, 1024}) {
+    for (index_t const tokens : counts) {
       row const r{out,
                   in,
                   tokens,

@@ -15,19 +15,40 @@ struct blas_handle {
   ~blas_handle() { cublasDestroy(handle); }
 };
 
+/// Every way of computing a product that this device has.
 template <class Format, class X, class Y>
 void check_gemm(cublasHandle_t blas, test::random& random) {
-  index_t const shapes[][2] = {{16, 128}, {40, 264}, {150, 1000}, {260, 4104}};
+  namespace detail = cuda::detail;
+  cuda::device const gpu = cuda::device::current();
+  auto const by = [&](detail::gemm_way way) {
+    return [&, way](auto const& w, X const* x, index_t n, Y* y) {
+      auto const plan = detail::plan_gemm<X, Y>(way, w, n, gpu);
+      test::device_vector<std::uint8_t> const workspace(plan.operand_bytes + plan.rest_bytes);
+      detail::run_gemm(plan, w, x, n, y,
+                       {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
+    };
+  };
+  auto const warps = by(detail::gemm_way::warps);
+  bool const have_warpgroups = detail::warpgroups_run<Format, detail::operand<X>, Y>(gpu);
+  auto const warpgroups = have_warpgroups ? by(detail::gemm_way::warpgroups) : warps;
+  auto const chosen = [&](auto const& w, X const* x, index_t n, Y* y) {
+    test::device_vector<std::uint8_t> const workspace(cuda::workspace_bytes<X, Y>(w, n));
+    cuda::gemm(w, x, n, y,
+               {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
+  };
+  // The last has more chunks for a block than its ring has stages.
+  index_t const shapes[][2] = {{16, 128}, {40, 264}, {50, 320}, {150, 1000}, {260, 4104}, {24, 20488}};
   for (auto const& [out, in] : shapes) {
     for (index_t const tokens : {6, 17, 33, 64, 100, 200}) {
-      if (out * in * tokens > 40'000'000) continue;  // for the sake of the reference's time
+      if (out * in * tokens > 50'000'000) continue;  // for the sake of the reference's time
+      auto const by_blas = detail::blas_types<X, Y> && in % 64 == 0 ? by(detail::gemm_way::blas) : warps;
       bool const permuted = random.below(3) == 0;
-      test::check_product<Format, X, Y>(
-          out, in, tokens, permuted, random, [&](auto const& w, X const* x, index_t n, Y* y) {
-            test::device_vector<std::uint8_t> const workspace(cuda::workspace_bytes<X, Y>(w, n));
-            cuda::gemm(w, x, n, y,
-                       {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
-          });
+      if (tokens == 6) {
+        test::check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen);
+      } else {
+        test::check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, warps, warpgroups,
+                                          by_blas);
+      }
     }
   }
 }
@@ -64,6 +85,8 @@ TEST_CASE("gemm agrees with the reference") {
   check_gemm<format<gptq::half_step, 4, 32>, __half, float>(blas.handle, random);
   check_gemm<format<gptq::asymmetric, 3, 128, float>, float, float>(blas.handle, random);
   check_gemm<format<gptq::asymmetric, 8, gptq::whole_row>, __nv_bfloat16, float>(blas.handle, random);
+  check_gemm<format<gptq::half_step, 2, 32>, __half, __half>(blas.handle, random);
+  check_gemm<format<gptq::symmetric, 8, 128, float>, __nv_bfloat16, __nv_bfloat16>(blas.handle, random);
 }
 
 TEST_CASE("dequantize gives the reference's weights, rounded once") {

@@ -59,9 +59,10 @@ void check_close(std::vector<Y> const& y, std::vector<double> const& expected) {
   CHECK(worst <= 10 * tolerance<Y> * std::sqrt(size / static_cast<double>(y.size())));
 }
 
-/// product(view, x, tokens, y, workspace) with `tokens` random tokens, and nothing written behind y.
+/// Each product(view, x, tokens, y), with `tokens` random tokens, and nothing written behind y.
 template <class Format, class X, class Y>
-void check_product(index_t out, index_t in, index_t tokens, bool permuted, random& numbers, auto&& product) {
+void check_product(index_t out, index_t in, index_t tokens, bool permuted, random& numbers,
+                   auto&&... products) {
   INFO(gptq::to_string(gptq::spec_of<Format>())
        << ", " << out << " x " << in << ", " << tokens << " tokens of " << sizeof(X) << " to " << sizeof(Y)
        << " bytes" << (permuted ? ", permuted" : ""));
@@ -75,14 +76,20 @@ void check_product(index_t out, index_t in, index_t tokens, bool permuted, rando
   device_vector<host_number<X>> const device_x(x);
   constexpr std::size_t guard = 64;
   device_vector<host_number<Y>> const y(expected.size() + guard);
-  product(w.view(), reinterpret_cast<X const*>(device_x.data()), tokens, reinterpret_cast<Y*>(y.data()));
-  auto result = y.host();
-  for (std::size_t i = expected.size(); i < result.size(); ++i)
-    CHECK(std::isnan(static_cast<float>(result[i])));
-  result.resize(expected.size());
-  std::vector<Y> typed(result.size());
-  std::memcpy(static_cast<void*>(typed.data()), result.data(), result.size() * sizeof(Y));
-  check_close(typed, expected);
+  int which = 0;
+  auto const check = [&](auto&& product) {
+    INFO("product " << which++);
+    y.poison();
+    product(w.view(), reinterpret_cast<X const*>(device_x.data()), tokens, reinterpret_cast<Y*>(y.data()));
+    auto result = y.host();
+    for (std::size_t i = expected.size(); i < result.size(); ++i)
+      CHECK(std::isnan(static_cast<float>(result[i])));
+    result.resize(expected.size());
+    std::vector<Y> typed(result.size());
+    std::memcpy(static_cast<void*>(typed.data()), result.data(), result.size() * sizeof(Y));
+    check_close(typed, expected);
+  };
+  (check(products), ...);
 }
 
 }  // namespace test

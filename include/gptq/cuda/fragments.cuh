@@ -304,4 +304,26 @@ __device__ __forceinline__ T to(float value) {
   }
 }
 
+/// Writes what a warp has of a row tile, of columns first_column and on, as accumulators of multiply(): to
+/// y[column, row], or to partial[column, row] where that is not null.
+template <class Y, int Tiles>
+__device__ __forceinline__ void store_sums(float const (&sums)[Tiles][4], index_t first_row, index_t rows,
+                                           int first_column, int columns, Y* y, float* partial) {
+  int const lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      index_t const row = first_row + lane / 4 + 8 * (k / 2);
+      index_t const column = first_column + 8 * n + 2 * (lane % 4) + k % 2;
+      if (row >= rows || column >= columns) continue;
+      if (partial == nullptr) {
+        y[column * rows + row] = to<Y>(sums[n][k]);
+      } else {
+        partial[column * rows + row] = sums[n][k];
+      }
+    }
+  }
+}
+
 }  // namespace gptq::cuda::detail

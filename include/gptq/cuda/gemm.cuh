@@ -5,23 +5,33 @@
 //
 // The contract is that of gemv.cuh. What computes it goes by the number of columns, which is that of the
 // tokens, or three times that with float:
-//   up to 16                       gemv
-//   up to 192, or without cuBLAS   tensor-core products straight from codes, 32 or 64 columns at a time
-//   more                           W decoded, a slice of rows after the other, and cuBLAS
-// cuBLAS needs a handle in execution::blas, and x and y of the same type of 16 bits: weights are rounded to
-// it. Everywhere else products are exact and sums are float32.
+//   up to 16           gemv
+//   up to 256          tensor-core products straight from codes, 32 or 64 columns at a time
+//   more               W decoded, a slice of rows after the other, and cuBLAS
+// and on compute capability 9.0, where the program has been compiled for sm_90a (CMAKE_CUDA_ARCHITECTURES=90a
+// or nvcc -gencode=arch=compute_90a,code=sm_90a, among others; sm_90 alone is not enough):
+//   up to 16           gemv
+//   up to 1535         products of warpgroups straight from codes, 32, 64 or 128 columns at a time
+//   more               W decoded, and cuBLAS
+// cuBLAS needs a handle in execution::blas, x and y of the same type of 16 bits, and rows whose length is a
+// multiple of 64; otherwise products straight from codes have no limit. For cuBLAS, and by warpgroups for
+// more than 64 columns when x and y have 16 bits, weights are rounded to the type of x. Everywhere else
+// products are exact. Sums are float32. Unlike gemv, gemm by warpgroups always needs a workspace.
 //
-// The kernel for up to 64 columns: a block has 256 rows, a warp 32 of them; activations go through a ring in
-// shared memory for all warps, codes through one for each. Where rows make too few blocks, columns of W are
-// shared out, too, and a second kernel adds up.
+// The portable kernel: a block has 256 rows, a warp 32 of them; activations go through a ring in shared
+// memory for all warps, codes through one for each. That for sm_90a: detail/gemm_sm90.cuh. With both, where
+// rows make too few blocks, columns of W are shared out, too, and a second kernel adds up.
 #pragma once
 
 #include <gptq/cuda/dequantize.cuh>
+#include <gptq/cuda/detail/gemm_sm90.cuh>
 
 namespace gptq::cuda {
 
-/// Columns (tokens, or three times that with float) from which on gemm() decodes W and calls cuBLAS.
-inline constexpr index_t blas_columns = 193;
+/// Columns (tokens, or three times that with float) from which on gemm() decodes W and calls cuBLAS: without
+/// the kernels for sm_90a, and with them. On an H200 both ways take about as long there.
+inline constexpr index_t blas_columns = 257;
+inline constexpr index_t blas_columns_sm90 = 1536;
 
 /// Bytes of workspace that gemm() of `tokens` tokens of type X into Y may need on the current device, with
 /// cuBLAS and without.
@@ -160,20 +170,8 @@ __global__ void __launch_bounds__(32 * gemm_warps, gemm_blocks<Tiles>)
   wait_copies<0>();
 #pragma unroll
   for (int r = 0; r < gemm_row_tiles; ++r) {
-#pragma unroll
-    for (int n = 0; n < Tiles; ++n) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        index_t const row = (tile + r) * tile_rows + lane / 4 + 8 * (k / 2);
-        index_t const column = first_column + 8 * n + 2 * (lane % 4) + k % 2;
-        if (row >= w.out || column >= x.columns) continue;
-        if (partial == nullptr) {
-          y[column * w.out + row] = to<Y>(sums[r][n][k]);
-        } else {
-          partial[(index_t{blockIdx.z} * x.columns + column) * w.out + row] = sums[r][n][k];
-        }
-      }
-    }
+    store_sums(sums[r], (tile + r) * tile_rows, w.out, first_column, x.columns, y,
+               partial == nullptr ? nullptr : partial + index_t{blockIdx.z} * x.columns * w.out);
   }
 }
 
@@ -195,31 +193,10 @@ __global__ void add_partial(float const* partial, int shares, index_t tokens, in
   y[token * out + row] = to<Y>(sum);
 }
 
-/// How gemm_kernel is launched: columns of a block, and shares of W's columns.
-struct gemm_shape {
-  int tiles;
-  int shares;
-};
-template <class Format>
-gemm_shape gemm_shape_of(prepacked_view<Format> const& w, index_t columns, device const& gpu) {
-  int const tiles = columns <= 32 ? 4 : 8;
-  index_t const blocks = (w.out + gemm_rows - 1) / gemm_rows * ((columns + 8 * tiles - 1) / (8 * tiles));
-  // Two blocks fit on a multiprocessor; a share should have a few chunks to keep its ring busy.
-  index_t const shares =
-      std::min(std::min<index_t>(2 * gpu.multiprocessors / blocks, 16), w.layout().chunks() / 4);
-  return {tiles, static_cast<int>(std::max<index_t>(shares, 1))};
-}
-
-template <class Format>
-std::size_t partial_bytes(prepacked_view<Format> const& w, index_t columns, gemm_shape shape) {
-  return static_cast<std::size_t>(shape.shares * columns * w.out) * sizeof(float);
-}
-
-template <class Format, class T, int Parts, class Y, int Tiles>
+template <class Format, class T, class Y, int Tiles>
 void launch_gemm(prepacked_view<Format> const& w, operands<T> const& x, Y* y, float* partial, int shares,
                  execution const& where) {
   constexpr int columns = 8 * Tiles;
-  bool const direct = shares == 1 && Parts == 1;
   launch(gemm_kernel<Format, T, Y, Tiles>,
          {.grid =
               dim3(static_cast<unsigned>((x.columns + columns - 1) / columns),
@@ -228,16 +205,19 @@ void launch_gemm(prepacked_view<Format> const& w, operands<T> const& x, Y* y, fl
           .shared_memory = gemm_depth<Format, Tiles> * std::size_t{gemm_stage_bytes<Format, Tiles>},
           .stream = where.stream,
           .overlap = where.overlap},
-         w, x, y, direct ? nullptr : partial);
-  if (direct) return;
+         w, x, y, partial);
+}
+
+template <class Y, int Parts>
+void launch_add_partial(float const* partial, int shares, index_t tokens, index_t out, Y* y,
+                        execution const& where) {
   constexpr unsigned threads = 256;
-  index_t const tokens = x.columns / Parts;
   launch(add_partial<Y, Parts>,
-         {.grid = dim3(static_cast<unsigned>((w.out + threads - 1) / threads), static_cast<unsigned>(tokens)),
+         {.grid = dim3(static_cast<unsigned>((out + threads - 1) / threads), static_cast<unsigned>(tokens)),
           .block = threads,
           .stream = where.stream,
           .overlap = where.overlap},
-         partial, shares, tokens, w.out, y);
+         partial, shares, tokens, out, y);
 }
 
 /// Whether cuBLAS can multiply activations of type X into Y.
@@ -277,48 +257,110 @@ void multiply_by_blas(prepacked_view<Format> const& w, operands<X> const& x, X* 
   }
 }
 
+/// What computes a product of more than 16 columns.
+enum class gemm_way { warps, warpgroups, blas };
+
+template <class X, class Y, class Format>
+gemm_way way_of_gemm(prepacked_view<Format> const& w, index_t tokens, bool blas, device const& gpu) {
+  bool const warpgroups = warpgroups_run<Format, operand<X>, Y>(gpu);
+  index_t const most = warpgroups ? blas_columns_sm90 : blas_columns;
+  // Of rows that are no multiple of 64, cuBLAS 13.0 leaves out the end where it shares them out.
+  if (blas && blas_types<X, Y> && w.in % 64 == 0 && tokens * parts<X> >= most) return gemm_way::blas;
+  return warpgroups ? gemm_way::warpgroups : gemm_way::warps;
+}
+
+/// And how.
+struct gemm_plan {
+  gemm_way way;
+  int block_columns;          ///< of a block
+  int shares;                 ///< blocks that share the columns of W
+  std::size_t operand_bytes;  ///< of activations, when they are prepared
+  std::size_t rest_bytes;     ///< of the sums of shares, or of decoded weights
+};
+
+template <class X, class Y, class Format>
+gemm_plan plan_gemm(gemm_way way, prepacked_view<Format> const& w, index_t tokens, device const& gpu) {
+  index_t const columns = tokens * parts<X>, chunks = w.layout().chunks();
+  if (way == gemm_way::blas) return {way, 0, 1, aligned(gemv_workspace_bytes<X>(w, tokens)), slice_bytes(w)};
+  bool const warps = way == gemm_way::warps;
+  gemm_plan plan{way, 0, 1, 0, 0};
+  plan.block_columns = columns <= 32                                             ? 32
+                       : columns <= 64 || warps || !rounds_weights<Format, X, Y> ? 64
+                                                                                 : 128;
+  index_t const column_blocks = (columns + plan.block_columns - 1) / plan.block_columns;
+  plan.operand_bytes =
+      warps ? aligned(gemv_workspace_bytes<X>(w, tokens))
+            : static_cast<std::size_t>(column_blocks * plan.block_columns * chunks * chunk_columns) *
+                  sizeof(operand<X>);
+  // As many blocks as run at once; a share should have a few chunks to keep its ring busy.
+  index_t const rows = warps ? gemm_rows : warpgroup_rows;
+  index_t const blocks = (w.out + rows - 1) / rows * column_blocks,
+                at_once = gpu.multiprocessors * (warps ? 2 : 1);
+  plan.shares = static_cast<int>(std::max<index_t>(std::min({at_once / blocks, chunks / 4, index_t{16}}), 1));
+  if (plan.shares > 1 || parts < X >> 1) {
+    plan.rest_bytes = static_cast<std::size_t>(plan.shares * columns * w.out) * sizeof(float);
+  }
+  return plan;
+}
+
+template <class Format, class X, class Y>
+void run_gemm(gemm_plan const& plan, prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y,
+              execution const& where) {
+  using T = operand<X>;
+  bool const in_place = plan.way != gemm_way::warpgroups && readable(w, x);
+  std::size_t const before = in_place ? 0 : plan.operand_bytes;
+  if (before + plan.rest_bytes > 0) check_workspace(where, before + plan.rest_bytes);
+  void* const rest = static_cast<char*>(where.workspace) + before;
+  auto* const partial = plan.shares > 1 || parts<X> > 1 ? static_cast<float*>(rest) : nullptr;
+  if (plan.way == gemm_way::warpgroups) {
+    auto* const stages = static_cast<T*>(where.workspace);
+    launch_prepare_stages(w, x, tokens, plan.block_columns, stages, where);
+    auto const multiply = [&]<class Shape>(Shape) {
+      launch_warpgroups<Shape>(w, stages, static_cast<int>(tokens * parts<X>), y, partial, plan.shares,
+                               where);
+    };
+    if (plan.block_columns == 32) {
+      multiply(warpgroup_shape<4, false>{});
+    } else if (plan.block_columns == 64) {
+      multiply(warpgroup_shape<8, false>{});
+    } else if constexpr (rounds_weights<Format, X, Y>) {
+      multiply(warpgroup_shape<16, true>{});
+    }
+  } else {
+    operands<T> const operands = operands_of(w, x, tokens, where);
+    if (plan.way == gemm_way::blas) {
+      if constexpr (blas_types<X, Y>) return multiply_by_blas(w, operands, y, static_cast<X*>(rest), where);
+    } else if (plan.block_columns == 32) {
+      launch_gemm<Format, T, Y, 4>(w, operands, y, partial, plan.shares, where);
+    } else {
+      launch_gemm<Format, T, Y, 8>(w, operands, y, partial, plan.shares, where);
+    }
+  }
+  if (partial != nullptr) launch_add_partial<Y, parts<X>>(partial, plan.shares, tokens, w.out, y, where);
+}
+
 }  // namespace detail
 
 template <device_number X, device_number Y, device_format Format>
 std::size_t workspace_bytes(prepacked_view<Format> const& w, index_t tokens) {
-  index_t const columns = tokens * detail::parts<X>;
-  auto const prepared = detail::aligned(gemv_workspace_bytes<X>(w, tokens));
-  if (columns <= 16 || w.out == 0) return prepared;
-  std::size_t most = detail::partial_bytes(w, columns, detail::gemm_shape_of(w, columns, device::current()));
-  if constexpr (detail::blas_types<X, Y>) {
-    if (columns >= blas_columns) most = std::max(most, detail::slice_bytes(w));
+  if (tokens * detail::parts<X> <= 16 || w.out == 0) return gemv_workspace_bytes<X>(w, tokens);
+  device const gpu = device::current();
+  std::size_t most = 0;
+  for (bool const blas : {false, true}) {
+    auto const plan =
+        detail::plan_gemm<X, Y>(detail::way_of_gemm<X, Y>(w, tokens, blas, gpu), w, tokens, gpu);
+    most = std::max(most, plan.operand_bytes + plan.rest_bytes);
   }
-  return prepared + most;
+  return most;
 }
 
 template <device_format Format, device_number X, device_number Y>
 void gemm(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y, execution const& where) {
-  using T = detail::operand<X>;
-  constexpr int parts = detail::parts<X>;
-  index_t const columns = tokens * parts;
-  if (columns <= 16 || w.out == 0 || w.in == 0) return gemv(w, x, tokens, y, where);
+  if (tokens * detail::parts<X> <= 16 || w.out == 0 || w.in == 0) return gemv(w, x, tokens, y, where);
   detail::check_product(w, x, tokens, y);
   device const gpu = device::current();
-  bool const in_place = detail::readable(w, x);
-  std::size_t const before = in_place ? 0 : detail::aligned(gemv_workspace_bytes<X>(w, tokens));
-  void* const rest = static_cast<char*>(where.workspace) + before;
-  if constexpr (detail::blas_types<X, Y>) {
-    if (columns >= blas_columns && where.blas != nullptr) {
-      detail::check_workspace(where, before + detail::slice_bytes(w));
-      auto const operands = detail::operands_of(w, x, tokens, where);
-      return detail::multiply_by_blas(w, operands, y, static_cast<X*>(rest), where);
-    }
-  }
-  auto const shape = detail::gemm_shape_of(w, columns, gpu);
-  if (shape.shares > 1 || parts > 1)
-    detail::check_workspace(where, before + detail::partial_bytes(w, columns, shape));
-  detail::operands<T> const operands = detail::operands_of(w, x, tokens, where);
-  auto* const partial = static_cast<float*>(rest);
-  if (shape.tiles == 4) {
-    detail::launch_gemm<Format, T, parts, Y, 4>(w, operands, y, partial, shape.shares, where);
-  } else {
-    detail::launch_gemm<Format, T, parts, Y, 8>(w, operands, y, partial, shape.shares, where);
-  }
+  auto const way = detail::way_of_gemm<X, Y>(w, tokens, where.blas != nullptr, gpu);
+  detail::run_gemm(detail::plan_gemm<X, Y>(way, w, tokens, gpu), w, x, tokens, y, where);
 }
 
 }  // namespace gptq::cuda

@@ -334,18 +334,16 @@ void launch_gemv(prepacked_view<Format> const& w, operands<T> const& x, Y* y, ex
          w, x, y);
 }
 
-/// Up to 16 columns. As few row tiles a block as one wave of blocks allows: more mean fewer reads of the
-/// activations, which counts only with many columns.
+/// Up to 16 columns. Two row tiles a block with up to 8, which halves what is done for each chunk besides the
+/// row tiles, unless that leaves multiprocessors idle; with 16 as few as one wave of blocks allows.
 template <device_format Format, class T, int Parts, class Y>
 void gemv_columns(prepacked_view<Format> const& w, operands<T> const& x, Y* y, execution const& where,
                   device const& gpu) {
   constexpr auto blocks = [](index_t tiles, int of_block) { return (tiles + of_block - 1) / of_block; };
   index_t const tiles = w.layout().row_tiles(), sms = gpu.multiprocessors;
   if (x.columns <= 8) {
-    bool const one = tiles <= sms * gemv_blocks<Format, 1, 1> ||
-                     (x.columns <= 2 && blocks(tiles, 2) > sms * gemv_blocks<Format, 2, 1>);
-    one ? launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, gpu)
-        : launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, gpu);
+    tiles <= sms ? launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, gpu)
+                 : launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, gpu);
   } else if (tiles <= sms * gemv_blocks<Format, 1, 2>) {
     launch_gemv<Format, T, Parts, Y, 1, 2>(w, x, y, where, gpu);
   } else if (blocks(tiles, 2) <= sms * gemv_blocks<Format, 2, 2>) {

@@ -1,0 +1,167 @@
+// What only compute capability 9.0 has: products of four warps that run by themselves, barriers in shared
+// memory, registers that move from some warps to others. PTX ISA, "Asynchronous warpgroup level matrix
+// instructions" and "mbarrier". Only sm_90a knows all of these instructions; for anything else a kernel that
+// uses them is compiled to nothing, with a launch bound that the host recognizes: see in_warpgroups().
+#pragma once
+
+#include <gptq/cuda/fragments.cuh>
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define GPTQ_WARPGROUPS 1
+#else
+#define GPTQ_WARPGROUPS 0
+#endif
+
+namespace gptq::cuda::detail {
+
+inline constexpr int warpgroup_size = 128;
+
+/// The launch bound of a kernel of `threads` threads that needs sm_90a.
+GPTQ_HOST_DEVICE constexpr int warpgroup_bound(int threads) { return GPTQ_WARPGROUPS ? threads : 32; }
+
+/// Whether the kernel, of `threads` threads, was compiled for sm_90a and will run as that on this device.
+template <class... Parameters>
+bool in_warpgroups(void (*kernel)(Parameters...), int threads) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
+  return attributes.maxThreadsPerBlock >= threads;
+}
+
+#if GPTQ_WARPGROUPS
+
+__device__ __forceinline__ std::uint32_t shared_address(void const* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// ---- barriers: `count` arrivals complete a phase; phases have alternating parities, the first 0 ----
+
+__device__ __forceinline__ void initialize_barrier(std::uint64_t* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+               : "memory");
+}
+__device__ __forceinline__ void arrive(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+/// Waits until the phase of this parity has been completed.
+__device__ __forceinline__ void wait_for(std::uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+/// Starts copying `bytes` bytes, a multiple of 16; that they are there is one of the barrier's arrivals.
+__device__ __forceinline__ void copy_bulk(void* to, void const* from, int bytes, std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+/// What this thread has written to shared memory is there for the tensor cores of those that it tells.
+__device__ __forceinline__ void publish_to_tensor_cores() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+template <int Registers>
+__device__ __forceinline__ void shrink_to() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+template <int Registers>
+__device__ __forceinline__ void grow_to() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+
+// ---- products ----
+
+/// B in shared memory: rows (of columns of the product) of 128 bytes, 64 numbers of a column, aligned to 1024
+/// bytes; 16-byte unit u of row n lies at u ^ n % 8. This names 16 numbers from number `first` on.
+__device__ __forceinline__ std::uint64_t operand_in_shared_memory(std::uint32_t address, int first) {
+  constexpr std::uint64_t layout =
+      std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | std::uint64_t{1} << 16;
+  return layout | ((address + 2 * first) & 0x3ffff) >> 4;
+}
+
+/// Before products that use registers written since the last.
+__device__ __forceinline__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void commit_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/// Until no more than `Left` of the committed groups are under way.
+template <int Left>
+__device__ __forceinline__ void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
+}
+
+// The accumulators of a product, and the names of its operands.
+#define GPTQ_C(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
+#define GPTQ_C4(n) GPTQ_C(n), GPTQ_C(n + 1), GPTQ_C(n + 2), GPTQ_C(n + 3)
+#define GPTQ_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define GPTQ_NAMES_32 GPTQ_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define GPTQ_NAMES_64                                                                                \
+  GPTQ_NAMES_32                                                                                      \
+  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55" \
+  ",%56,%57,%58,%59,%60,%61,%62,%63"
+#define GPTQ_PRODUCT(columns, type, accumulators, a_names, b_name, adding, ...)                             \
+  asm volatile(                                                                                             \
+      "{\n"                                                                                                 \
+      ".reg .pred adding;\n"                                                                                \
+      "setp.ne.b32 adding, " adding                                                                         \
+      ", 0;\n"                                                                                              \
+      "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" accumulators "}, {" a_names \
+      "}, " b_name                                                                                          \
+      ", adding, 1, 1, 0;\n"                                                                                \
+      "}"                                                                                                   \
+      : __VA_ARGS__                                                                                         \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(Adding ? 1 : 0))
+
+/// Starts c = a b, or c += a b: 64 x 16, rows 16w and on from warp w, times 16 x 8 * Tiles. Registers are as
+/// in multiply().
+template <class T, bool Adding, int Tiles>
+__device__ __forceinline__ void start_product(float (&c)[Tiles][4], std::uint32_t const (&a)[4],
+                                              std::uint64_t b) {
+  constexpr bool half = number<T>::fraction == 10;
+  static_assert(Tiles == 4 || Tiles == 8 || Tiles == 16);
+  if constexpr (Tiles == 4 && half) {
+    GPTQ_PRODUCT("32", "f16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", GPTQ_C4(0));
+  } else if constexpr (Tiles == 4) {
+    GPTQ_PRODUCT("32", "bf16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", GPTQ_C4(0));
+  } else if constexpr (Tiles == 8 && half) {
+    GPTQ_PRODUCT("64", "f16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", GPTQ_C4(0), GPTQ_C4(4));
+  } else if constexpr (Tiles == 8) {
+    GPTQ_PRODUCT("64", "bf16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", GPTQ_C4(0), GPTQ_C4(4));
+  } else if constexpr (half) {
+    GPTQ_PRODUCT("128", "f16", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", GPTQ_C4(0), GPTQ_C4(4),
+                 GPTQ_C4(8), GPTQ_C4(12));
+  } else {
+    GPTQ_PRODUCT("128", "bf16", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", GPTQ_C4(0), GPTQ_C4(4),
+                 GPTQ_C4(8), GPTQ_C4(12));
+  }
+}
+#undef GPTQ_PRODUCT
+#undef GPTQ_NAMES_64
+#undef GPTQ_NAMES_32
+#undef GPTQ_NAMES_16
+#undef GPTQ_C4
+#undef GPTQ_C
+
+/// Accumulators are read after this and not before: wait_products() does not say so of registers.
+template <int Tiles>
+__device__ __forceinline__ void pin(float (&c)[Tiles][4]) {
+#pragma unroll
+  for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(c[n][i])::"memory");
+  }
+}
+
+#endif
+
+}  // namespace gptq::cuda::detail
