@@ -96,7 +96,7 @@ class decoded_linear final : public llama::packed_linear {
 struct outcome {
   std::vector<double> errors;  ///< E, one a layer
   accuracy::window_scores scores;
-  double loss = 0.0;
+  std::vector<double> room;  ///< 1 - least_loss / loss, one a layer
   double seconds = 0.0;
 };
 
@@ -216,7 +216,7 @@ outcome measure(subject const& s, std::size_t subset, gptq::format_spec const& f
                 judged_model* judged, int threads) {
   outcome result;
   result.errors.resize(s.layers.size());
-  std::vector<double> losses(s.layers.size());
+  result.room.resize(s.layers.size());
   std::vector<double> seconds(s.layers.size());
   method one_thread = how;
   one_thread.options.threads = 1;
@@ -226,7 +226,7 @@ outcome measure(subject const& s, std::size_t subset, gptq::format_spec const& f
     auto quantized = accuracy::quantize(format, one_thread, l.weight, s.subsets[subset].calibration[l.input],
                                         &s.subsets[subset].validation[l.input]);
     result.errors[at] = gptq::output_error(l.weight, quantized.decoded, s.held_out[l.input], 1);
-    losses[at] = quantized.report.loss;
+    result.room[at] = 1.0 - quantized.least_loss / quantized.report.loss;
     seconds[at] = quantized.report.seconds_factorization + quantized.report.seconds_columns;
     if (judged != nullptr) {
       // Layers come in the order of llama::linear.
@@ -234,7 +234,6 @@ outcome measure(subject const& s, std::size_t subset, gptq::format_spec const& f
                          std::make_unique<decoded_linear>(std::move(quantized.decoded)));
     }
   });
-  result.loss = std::accumulate(losses.begin(), losses.end(), 0.0);
   result.seconds = std::accumulate(seconds.begin(), seconds.end(), 0.0);
   if (judged != nullptr) {
     result.scores = accuracy::predictions(*judged->m, judged->windows, threads).against(*judged->exact);
@@ -328,8 +327,8 @@ void report_scores(outcomes const& ours, outcomes const& baseline,
 
 void report(std::string const& format, std::vector<std::string> const& names,
             std::vector<outcomes> const& results, judged_model const* judged, nlohmann::ordered_json& rows) {
-  fmt::print("\n{}\n{:<14} {:>11} {:>13} {:>13} {:>7} {:>13} {:>13} {:>7} {:>8}", format, "method",
-             "sum of E", "sum vs A, %", "median vs A", "worst", "sum vs B, %", "median vs B", "worst",
+  fmt::print("\n{}\n{:<14} {:>11} {:>13} {:>13} {:>7} {:>13} {:>13} {:>7} {:>6} {:>8}", format, "method",
+             "sum of E", "sum vs A, %", "median vs A", "worst", "sum vs B, %", "median vs B", "worst", "room",
              "seconds");
   if (judged != nullptr) {
     fmt::print(scores_header, "perplexity", "KL to float32", "of A's", "log-likelihood - A's");
@@ -338,24 +337,30 @@ void report(std::string const& format, std::vector<std::string> const& names,
   for (std::size_t m = 0; m < names.size(); ++m) {
     outcomes const& ours = results[m];
     std::vector<double> sums;
+    std::vector<double> room;
     double seconds = 0.0;
     for (outcome const& o : ours) {
       sums.push_back(sum_of(o));
+      room.insert(room.end(), o.room.begin(), o.room.end());
       seconds += o.seconds / static_cast<double>(ours.size());
     }
     comparison const a = compare(ours, results[0]);
     comparison const b = compare(ours, results[1]);
-    nlohmann::ordered_json row{
-        {"format", format}, {"method", names[m]}, {"sum", to_json(estimate_of(sums))}, {"seconds", seconds}};
+    nlohmann::ordered_json row{{"format", format},
+                               {"method", names[m]},
+                               {"sum", to_json(estimate_of(sums))},
+                               {"room", median(room)},
+                               {"seconds", seconds}};
+    for (outcome const& o : ours) row["errors"].push_back(o.errors);  // [subset][layer]
     for (auto const& [name, c] : {std::pair("against_a", &a), std::pair("against_b", &b)}) {
       row[name] = {{"sum", to_json(c->sum)},
                    {"median", to_json(c->median)},
                    {"worst", c->worst},
                    {"worse_layers", c->worse_layers}};
     }
-    fmt::print("{:<14} {:>11.4e} {:>13} {:>13} {:>+7.1f} {:>13} {:>13} {:>+7.1f} {:>8.2f}", names[m],
+    fmt::print("{:<14} {:>11.4e} {:>13} {:>13} {:>+7.1f} {:>13} {:>13} {:>+7.1f} {:>6.1f} {:>8.2f}", names[m],
                estimate_of(sums).mean, percent(a.sum), percent(a.median), 100.0 * a.worst, percent(b.sum),
-               percent(b.median), 100.0 * b.worst, seconds);
+               percent(b.median), 100.0 * b.worst, 100.0 * median(room), seconds);
     if (judged != nullptr) {
       report_scores(ours, results[0], judged->exact_scores, row);
     }
@@ -386,10 +391,12 @@ std::vector<Method> chosen_methods(std::span<Method const> all, arguments const&
   return chosen;
 }
 
-void write_json(arguments const& args, std::string const& subject, nlohmann::ordered_json const& rows) {
+/// @param about  what goes before the rows
+void write_json(arguments const& args, nlohmann::ordered_json about, nlohmann::ordered_json const& rows) {
   if (args.json.empty()) return;
+  about["rows"] = rows;
   std::ofstream out(args.json);
-  out << nlohmann::ordered_json{{"subject", subject}, {"rows", rows}}.dump(1) << '\n';
+  out << about.dump(1) << '\n';
   if (!out.flush()) throw gptq::error(args.json.string() + ": cannot be written");
 }
 
@@ -424,7 +431,7 @@ void run_whole(arguments const& args, judged_model const& judged, std::span<llam
       rows.push_back(std::move(row));
     }
   }
-  write_json(args, args.model.filename().string(), rows);
+  write_json(args, {{"subject", args.model.filename().string()}}, rows);
 }
 
 void run(subject const& s, arguments const& args, judged_model* judged) {
@@ -448,7 +455,9 @@ void run(subject const& s, arguments const& args, judged_model* judged) {
     }
     report(text, names, results, judged, rows);
   }
-  write_json(args, s.name, rows);
+  nlohmann::ordered_json about{{"subject", s.name}};
+  for (layer const& l : s.layers) about["layers"].push_back(l.name);
+  write_json(args, std::move(about), rows);
 }
 
 void run_model(arguments const& args) {

@@ -3,6 +3,8 @@
 #include <gptq/packed.hpp>
 #include <gptq/quantize.hpp>
 
+#include "accuracy_limit.hpp"
+
 namespace accuracy {
 namespace {
 
@@ -25,16 +27,30 @@ std::span<method const> methods() {
       {"best", "the library's best", {best}},
       // What each part contributes, one more at a time.
       {"search", "static act-order, grids in the metric of the sweep", {.quality = fast}, {.search = true}},
-      {"pass 1", "and a pass of coordinate descent", {.quality = fast}, {.search = true, .passes = 1}},
-      {"pass 10", "search and ten passes", {.quality = fast}, {.search = true, .passes = 10}},
-      {"rounds 2",
-       "search, scales fitted and swept again twice, four passes",
+      {"group-aware",
+       "and another sweep in group-aware order",
        {.quality = fast},
-       {.search = true, .rounds = 2, .passes = 4}},
+       {.search = true, .group_aware = true}},
+      {"pass 1",
+       "and a pass of coordinate descent",
+       {.quality = fast},
+       {.search = true, .group_aware = true, .passes = 1}},
+      {"one order",
+       "the default without group-aware order",
+       {.quality = fast},
+       {.search = true, .passes = 2}},
+      {"pass 10",
+       "the default with ten passes",
+       {.quality = fast},
+       {.search = true, .group_aware = true, .passes = 10}},
+      {"rounds 2",
+       "scales fitted and swept again twice, four passes",
+       {.quality = fast},
+       {.search = true, .group_aware = true, .rounds = 2, .passes = 4}},
       {"beam 6",
        "the second of these with a beam of 6",
        {.quality = fast},
-       {.search = true, .rounds = 2, .beam = 6, .passes = 4}},
+       {.search = true, .group_aware = true, .rounds = 2, .beam = 6, .passes = 4}},
       {"damping 0.1", "the default with more damping", {.quality = fast, .damping = 0.1}},
       {"damping 1", "with as much as there is", {.quality = fast, .damping = 1.0}},
       // The published best with the damping alone chosen on held-out tokens.
@@ -54,7 +70,9 @@ quantized quantize(gptq::format_spec const& format, method const& how, gptq::mat
         gptq::detail::solve(gptq::matrix(weight), h, values, how.options, how.how, held_out), weight.rows(),
         weight.cols());
     auto const packed = gptq::pack(layer);
-    quantized result{gptq::matrix(weight.rows(), weight.cols()), layer.report};
+    quantized result{
+        gptq::matrix(weight.rows(), weight.cols()), layer.report,
+        least_loss(layer.scales, layer.out, Format::group_columns(layer.in), h, layer.report.damping)};
     gptq::dequantize(packed.view(), result.decoded.data());
     return result;
   });

@@ -26,6 +26,7 @@ std::span<method const> methods();
 struct quantized {
   gptq::matrix decoded;  ///< [out, in], from the packed bytes
   gptq::quantize_report report;
+  double least_loss;  ///< of any codes with these scales (accuracy_limit.hpp)
 };
 
 /// Quantizes and packs a weight and decodes what was packed.

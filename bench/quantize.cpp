@@ -6,10 +6,15 @@
 // sweep, T K^2 for a Hessian), sgemm_gflops the best product of the run, of_sgemm their ratio. The time is
 // the factorization and the sweep as the layer's report gives them; the measurement of the output error is
 // left out.
+//
+// quality/...: what a quality takes altogether, in CPU time of all threads, so that other programs do not
+// count, and as a multiple of what quality reference takes for the same layer in the same run (of_reference).
 #include <cmath>
 #include <cstdint>
+#include <ctime>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -21,6 +26,7 @@
 namespace {
 
 using q4 = gptq::format<gptq::fixed_zero, 4, 128>;
+using q4_32 = gptq::format<gptq::fixed_zero, 4, 32>;
 using q4_asymmetric = gptq::format<gptq::asymmetric, 4, 128>;
 
 roofline::sgemm& limit() {
@@ -36,12 +42,12 @@ void report(benchmark::State& state, double operations, double seconds) {
 }
 
 /// Activations with a decaying spectrum, as those of real layers; enough of them for a positive definite
-/// Hessian.
-gptq::hessian const& hessian_of(gptq::index_t in) {
-  static std::map<gptq::index_t, gptq::hessian> known;
-  auto found = known.find(in);
+/// Hessian. `which` tells several apart.
+gptq::hessian const& hessian_of(gptq::index_t in, int which = 0) {
+  static std::map<std::pair<gptq::index_t, int>, gptq::hessian> known;
+  auto found = known.find({in, which});
   if (found == known.end()) {
-    found = known.emplace(in, gptq::hessian(in)).first;
+    found = known.emplace(std::pair(in, which), gptq::hessian(in)).first;
     gptq::matrix x = gptq::matrix::Random(in + in / 2, in);
     for (gptq::index_t i = 0; i < in; ++i) x.col(i) *= 1.0F / std::sqrt(1.0F + static_cast<float>(i % 97));
     found->second.add(x);
@@ -70,6 +76,32 @@ void quantize(benchmark::State& state, gptq::quantize_options options) {
   auto const k = static_cast<double>(in);
   report(state, k * k * k / 3.0 + n * k * k, seconds);
   state.counters["factorization_share"] = factorization / seconds;
+}
+
+double cpu_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
+
+template <class Format>
+void quality_cost(benchmark::State& state, gptq::quantize_options options, bool held_out) {
+  static std::map<std::pair<gptq::index_t, gptq::index_t>, double> of_reference;
+  auto const out = static_cast<gptq::index_t>(state.range(0));
+  auto const in = static_cast<gptq::index_t>(state.range(1));
+  gptq::hessian const& h = hessian_of(in);
+  gptq::hessian const* const other = held_out ? &hessian_of(in, 1) : nullptr;
+  gptq::matrix const weight = gptq::matrix::Random(out, in);
+  options.measure_output_error = false;
+  double seconds = 0.0;
+  for (auto _ : state) {
+    double const before = cpu_seconds();
+    benchmark::DoNotOptimize(gptq::quantize<Format>(weight, h, options, other).codes.data());
+    double const once = cpu_seconds() - before;
+    state.SetIterationTime(once);
+    seconds += once;
+  }
+  seconds /= static_cast<double>(state.iterations());
+  if (options.quality == gptq::quality::reference) of_reference[{out, in}] = seconds;
+  if (auto const its = of_reference.find({out, in}); its != of_reference.end()) {
+    state.counters["of_reference"] = seconds / its->second;
+  }
 }
 
 void hessian(benchmark::State& state) {
@@ -105,6 +137,29 @@ void add(char const* name, gptq::quantize_options const& options,
   added->ArgNames({"out", "in"})->UseManualTime()->Unit(benchmark::kMillisecond);
 }
 
+/// Every quality of one shape, one after the other.
+template <class Format>
+void add_qualities(char const* format, std::int64_t out, std::int64_t in) {
+  using enum gptq::quality;
+  struct what {
+    char const* name;
+    gptq::quantize_options options;
+    bool held_out;
+  };
+  for (what const& q :
+       {what{"reference", {.quality = reference, .act_order = true}, false},
+        what{"plain", {.quality = plain, .act_order = true}, false}, what{"fast", {.quality = fast}, false},
+        what{"best", {.quality = best}, false}, what{"best_held_out", {.quality = best}, true}}) {
+    std::string const name = std::string("quality/") + format + "/" + q.name;
+    benchmark::RegisterBenchmark(
+        name.c_str(), [q](benchmark::State& state) { quality_cost<Format>(state, q.options, q.held_out); })
+        ->Args({out, in})
+        ->ArgNames({"out", "in"})
+        ->UseManualTime()
+        ->Unit(benchmark::kMillisecond);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -121,6 +176,14 @@ int main(int argc, char** argv) {
           {{1024, 1024}, {4096, 4096}});
   add<q4>("fixed_zero_4_128_fast", {.quality = fast}, sizes);
   add<q4>("fixed_zero_4_128_best", {.quality = best}, {{1024, 1024}, {4096, 4096}});
+  for (std::int64_t const size : {1024, 2048}) add_qualities<q4>("fixed_zero_4_128", size, size);
+  // The layers of kjv-bytes and of stories15M.
+  for (auto const& [out, in] : {std::pair(256, 256), std::pair(768, 256), std::pair(256, 768)}) {
+    add_qualities<q4>("fixed_zero_4_128", out, in);
+  }
+  for (auto const& [out, in] : {std::pair(288, 288), std::pair(768, 288), std::pair(288, 768)}) {
+    add_qualities<q4_32>("fixed_zero_4_32", out, in);
+  }
   benchmark::RegisterBenchmark("hessian", hessian)
       ->ArgNames({"tokens", "in"})
       ->Args({2048, 4096})

@@ -236,14 +236,43 @@ TEST_CASE("a wide beam finds the best of all codes", "[refine]") {
   }
 }
 
+TEST_CASE("of two orders of columns every row keeps the one that loses less", "[refine]") {
+  // Groups of which the last one is shorter, larger than a block of the sweep, and all of one length.
+  problem const p(37, 600, 57);
+  Eigen::MatrixXd const h = p.damped(0.01);
+  for (any_format const& format : all_formats({32, 136, 200})) {
+    if (format.bits == 8 || (format.group > 32 && format.bits != 3)) continue;
+    CAPTURE(format.scheme, format.bits, format.group);
+    format_values const f = format.values(600);
+    solution const one = solve(p, f, {.search = true});
+    solution const both = solve(p, f, {.search = true, .group_aware = true});
+    check_stored(both, f);
+    CHECK(both.order.empty());
+    auto const without = losses_of(p, one, f, h);
+    auto const with = losses_of(p, both, f, h);
+    int better = 0;
+    for (std::size_t row = 0; row < 37; ++row) {
+      CHECK(with[row] <= without[row] * (1.0 + 1e-4));
+      better += with[row] < without[row] * (1.0 - 1e-4) ? 1 : 0;
+    }
+    CHECK(better > 0);
+    CHECK(both.report.loss == Approx(0.5 * std::accumulate(with.begin(), with.end(), 0.0)).epsilon(1e-3));
+    // What a row keeps is of one order, codes and grids: descending from there lowers its loss.
+    auto const refined = losses_of(p, solve(p, f, {.search = true, .group_aware = true, .passes = 2}), f, h);
+    for (std::size_t row = 0; row < 37; ++row) CHECK(refined[row] <= with[row] * (1.0 + 1e-4));
+  }
+}
+
 TEST_CASE("more work never makes the loss worse", "[refine]") {
   problem const p(40, 200, 54);
   Eigen::MatrixXd const h = p.damped(0.01);
-  std::array<recipe, 5> const recipes{recipe{.search = true},
-                                      {.search = true, .passes = 1},
-                                      {.search = true, .passes = 4},
-                                      {.search = true, .rounds = 2, .passes = 4},
-                                      {.search = true, .rounds = 2, .beam = 8, .passes = 4}};
+  std::array<recipe, 6> const recipes{
+      recipe{.search = true},
+      {.search = true, .group_aware = true},
+      {.search = true, .group_aware = true, .passes = 1},
+      {.search = true, .group_aware = true, .passes = 4},
+      {.search = true, .group_aware = true, .rounds = 2, .passes = 4},
+      {.search = true, .group_aware = true, .rounds = 2, .beam = 8, .passes = 4}};
   for (any_format const& format : all_formats({32, 0})) {
     CAPTURE(format.scheme, format.bits, format.group);
     format_values const f = format.values(200);
@@ -256,7 +285,7 @@ TEST_CASE("more work never makes the loss worse", "[refine]") {
       auto const losses = losses_of(p, s, f, h);
       CHECK(s.report.loss == Approx(0.5 * std::accumulate(losses.begin(), losses.end(), 0.0)).epsilon(1e-3));
       // Rounds start from elsewhere than passes alone, and may end a little higher.
-      CHECK(s.report.loss < before * (i < 3 ? 1.0 + 1e-6 : 1.02));
+      CHECK(s.report.loss < before * (i < 4 ? 1.0 + 1e-6 : 1.02));
       before = s.report.loss;
     }
     CHECK(before < 0.95 * plain);

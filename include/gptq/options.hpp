@@ -11,7 +11,8 @@ enum class quality {
               ///< (detail/published.hpp names the defects). Use float32 scales, the fourth parameter of
               ///< format, with it: the published solvers do not round them.
   plain,      ///< the same algorithm without the defects, and several times as fast
-  fast,       ///< grids found in the Hessian's metric, then two passes of coordinate descent
+  fast,       ///< grids found in the Hessian's metric, in the better one of two orders of columns, then two
+              ///< passes of coordinate descent
   best,       ///< more rounds of both, and a beam of several candidates in every sweep
 };
 

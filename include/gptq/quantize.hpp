@@ -35,8 +35,8 @@ namespace gptq {
 
 /// Quantizes weight[out, in] by GPTQ. Memory besides the arguments: a copy of the weight (none if it is moved
 /// in: it is overwritten), a K x K float matrix, N x 4 block_size floats (N x group size where dynamic groups
-/// are larger than that), and the result. Quality best takes two copies of the weight and one of the codes
-/// more, and quality fast and best another square matrix as wide as a group, where that is more than a block.
+/// are larger than that), and the result. Quality fast takes a copy of the weight and of the codes more, best
+/// two of the weight, and both another square matrix as wide as a group, where that is more than a block.
 /// @param held_out  Hessian of other tokens, to report the error on them; may be null. Quality best also
 ///   chooses the damping by it, out of the given one, 10 and 100 times as much, and gives back what quality
 ///   plain makes of the layer, by range or by mse search, if that has the smaller error: the error it reports

@@ -82,16 +82,26 @@ grid search_grid(std::span<float const> weights, float const* metric, format_val
   grid const first = best;
   // The fewer the levels, the more of the range is worth giving up.
   float const shrink = 1.4F / static_cast<float>(format.bits);
-  for (int i = 0; i < steps; ++i) {
+  int at = 0;
+  float side = 1.0F;
+  auto const consider_step = [&](int i, float sign) {
     float const keep = 1.0F - shrink * static_cast<float>(i) / steps;
     // A scheme's own way to find grids says where its zero point is.
     grid candidate = format.own_grid != nullptr
                          ? grid{stored_scale(keep * first.scale, format.grids.scales), first.zero}
                          : grid_of_range({keep * full.low, keep * full.high}, levels, format.grids);
-    consider(candidate);
-    candidate.scale = -candidate.scale;
-    if (lopsided) consider(candidate);
+    candidate.scale *= sign;
+    if (!consider(candidate)) return;
+    at = i;
+    side = sign;
+  };
+  for (int i = 0; i < steps; i += 2) {
+    consider_step(i, 1.0F);
+    if (lopsided) consider_step(i, -1.0F);
   }
+  int const coarse = at;
+  if (coarse > 0) consider_step(coarse - 1, side);
+  consider_step(coarse + 1, side);
   for (int i = 0; i < fits; ++i) {
     grid candidate = best;
     candidate.scale =

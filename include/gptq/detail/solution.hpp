@@ -37,9 +37,11 @@ inline double decibels(double relative_error) { return -10.0 * std::log10(relati
 /// What a quality consists of.
 struct recipe {
   bool search = false;  ///< grids in the sweep's metric, static groups and act-order, instead of the options'
-  int rounds = 0;       ///< scales fitted to the codes and another sweep with them; whatever is better stays
-  int beam = 1;         ///< candidates a row in the last of these sweeps
-  int passes = 0;       ///< coordinate descent on codes and grids, at most
+  bool group_aware =
+      false;       ///< with these, another sweep in group-aware order; each row keeps the better one
+  int rounds = 0;  ///< scales fitted to the codes and another sweep with them; whatever is better stays
+  int beam = 1;    ///< candidates a row in the last of these sweeps
+  int passes = 0;  ///< coordinate descent on codes and grids, at most
   bool choose =
       false;  ///< damping and, as a guard, plain GPTQ by the error on held-out tokens where there are some
 };
@@ -50,9 +52,9 @@ inline recipe recipe_of(quality q) {
     case quality::plain:
       return {};
     case quality::fast:
-      return {.search = true, .passes = 2};
+      return {.search = true, .group_aware = true, .passes = 2};
     case quality::best:
-      return {.search = true, .rounds = 2, .beam = 6, .passes = 4, .choose = true};
+      return {.search = true, .group_aware = true, .rounds = 2, .beam = 6, .passes = 4, .choose = true};
   }
   return {};
 }
