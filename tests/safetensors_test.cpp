@@ -172,6 +172,8 @@ TEST_CASE("a malformed file is refused with the reason") {
   };
   std::string const good = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
   std::string const whole = file_of(good, 8);
+  std::string blank;
+  blank.resize(gptq::checkpoint::detail::max_header_bytes + 1, ' ');
   std::string huge_length = whole;
   std::fill_n(huge_length.begin(), 8, '\xff');
 
@@ -183,7 +185,7 @@ TEST_CASE("a malformed file is refused with the reason") {
           {"the length of the header cut short", open(whole.substr(0, 7))},
           {"the header cut short", open(whole.substr(0, 30))},
           {"a header longer than any file", open(huge_length)},
-          {"a header of more than 100 MB", [&] { open(file_of(std::string(100'000'001, ' '), 0))(); }},
+          {"a header of more than 100 MB", open(file_of(blank, 0))},
           {"data cut short", open(file_of(good, 7))},
           {"data left over", open(file_of(good, 9))},
           {"data without tensors", open(file_of("{}", 3))},

@@ -487,6 +487,7 @@ inline void write_safetensors(std::filesystem::path const& path, tensor_map cons
   std::stable_sort(order.begin(), order.end(),
                    [](auto a, auto b) { return size_of(a->second.type) > size_of(b->second.type); });
   std::vector<tensor_info> infos;
+  infos.reserve(order.size());
   for (auto const* entry : order) infos.push_back({entry->first, entry->second.type, entry->second.shape});
   safetensors_writer out(path, std::move(infos), metadata);
   for (auto const* entry : order) out.write(entry->second.bytes);
