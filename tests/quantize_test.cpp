@@ -484,9 +484,11 @@ TEST_CASE("rows of zeros and of one value", "[quantize]") {
   p.weight.row(2).setConstant(-3.0F);
   for (auto const& format : values_of<all_formats<gptq::group_sizes<32, whole_row>>>()) {
     CAPTURE(format.name());
-    auto const layer = format.quantize(p, {.act_order = true});
-    check_report(layer, p, 2e-3);  // errors so small beside the weights that a level's own rounding counts
-    CHECK(layer.decoded.row(0) == matrix::Zero(1, 72));
+    for (gptq::quality const work : {gptq::quality::fast, gptq::quality::best}) {
+      auto const layer = format.quantize(p, {.quality = work, .act_order = true});
+      check_report(layer, p, 2e-3);  // errors so small beside the weights that rounding counts
+      CHECK(layer.decoded.row(0) == matrix::Zero(1, 72));
+    }
     auto const nearest = format.nearest(p, {});
     CHECK(nearest.decoded.row(0) == matrix::Zero(1, 72));
     if (format.spec.scheme == "asymmetric" ||

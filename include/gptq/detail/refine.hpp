@@ -286,7 +286,10 @@ class refinement {
       double const shift = static_cast<double>(to.scale) * by;
       double const change = stretch * (stretch * s.level_level - 2.0 * s.level_slope) +
                             shift * (shift * s.one_one - 2.0 * stretch * s.level_one + 2.0 * s.one_slope);
-      if (change < best.change) best = {to, change};
+      // Two grids can stand for the same weights: what is left then of these sums is their rounding in
+      // float32.
+      double const rounding = 1e-6 * (stretch * stretch * s.level_level + shift * shift * s.one_one);
+      if (change + rounding < best.change) best = {to, change};
     }
     return best;
   }
