@@ -17,50 +17,23 @@ environment under --work, and then, on one model:
 --model takes a Hugging Face directory whose layers have multiples of 32 inputs; --build a build directory with
 quantize_llama and decode_model. The exit status is 1 when one of these does not hold.
 """
-import argparse
 import importlib.util
 import json
-import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import types
+
+from common import arguments_of, check, enter_environment, finish, quantize_llama, run
 
 PACKAGES = ["numpy", "torch", "safetensors==0.8.0", "transformers==5.24.0", "accelerate==1.15.0", "toml==0.10.2",
             "compressed-tensors==0.20.0"]
 AWQ = ["--no-deps", "--no-build-isolation", "autoawq==0.2.9"]  # what else it asks for, its packing does not use
 GROUP = 32
 
+ARGUMENTS = arguments_of(__doc__, evaluation=False).parse_args()
+enter_environment(ARGUMENTS.work / "checkpoints_environment", PACKAGES, AWQ, system_site_packages=True)
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=pathlib.Path, required=True)
-    parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--calibration", type=pathlib.Path, required=True)
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("build/interop"))
-    return parser.parse_args()
-
-
-def enter_environment(work):
-    """Goes on in the virtual environment, made when it is not there."""
-    environment = work / "checkpoints_environment"
-    python = environment / "bin" / "python"
-    if pathlib.Path(sys.prefix).resolve() == environment.resolve():
-        return
-    if not (environment / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", environment], check=True)
-        install = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*install, *PACKAGES], check=True)
-        subprocess.run([*install, *AWQ], check=True)
-        (environment / "complete").touch()
-    os.execv(python, [str(python), *sys.argv])
-
-
-ARGUMENTS = parse_arguments()
-enter_environment(ARGUMENTS.work)
-
-sys.path.pop(0)  # where this file is: others there have names of packages
 import numpy as np  # noqa: E402
 import toml  # noqa: E402
 import tomllib  # noqa: E402
@@ -68,8 +41,6 @@ import torch  # noqa: E402
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor  # noqa: E402
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-
-FAILURES = []
 
 
 def import_awq():
@@ -85,21 +56,9 @@ def import_awq():
     return AwqConfig, WQLinear_GEMM, dequantize_gemm
 
 
-def check(holds, what):
-    if not holds:
-        FAILURES.append(what)
-        print(f"  FAILED: {what}")
-
-
-def run(program, *options):
-    done = subprocess.run([str(c) for c in [ARGUMENTS.build / program, *options]], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{program}: status {done.returncode}\n{done.stderr}")
-
-
 def decode(directory, *grids):
     file = ARGUMENTS.work / "decoded.safetensors"
-    run("tests/decode_model", directory, file, *grids)
+    run(ARGUMENTS.build / "tests/decode_model", directory, file, *grids)
     return load_file(file)
 
 
@@ -187,9 +146,8 @@ def check_our_export(scheme, group_size):
     packed, grids = ARGUMENTS.work / "packed", ARGUMENTS.work / "grids"
     for directory in (packed, grids):
         shutil.rmtree(directory, ignore_errors=True)
-    run("examples/llama/quantize_llama", ARGUMENTS.model, "--calibration", ARGUMENTS.calibration, "--samples", 4,
-        "--window", 64, "--scheme", scheme, "--group-size", group_size, "--quality", "plain", "--act-order",
-        "--output", packed, "--quant-directory", grids)
+    quantize_llama(ARGUMENTS, "--samples", 4, "--window", 64, "--scheme", scheme, "--group-size", group_size,
+                   "--quality", "plain", "--act-order", "--output", packed, "--quant-directory", grids)
     index = tomllib.loads((grids / "quant.toml").read_text())
     worst = 0.0
     for name, weight in decode(packed).items():
@@ -244,8 +202,8 @@ def main():
         check_our_export(scheme, group_size)
     for asymmetric in (True, False):
         check_their_export(linears, asymmetric)
-    print(f"{len(FAILURES)} failed" if FAILURES else "all as expected")
-    sys.exit(1 if FAILURES else 0)
+    finish()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -16,14 +16,12 @@ virtual environment under --work, and then, on one model:
 for --evaluation are little-endian int32 (NAME.i32), or bytes of a text for a vocabulary of 256. The exit status
 is 1 when one of these does not hold.
 """
-import argparse
 import json
 import os
-import pathlib
-import re
 import shutil
-import subprocess
 import sys
+
+from common import arguments_of, check, enter_environment, finish, our_perplexity, quantize_llama
 
 PACKAGES = ["numpy", "gguf==0.19.0", "safetensors", "llama-cpp-python==0.3.36"]
 TOLERANCE = 0.01  # of a perplexity: llama.cpp rounds activations to 8 bits and keys and values to float16
@@ -31,47 +29,20 @@ LEAST_SHARE = 0.5  # of the gap between llama.cpp's Q4_0 and float32 that is to 
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=pathlib.Path, required=True)
-    parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--calibration", type=pathlib.Path, required=True)
-    parser.add_argument("--evaluation", type=pathlib.Path, required=True)
-    parser.add_argument("--window", type=int, default=256)
+    parser = arguments_of(__doc__)
     parser.add_argument("--eval-windows", type=int, default=0, help="the first N of them [all]")
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("build/interop"))
     return parser.parse_args()
 
 
-def enter_environment(work):
-    """Goes on in the virtual environment, made when it is not there."""
-    environment = work / "llama_cpp_environment"
-    python = environment / "bin" / "python"
-    if pathlib.Path(sys.prefix).resolve() == environment.resolve():
-        return
-    if not (environment / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-        (environment / "complete").touch()
-    os.execv(python, [str(python), *sys.argv])
-
-
 ARGUMENTS = parse_arguments()
-enter_environment(ARGUMENTS.work)
+enter_environment(ARGUMENTS.work / "llama_cpp_environment", PACKAGES)
 
-sys.path.pop(0)  # where this file is: it has the name of the package
 import gguf  # noqa: E402
 import llama_cpp  # noqa: E402
 import numpy as np  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
 READABLE = {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K"}
-FAILURES = []
-
-
-def check(holds, what):
-    if not holds:
-        FAILURES.append(what)
-        print(f"  FAILED: {what}")
 
 
 class Model:
@@ -91,26 +62,12 @@ class Model:
             count = min(count, arguments.eval_windows)
         self.windows = tokens[: count * arguments.window].reshape(count, arguments.window)
 
-    def run(self, program, *options):
-        command = [self.arguments.build / "examples" / "llama" / program, *options]
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.exit(f"{program}: status {done.returncode}\n{done.stderr}")
-        return done.stdout
-
     def quantize(self, name, scheme, bits, *options):
         """A directory that quantize_llama has written."""
         output = self.work / name
-        self.run("quantize_llama", self.directory, "--calibration", self.arguments.calibration, "--scheme", scheme,
-                 "--bits", bits, "--group-size", 32, "--window", self.arguments.window, "--true-sequential",
-                 "--output", output, *options)
+        quantize_llama(self.arguments, "--scheme", scheme, "--bits", bits, "--group-size", 32, "--window",
+                       self.arguments.window, "--true-sequential", "--output", output, *options)
         return output
-
-    def our_perplexity(self, path, windows):
-        """As our perplexity program reads it."""
-        printed = self.run("perplexity", path, self.arguments.evaluation, "--window", self.arguments.window,
-                           "--arithmetic", "float32", "--eval-windows", windows)
-        return float(re.search(r"^float32\s+(\S+)", printed, re.M).group(1))
 
     def llama_cpp_perplexity(self, path, windows):
         """exp of the mean negative log-likelihood of all tokens of the windows but the first."""
@@ -254,14 +211,14 @@ def main():
 
     def compare(name, path, windows=len(model.windows)):
         """llama.cpp's perplexity, next to ours of the same file."""
-        theirs, ours = model.llama_cpp_perplexity(path, windows), model.our_perplexity(path, windows)
+        theirs, ours = model.llama_cpp_perplexity(path, windows), our_perplexity(ARGUMENTS, path, windows)
         print(f"  {name:<18} {theirs:>10.4f} {ours:>10.4f} {theirs / ours:>9.4f}", flush=True)
         check(abs(theirs / ours - 1) <= TOLERANCE, f"{name}: perplexities differ by more than {TOLERANCE:.0%}")
         return theirs
 
     exact = compare("float32", model.work / "f32.gguf")
     print(f"  {'float32, directory':<18} {'':>10} "
-          f"{model.our_perplexity(model.directory, len(model.windows)):>10.4f}")
+          f"{our_perplexity(ARGUMENTS, model.directory, len(model.windows)):>10.4f}")
     by_gptq = compare("Q4_0", files["Q4_0"])
     path = quantize_by_llama_cpp(model.work / "f32.gguf", model.work / "own-linear.gguf", 2, True)
     by_llama_cpp = compare("Q4_0, llama.cpp's", path)
@@ -288,10 +245,8 @@ def main():
             compare(name, path, few)
         print(f"    {', '.join(kinds)}{'' if readable else ': not all of them are read'}")
 
-    if FAILURES:
-        print("\nFAILED:", *FAILURES, sep="\n  ")
-    return 1 if FAILURES else 0
+    finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

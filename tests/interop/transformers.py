@@ -16,15 +16,13 @@ then, for checkpoints of several widths, group sizes and both versions:
 formats (-D GPTQ_LLAMA_FEW_FORMATS=OFF). Token ids for --evaluation are little-endian int32 (NAME.i32), or bytes of a
 text for a vocabulary of 256. The exit status is 1 when one of these does not hold.
 """
-import argparse
 import importlib.util
 import json
-import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
+
+from common import arguments_of, check, enter_environment, finish, our_perplexity, quantize_llama
 
 PACKAGES = ["numpy", "torch", "safetensors==0.8.0", "transformers==5.24.0", "setuptools>=77", "wheel",
             "packaging", "ninja"]
@@ -44,59 +42,22 @@ CASES = {  # name: scheme, bits, group size, --format, more options
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--build", type=pathlib.Path, required=True)
-    parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--calibration", type=pathlib.Path, required=True)
-    parser.add_argument("--evaluation", type=pathlib.Path, required=True)
-    parser.add_argument("--window", type=int, default=256)
+    parser = arguments_of(__doc__)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--eval-windows", type=int, default=32, help="the first N of them [32]")
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("build/interop"))
     return parser.parse_args()
 
 
-def enter_environment(work):
-    """Goes on in the virtual environment, made when it is not there."""
-    environment = work / "transformers_environment"
-    python = environment / "bin" / "python"
-    if pathlib.Path(sys.prefix).resolve() == environment.resolve():
-        return
-    if not (environment / "complete").exists():
-        subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", environment], check=True)
-        install = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*install, *PACKAGES], check=True)
-        for packages in BACK_ENDS:
-            subprocess.run([*install, "--no-build-isolation", *packages], check=True)
-        (environment / "complete").touch()
-    os.execv(python, [str(python), *sys.argv])
-
-
 ARGUMENTS = parse_arguments()
-enter_environment(ARGUMENTS.work)
+enter_environment(ARGUMENTS.work / "transformers_environment", PACKAGES,
+                  *(["--no-build-isolation", *packages] for packages in BACK_ENDS), system_site_packages=True)
 
-sys.path.pop(0)  # where this file is: it has the name of the package
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-FAILURES = []
 LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj")
-
-
-def check(holds, what):
-    if not holds:
-        FAILURES.append(what)
-        print(f"  FAILED: {what}")
-
-
-def run(program, *options):
-    command = [ARGUMENTS.build / "examples" / "llama" / program, *options]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{program}: status {done.returncode}\n{done.stderr}")
-    return done.stdout
 
 
 def load_directory(directory):
@@ -206,9 +167,8 @@ def by_packed_model(tensors, name, shape, bits, group_size, scheme):
 def quantize(directory, case, *options):
     scheme, bits, group_size, _, *more = case
     shutil.rmtree(directory, ignore_errors=True)
-    run("quantize_llama", ARGUMENTS.model, "--calibration", ARGUMENTS.calibration, "--scheme", scheme, "--bits", bits,
-        "--group-size", group_size, "--window", ARGUMENTS.window, "--samples", ARGUMENTS.samples, *more,
-        "--output", directory, *options)
+    quantize_llama(ARGUMENTS, "--scheme", scheme, "--bits", bits, "--group-size", group_size, "--window",
+                   ARGUMENTS.window, "--samples", ARGUMENTS.samples, *more, "--output", directory, *options)
 
 
 def check_layers(name, case, ours, packed, quant_linear):
@@ -243,12 +203,6 @@ def perplexity(model, windows):
     return float(np.exp(total / windows[:, 1:].size))
 
 
-def our_perplexity(directory, windows):
-    printed = run("perplexity", directory, ARGUMENTS.evaluation, "--window", ARGUMENTS.window, "--arithmetic",
-                  "float32", "--eval-windows", windows)
-    return float(re.search(r"^float32\s+(\S+)", printed, re.M).group(1))
-
-
 def main():
     source = ARGUMENTS.model
     work = ARGUMENTS.work / (source.name + "_gptq")
@@ -262,7 +216,8 @@ def main():
     model = transformers.LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
     print(f"{source.name}: {count} windows of {ARGUMENTS.window} tokens\n"
           f"perplexity:                       ours  Transformers     ratio  through GPTQModel     ratio\n"
-          f"  {'float32':<26} {our_perplexity(source, count):>9.4f} {perplexity(model, windows):>13.4f}", flush=True)
+          f"  {'float32':<26} {our_perplexity(ARGUMENTS, source, count):>9.4f} {perplexity(model, windows):>13.4f}",
+          flush=True)
 
     for number, (name, case) in enumerate(CASES.items()):
         packed_directory, directory = work / f"packed-{number}", work / f"gptq-{number}"
@@ -282,8 +237,9 @@ def main():
         weights = check_layers(name, case, ours, packed, quant_linear)
         missing = model.load_state_dict({n: w.float() for n, w in weights.items()}, strict=False)
         check(not missing.unexpected_keys, f"{name}: Transformers knows no {missing.unexpected_keys}")
-        expected, theirs = our_perplexity(directory, count), perplexity(model, windows)
-        check(our_perplexity(packed_directory, count) == expected, f"{name}: the packed model has another perplexity")
+        expected, theirs = our_perplexity(ARGUMENTS, directory, count), perplexity(model, windows)
+        check(our_perplexity(ARGUMENTS, packed_directory, count) == expected,
+              f"{name}: the packed model has another perplexity")
         check(abs(theirs / expected - 1) <= TOLERANCE, f"{name}: perplexities differ by more than {TOLERANCE:.1%}")
         through = f"{'no last group of fewer':>28}"  # of which GPTQModel refuses any
         if all(w.shape[1] % max(case[2], 1) == 0 for w in weights.values()):
@@ -293,10 +249,8 @@ def main():
             check(abs(value / expected - 1) <= TOLERANCE, f"{name}: through GPTQModel: more than {TOLERANCE:.1%} apart")
         print(f"  {name:<26} {expected:>9.4f} {theirs:>13.4f} {theirs / expected:>9.5f} {through}", flush=True)
 
-    if FAILURES:
-        print("\nFAILED:", *FAILURES, sep="\n  ")
-    return 1 if FAILURES else 0
+    finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
