@@ -94,8 +94,9 @@ class gptq_packer {
   /// Original column of each stored one; empty: the same.
   std::vector<std::int32_t> const& order() const { return order_; }
   /// Writes row blocks [first, last) of layout() into arrays as packed_view has them, padding included.
+  /// Allocates in * 8 * bits bytes for a while if columns are reordered, and nothing otherwise.
   void pack(index_t first, index_t last, std::uint8_t* codes, typename Format::scale* scales,
-            std::uint8_t* zeros) const noexcept;
+            std::uint8_t* zeros) const;
 
  private:
   void pack_grids(index_t block, index_t group, typename Format::scale* scales,
@@ -358,11 +359,12 @@ struct unit_of_words {
   static constexpr int words = unit::columns * Bits / 32;
   using row_words = std::uint32_t[packed_rows];
 
-  GPTQ_INLINE static void load(std::byte const* from, index_t rows, row_words& to) {
+  /// Words of `rows` rows, 0 for what is missing to 32.
+  GPTQ_INLINE static void load(std::byte const* from, index_t rows, std::uint32_t* to) {
     if (rows == packed_rows) {
-      std::memcpy(to, from, sizeof to);
+      std::memcpy(to, from, sizeof(row_words));
     } else {
-      std::memset(to, 0, sizeof to);
+      std::memset(to, 0, sizeof(row_words));
       std::memcpy(to, from, static_cast<std::size_t>(4 * rows));
     }
   }
@@ -471,34 +473,60 @@ gptq_packer<Format>::gptq_packer(gptq_view const& tensors, gptq_version version)
 
 template <storage_format Format>
 void gptq_packer<Format>::pack(index_t first, index_t last, std::uint8_t* codes,
-                               typename Format::scale* scales, std::uint8_t* zeros) const noexcept {
+                               typename Format::scale* scales, std::uint8_t* zeros) const {
   using units = detail::unit_of_words<Format::bits>;
-  constexpr index_t panel = 4;  // row blocks side by side: memory is read in runs of so many times 128 bytes
+  // Row blocks side by side, so that memory is read in runs of so many times 128 bytes.
+  index_t const panel = order_.empty() ? 4 : 2;
+  constexpr index_t ahead = 8;  // words of a row that are asked for before they are due
   auto const shape = layout();
-  index_t const stride = tensors_.out;
   constexpr index_t unit_columns = packed_layout<Format>::unit_columns;
   // Groups begin with a word, and end with one: the last has whole words because a row has.
   bool const whole_words =
       order_.empty() && (shape.groups() == 1 || shape.group_columns() % unit_columns == 0);
+  // Columns that are not in order are gathered from a copy: `out` words apart, which often is a power of two,
+  // they would drive each other out of the caches.
+  index_t const word_rows = tensors_.in * Format::bits / 32;
+  std::vector<std::uint32_t> copy(order_.empty() ? 0
+                                                 : static_cast<std::size_t>(panel * word_rows * packed_rows));
   for (index_t begin = first; begin < last; begin += panel) {
     index_t const end = std::min(begin + panel, last);
+    auto const rows_of = [&](index_t block) {
+      return std::min(packed_rows, tensors_.out - block * packed_rows);
+    };
+    auto const words_of = [&](index_t block) { return tensors_.qweight.data() + 4 * block * packed_rows; };
+    auto const copy_of = [&](index_t block) {
+      return copy.data() + (block - begin) * word_rows * packed_rows;
+    };
+    for (index_t i = 0; i < word_rows && !order_.empty(); ++i) {
+      for (index_t block = begin; block < end; ++block) {
+        units::load(words_of(block) + 4 * i * tensors_.out, rows_of(block), copy_of(block) + i * packed_rows);
+      }
+    }
     for (index_t group = 0; group < shape.groups(); ++group) {
       for (index_t block = begin; block < end; ++block) pack_grids(block, group, scales, zeros);
       index_t const columns = shape.columns_of(group);
       for (index_t c = 0; c < columns; c += unit_columns) {
         index_t const column = group * shape.group_columns() + c;
+        index_t const some = std::min(unit_columns, columns - c);
         for (index_t block = begin; block < end; ++block) {
-          index_t const rows = std::min(packed_rows, tensors_.out - block * packed_rows);
-          std::byte const* const words = tensors_.qweight.data() + 4 * block * packed_rows;
           std::uint8_t* const unit =
               codes + shape.code_offset(block, group) + c / unit_columns * packed_layout<Format>::unit_bytes;
           if (whole_words) {
-            units::convert(words + 4 * (column * Format::bits / 32) * stride, stride, rows, unit);
+            index_t const i = column * Format::bits / 32;
+            // The words of a row lie on pages of their own, which no prefetcher crosses.
+            for (index_t w = i + ahead; w < std::min(i + ahead + units::words, word_rows); ++w) {
+              __builtin_prefetch(words_of(block) + 4 * w * tensors_.out);
+              __builtin_prefetch(words_of(block) + 4 * (w * tensors_.out + rows_of(block) - 1));
+            }
+            units::convert(words_of(block) + 4 * i * tensors_.out, tensors_.out, rows_of(block), unit);
+          } else if (order_.empty()) {
+            units::gather(
+                words_of(block), tensors_.out, rows_of(block), some, [&](index_t i) { return column + i; },
+                unit);
           } else {
-            auto const original = [&](index_t i) {
-              return order_.empty() ? column + i : index_t{order_[static_cast<std::size_t>(column + i)]};
-            };
-            units::gather(words, stride, rows, std::min(unit_columns, columns - c), original, unit);
+            units::gather(
+                reinterpret_cast<std::byte const*>(copy_of(block)), packed_rows, packed_rows, some,
+                [&](index_t i) { return index_t{order_[static_cast<std::size_t>(column + i)]}; }, unit);
           }
         }
       }
