@@ -108,6 +108,7 @@ class refinement {
       gradient.setZero(strip_rows, width);
       moved.setZero(strip_rows, width);
       levels.setZero(strip_rows, width);
+      centered.resize(strip_rows, width);
       product.resize(strip_rows, width);
     }
 
@@ -202,19 +203,27 @@ class refinement {
 
     /// The best scale of a group, and the best of the zero points next to its own, for the codes it has.
     void fit(index_t c0, index_t c1) {
+      float center[strip_rows] = {};
+      if (of.format_.levels.has_zero_point) {
+        for (index_t r = 0; r < rows; ++r) center[r] = center_of(levels.row(r).segment(c0, c1 - c0));
+      }
+      for (index_t c = c0; c < c1; ++c) {
+        for (index_t r = 0; r < strip_rows; ++r) centered(r, c) = levels(r, c) - center[r];
+      }
       product.middleCols(c0, c1 - c0).setZero();
-      add(product, 1.0F, levels, c0, c1, c0, c1);
+      add(product, 1.0F, centered, c0, c1, c0, c1);
       Eigen::VectorXf const ones = metric.block(c0, c0, c1 - c0, c1 - c0).rowwise().sum();
       group_sums sums{};
       sums.one_one = static_cast<double>(ones.sum());
       for (index_t r = 0; r < rows; ++r) {
-        sums.level_level = dot(levels, product, r, c0, c1);
-        sums.level_slope = dot(levels, gradient, r, c0, c1);
+        sums.center = static_cast<double>(center[r]);
+        sums.level_level = dot(centered, product, r, c0, c1);
+        sums.level_slope = dot(centered, gradient, r, c0, c1);
         if (of.format_.levels.has_zero_point) {
           sums.level_one = 0.0;
           sums.one_slope = 0.0;
           for (index_t c = c0; c < c1; ++c) {
-            sums.level_one += static_cast<double>(levels(r, c)) * static_cast<double>(ones(c - c0));
+            sums.level_one += static_cast<double>(centered(r, c)) * static_cast<double>(ones(c - c0));
             sums.one_slope += static_cast<double>(gradient(r, c));
           }
         }
@@ -246,15 +255,24 @@ class refinement {
     index_t width;
     strip_matrix gradient;
     strip_matrix moved;
-    strip_matrix levels;   ///< code - zero
-    strip_matrix product;  ///< levels M
+    strip_matrix levels;    ///< code - zero
+    strip_matrix centered;  ///< levels, less the middle of each row's in the group
+    strip_matrix product;   ///< centered M
     float scale[strip_rows];
     float zero[strip_rows];
     double gained[strip_rows] = {};
   };
 
-  /// Products of a group's levels l, of ones and of the gradient g in the metric.
+  /// A whole number in the middle of a group's levels.
+  template <class Levels>
+  static float center_of(Levels const& levels) {
+    return std::round(levels.mean());
+  }
+
+  /// Products of a group's levels l, less their center, of ones and of the gradient g in the metric. Levels
+  /// that are all much the same, and the change of such ones, would be lost in the rounding of l M l'.
   struct group_sums {
+    double center;
     double level_level;  ///< l M l'
     double level_one;    ///< l M 1'
     double one_one;      ///< 1 M 1'
@@ -274,22 +292,20 @@ class refinement {
     for (int by = -reach; by <= reach; ++by) {
       grid to{from.scale, from.zero + by};
       if (reach > 0 && (to.zero < 0 || to.zero >= 1 << format.bits)) continue;
-      // Levels become l - by and the scale t: decoded weights rise by v = (t - s) l - t by, and the loss
-      // changes by v M v' - 2 v g'.
-      double const square = s.level_level - 2.0 * by * s.level_one + by * by * s.one_one;
+      // Levels l + center become l + level, and the scale s becomes t: decoded weights rise by
+      // v = (t - s) l + (t level - s center), and the loss changes by v M v' - 2 v g'.
+      double const level = s.center - by;
+      double const square = s.level_level + level * (2.0 * s.level_one + level * s.one_one);
       if (!(square > 0.0)) continue;
-      double const slope = s.level_slope - by * s.one_slope;
-      double const along = s.level_level - by * s.level_one;
+      double const slope = s.level_slope + level * s.one_slope;
+      double const along = s.level_level + (s.center + level) * s.level_one + s.center * level * s.one_one;
       to.scale = stored_scale(static_cast<float>((slope + old * along) / square), format.grids.scales);
       if (!std::isfinite(to.scale) || to.scale == 0.0F) continue;
       double const stretch = static_cast<double>(to.scale) - old;
-      double const shift = static_cast<double>(to.scale) * by;
+      double const shift = static_cast<double>(to.scale) * level - old * s.center;
       double const change = stretch * (stretch * s.level_level - 2.0 * s.level_slope) +
-                            shift * (shift * s.one_one - 2.0 * stretch * s.level_one + 2.0 * s.one_slope);
-      // Two grids can stand for the same weights: what is left then of these sums is their rounding in
-      // float32.
-      double const rounding = 1e-6 * (stretch * stretch * s.level_level + shift * shift * s.one_one);
-      if (change + rounding < best.change) best = {to, change};
+                            shift * (shift * s.one_one + 2.0 * stretch * s.level_one - 2.0 * s.one_slope);
+      if (change < best.change) best = {to, change};
     }
     return best;
   }
@@ -303,12 +319,15 @@ class refinement {
     Eigen::VectorXf const ones = metric.rowwise().sum();
     for (index_t first_row = 0; first_row < rows_; first_row += panel_rows) {
       index_t const rows = std::min(panel_rows, rows_ - first_row);
-      matrix levels(rows, count);
+      matrix levels(rows, count);  // less their center
+      Eigen::VectorXf center = Eigen::VectorXf::Zero(rows);
       for_strips(rows, threads_, [&](index_t r0, index_t n) {
         for (index_t r = r0; r < r0 + n; ++r) {
           std::uint8_t const* const codes = result_.codes.data() + (first_row + r) * columns_ + first;
           float const zero = format_.levels.zero_of(result_.grid_at(first_row + r, group));
           for (index_t c = 0; c < count; ++c) levels(r, c) = static_cast<float>(codes[c]) - zero;
+          if (format_.levels.has_zero_point) center(r) = center_of(levels.row(r));
+          levels.row(r).array() -= center(r);
         }
       });
       matrix inside = matrix::Zero(rows, count);
@@ -328,8 +347,12 @@ class refinement {
           auto const dot = [&](auto const& a, auto const& b) {
             return a.template cast<double>().dot(b.template cast<double>());
           };
-          group_sums sums{dot(levels.row(r), inside.row(r)), dot(levels.row(r), ones.transpose()),
-                          ones.cast<double>().sum(), 0.0, 0.0};
+          group_sums sums{static_cast<double>(center(r)),
+                          dot(levels.row(r), inside.row(r)),
+                          dot(levels.row(r), ones.transpose()),
+                          ones.cast<double>().sum(),
+                          0.0,
+                          0.0};
           if (count < columns_) {
             sums.level_slope = dot(levels.row(r), gradient.row(r));
             sums.one_slope = gradient.row(r).cast<double>().sum();
@@ -343,7 +366,9 @@ class refinement {
           gained[static_cast<std::size_t>(first_row + r)] -= best.change;
           auto const by = static_cast<float>(best.to.zero - from.zero);
           difference_.row(first_row + r).segment(first, count) -=
-              best.to.scale * (levels.row(r).array() - by).matrix() - from.scale * levels.row(r);
+              (best.to.scale * (levels.row(r).array() + (center(r) - by)) -
+               from.scale * (levels.row(r).array() + center(r)))
+                  .matrix();
           result_.set_grid(first_row + r, group, best.to);
         }
       });
