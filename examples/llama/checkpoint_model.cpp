@@ -8,10 +8,10 @@
 
 #include <gptq/checkpoint/awq.hpp>
 #include <gptq/checkpoint/compressed_tensors.hpp>
+#include <gptq/checkpoint/gptq.hpp>
 #include <gptq/error.hpp>
 
 #include "formats.hpp"
-#include "gptq_model.hpp"
 
 namespace llama {
 namespace {
@@ -21,6 +21,8 @@ using gptq::checkpoint::dtype;
 using gptq::checkpoint::tensor_map;
 using gptq::checkpoint::tensor_view;
 
+using gptq_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>,
+                                        gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
 using awq_formats = gptq::combinations<gptq::schemes<gptq::asymmetric>, gptq::bit_widths<4>, group_sizes>;
 using compressed_formats =
     gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>, gptq::bit_widths<4, 8>, group_sizes,
@@ -59,13 +61,25 @@ class layer_tensors {
   std::string const& name_;
 };
 
-/// Packs the layer that read.operator()<Format>() returns for a format of `List`.
+/// The packed matrix that read.operator()<Format>() returns for a format of `List`.
 template <class List, class Read>
 std::unique_ptr<packed_linear> pack_as(gptq::format_spec const& format, Read const& read) {
   return gptq::with_format<List>(format, [&]<class Format>() {
-    auto const owner =
-        std::make_shared<gptq::packed_matrix<Format>>(gptq::pack(read.template operator()<Format>()));
+    auto const owner = std::make_shared<gptq::packed_matrix<Format>>(read.template operator()<Format>());
     return make_packed(format, parts_of(std::as_const(*owner).view()), owner);
+  });
+}
+
+std::unique_ptr<packed_linear> read_gptq(layer_tensors const& layer, quantized_checkpoint const& checkpoint,
+                                         std::int64_t out, std::int64_t in) {
+  gptq::checkpoint::gptq_view const view{out,
+                                         in,
+                                         layer.at(".qweight", {dtype::i32}).bytes,
+                                         layer.at(".qzeros", {dtype::i32}).bytes,
+                                         layer.at(".scales", {dtype::f16}).bytes,
+                                         layer.bytes(".g_idx", dtype::i32)};
+  return pack_as<gptq_formats>(checkpoint.format, [&]<class Format>() {
+    return gptq::checkpoint::to_packed<Format>(view, checkpoint.version);
   });
 }
 
@@ -74,8 +88,8 @@ std::unique_ptr<packed_linear> read_awq(layer_tensors const& layer, gptq::format
   gptq::checkpoint::awq_view const view{out, in, layer.at(".qweight", {dtype::i32}).bytes,
                                         layer.at(".qzeros", {dtype::i32}).bytes,
                                         layer.at(".scales", {dtype::f16}).bytes};
-  return pack_as<awq_formats>(format,
-                              [&]<class Format>() { return gptq::checkpoint::from_awq<Format>(view); });
+  return pack_as<awq_formats>(
+      format, [&]<class Format>() { return gptq::pack(gptq::checkpoint::from_awq<Format>(view)); });
 }
 
 std::unique_ptr<packed_linear> read_compressed(layer_tensors const& layer, gptq::format_spec format,
@@ -93,7 +107,7 @@ std::unique_ptr<packed_linear> read_compressed(layer_tensors const& layer, gptq:
                                                layer.bytes(".weight_shape", dtype::i64)};
   if (!scales_fit_float16(view)) format.scales = gptq::scale_type::float32;
   return pack_as<compressed_formats>(
-      format, [&]<class Format>() { return gptq::checkpoint::from_compressed<Format>(view); });
+      format, [&]<class Format>() { return gptq::pack(gptq::checkpoint::from_compressed<Format>(view)); });
 }
 
 }  // namespace
@@ -101,11 +115,16 @@ std::unique_ptr<packed_linear> read_compressed(layer_tensors const& layer, gptq:
 std::unique_ptr<packed_linear> read_checkpoint(tensor_map const& tensors, std::string const& name,
                                                quantized_checkpoint const& checkpoint, std::int64_t out,
                                                std::int64_t in) {
-  if (checkpoint.method == checkpoint_method::gptq) return read_gptq(tensors, name, checkpoint, out, in);
   layer_tensors const layer(tensors, name);
   try {
-    return checkpoint.method == checkpoint_method::awq ? read_awq(layer, checkpoint.format, out, in)
-                                                       : read_compressed(layer, checkpoint.format, out, in);
+    switch (checkpoint.method) {
+      case checkpoint_method::gptq:
+        return read_gptq(layer, checkpoint, out, in);
+      case checkpoint_method::awq:
+        return read_awq(layer, checkpoint.format, out, in);
+      default:
+        return read_compressed(layer, checkpoint.format, out, in);
+    }
   } catch (gptq::error const& e) {
     throw gptq::error(fmt::format("'{}': {}", name, e.what()));
   }

@@ -30,8 +30,6 @@ using nlohmann::ordered_json;
 
 using written_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero>,
                                            gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
-using read_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>,
-                                        gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
 
 gptq_tensors tensors_of(packed_linear const& packed, gptq_version version) {
   return gptq::with_format<written_formats>(packed.format(), [&]<class Format>() {
@@ -226,36 +224,6 @@ gptq_version version_of(tensor_map const& tensors, quantized_checkpoint const& c
     return *proven;
   }
   return checkpoint.version;
-}
-
-std::unique_ptr<packed_linear> read_gptq(tensor_map const& tensors, std::string const& name,
-                                         quantized_checkpoint const& checkpoint, std::int64_t out,
-                                         std::int64_t in) {
-  auto const bytes_of = [&](char const* suffix, dtype type, bool optional) -> std::span<std::byte const> {
-    auto const found = tensors.find(name + suffix);
-    if (found == tensors.end() && optional) return {};
-    if (found == tensors.end()) throw gptq::error("has no tensor '" + name + suffix + "'");
-    if (found->second.type != type) {
-      throw gptq::error(
-          fmt::format("tensor '{}{}' is {}, not {}", name, suffix, to_string(found->second), name_of(type)));
-    }
-    return found->second.bytes;
-  };
-  gptq::checkpoint::gptq_view const view{out,
-                                         in,
-                                         bytes_of(".qweight", dtype::i32, false),
-                                         bytes_of(".qzeros", dtype::i32, false),
-                                         bytes_of(".scales", dtype::f16, false),
-                                         bytes_of(".g_idx", dtype::i32, true)};
-  try {
-    return gptq::with_format<read_formats>(checkpoint.format, [&]<class Format>() {
-      auto const owner = std::make_shared<gptq::packed_matrix<Format>>(
-          gptq::pack(gptq::checkpoint::from_gptq<Format>(view, checkpoint.version)));
-      return make_packed(checkpoint.format, parts_of(std::as_const(*owner).view()), owner);
-    });
-  } catch (gptq::error const& e) {
-    throw gptq::error(fmt::format("'{}': {}", name, e.what()));
-  }
 }
 
 }  // namespace llama

@@ -43,10 +43,4 @@ gptq::checkpoint::gptq_version version_of(gptq::checkpoint::tensor_map const& te
                                           quantized_checkpoint const& checkpoint,
                                           std::filesystem::path const& where);
 
-/// The linear layer called NAME of such a directory, repacked. Throws gptq::error, naming it, when a tensor
-/// is missing or does not fit.
-std::unique_ptr<packed_linear> read_gptq(gptq::checkpoint::tensor_map const& tensors, std::string const& name,
-                                         quantized_checkpoint const& checkpoint, std::int64_t out,
-                                         std::int64_t in);
-
 }  // namespace llama

@@ -33,9 +33,8 @@ struct awq_view {
 };
 
 /// The layer that they hold, exactly. Format is asymmetric, of 4 bits.
-/// @throws gptq::error when a tensor has not the size that format and shape give it, naming it; when a scale
-/// is
-///   not finite, naming row and group
+/// @throws gptq::error when a tensor has not the size that format and shape give it, naming it; when a
+///   scale is not finite, naming row and group
 template <storage_format Format>
 quantized_layer<Format> from_awq(awq_view const& tensors);
 

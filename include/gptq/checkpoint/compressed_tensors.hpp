@@ -44,10 +44,10 @@ struct compressed_view {
 
 /// The layer that they hold, exactly, its columns ordered by group once and for all. Format is asymmetric or
 /// fixed_zero, its group size that of strategy "group", or whole_row for "channel".
-/// @throws gptq::error when a tensor has not the size that format and shape give it, naming it, or
-/// weight_shape
-///   says something else; when weight_g_idx does not fill groups of Format::group_size columns (but for the
-///   last); when a zero point is not fixed_zero's; when a scale is not finite or Format::scale cannot hold it
+/// @throws gptq::error when a tensor has not the size that format and shape give it, naming it, or when
+///   weight_shape says something else; when weight_g_idx does not fill groups of Format::group_size columns
+///   (but for the last); when a zero point is not fixed_zero's; when a scale is not finite or Format::scale
+///   cannot hold it
 template <storage_format Format>
 quantized_layer<Format> from_compressed(compressed_view const& tensors);
 

@@ -12,11 +12,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <span>
@@ -45,9 +47,8 @@ struct gptq_tensors {
 
 /// The checkpoint tensors of a layer. float32 scales are rounded to float16, which is all the format has.
 /// @param published_defects  for version 1 only: write a zero point of 0 as the published writers do, which
-/// OR an
-///        unmasked -1 into the word and so destroy the zeros above it. Without it a zero point of 0 is an
-///        error.
+///        OR an unmasked -1 into the word and so destroy the zeros above it. Without it a zero point of 0 is
+///        an error.
 /// @throws gptq::error when K bits or N bits is not a multiple of 32, when the scheme's zero point is not an
 ///         integer (half step), when a zero point is 0 in version 1, or a scale beyond the range of float16
 template <storage_format Format>
@@ -583,10 +584,16 @@ packed_matrix<Format> to_packed(gptq_view const& tensors, gptq_version version, 
   packed_matrix<Format> packed(tensors.out, tensors.in);
   packed.order() = packer.order();
   index_t const blocks = packer.layout().row_blocks();
+  std::atomic<bool> no_memory = false;  // what an executor calls does not throw
   executor(parts, [&](int part) noexcept {
-    packer.pack(blocks * part / parts, blocks * (part + 1) / parts, packed.codes(), packed.scales(),
-                packed.zeros());
+    try {
+      packer.pack(blocks * part / parts, blocks * (part + 1) / parts, packed.codes(), packed.scales(),
+                  packed.zeros());
+    } catch (std::bad_alloc const&) {
+      no_memory = true;
+    }
   });
+  if (no_memory) throw std::bad_alloc();
   return packed;
 }
 
