@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
   let_successor_start();
   if (threadIdx.x == 0) {
     for (int i = 0; i < depth; ++i) {
-      initialize_barrier(full + i, 4 + 1);
-      initialize_barrier(empty + i, 4 * multiplying_warpgroups);
+      initialize_barrier(full + i, warpgroup_size + 1);
+      initialize_barrier(empty + i, warpgroup_size * multiplying_warpgroups);
     }
     publish_to_tensor_cores();
   }
@@ -175,8 +175,7 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
     constexpr int behind = depth - 2;  // stages that are being copied when the next one is begun
     auto const tell = [&](int slot) {
       publish_to_tensor_cores();
-      __syncwarp();
-      if (lane == 0) arrive(full + slot);
+      arrive(full + slot);
     };
     for (int i = 0; i < depth && i < count; ++i) copy_codes(i);
     wait_for_predecessor();
@@ -212,8 +211,7 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
   float sums[row_tiles][column_tiles][4] = {};
   float c[row_tiles][column_tiles][4] = {};  // of a group, where scales are not part of A
   auto const release = [&](int slot) {
-    __syncwarp();
-    if (lane == 0) arrive(empty + slot);
+    arrive(empty + slot);
   };
   int slot = 0, parity = 0;
   for (int i = 0; i < count; ++i) {
