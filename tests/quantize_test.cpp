@@ -193,12 +193,12 @@ double half_trace(Eigen::MatrixXd const& difference, Eigen::MatrixXd const& h) {
 }
 
 /// What a report says against what the layer is.
-void check_report(result const& layer, problem const& p, double tolerance = 1e-4) {
+void check_report(result const& layer, problem const& p) {
   constexpr double exact = 1e-12;  // errors of a few roundings of float, where every weight is a level
   quantize_report const& report = layer.report;
   Eigen::MatrixXd const difference = (live_weight(p.weight, p.h) - layer.decoded).cast<double>();
   CHECK(report.loss ==
-        Approx(half_trace(difference, damped(p.h, report.damping))).epsilon(tolerance).margin(exact));
+        Approx(half_trace(difference, damped(p.h, report.damping))).epsilon(1e-4).margin(exact));
   CHECK(report.loss_per_token ==
         Approx(report.loss * static_cast<double>(p.h.sequences()) / p.h.tokens()).margin(exact));
   CHECK(report.output_error ==
