@@ -210,9 +210,7 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
   int const own = (group - 1) * row_tiles * 4 + warp;  // row tile of the block; the next is 4 on
   float sums[row_tiles][column_tiles][4] = {};
   float c[row_tiles][column_tiles][4] = {};  // of a group, where scales are not part of A
-  auto const release = [&](int slot) {
-    arrive(empty + slot);
-  };
+  auto const release = [&](int slot) { arrive(empty + slot); };
   int slot = 0, parity = 0;
   for (int i = 0; i < count; ++i) {
     char const* const stage = memory + slot * ring::stage_bytes;
