@@ -5,6 +5,14 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 # Sanitizers are for the library's tests and the quantizer. Other programs would only take long to compile.
 string(REGEX MATCH "-fsanitize" GPTQ_SANITIZED "${CMAKE_CXX_FLAGS}")
 
+# gptq_computes(<target>): what would run for minutes without optimization, and is not worth it for the rest, as
+# sanitized code takes four times as long to compile with it.
+function(gptq_computes target)
+  if(GPTQ_SANITIZED)
+    target_compile_options(${target} PRIVATE -O1)
+  endif()
+endfunction()
+
 add_library(gptq_warnings INTERFACE)
 target_compile_options(gptq_warnings INTERFACE
   "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wconversion;-Wshadow;$<$<BOOL:${GPTQ_WERROR}>:-Werror>>")
@@ -31,6 +39,7 @@ function(gptq_solver name)
   add_library(${name} STATIC ${unit})
   target_link_libraries(${name} PUBLIC gptq::gptq ${ARGN} PRIVATE gptq_warnings)
   target_compile_definitions(${name} INTERFACE GPTQ_SOLVER_ELSEWHERE)
+  gptq_computes(${name})
 endfunction()
 if(TARGET gptq::gptq)
   gptq_solver(gptq_solver)
