@@ -339,9 +339,10 @@ class gemv_launcher {
 
 /// y = W x for up to 8 columns, where this program has gemv_sm90() for this device, and memory for it.
 ///
-/// Measured on an H200. What takes long is done by one block with all of the memory; a short kernel is one
-/// block in half of it, so that the next kernel's block can have its ring filled by the time it starts,
-/// unless there is more than one column, which it would read once for each two or three row tiles.
+/// What has been fastest on an H200: a matrix that takes long is for one block of each multiprocessor, with
+/// all of its memory. For a short one the block has half of it: the other half is the next kernel's, whose
+/// ring is full by the time it may start. With several columns, which are read again for each few row tiles,
+/// that pays no more where a block has many row tiles; two blocks then have as few each as there are.
 template <device_format Format, class T, int Parts, class Y>
 bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* y, cudaStream_t stream,
                       bool overlap, device const& gpu) {
@@ -362,7 +363,7 @@ bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* 
     }
     return best;
   };
-  bool const brief = tiles * w.layout().chunks() < 512 * sms;
+  bool const brief = tiles * w.layout().chunks() * staged<Format>::code_bytes < sms * (512 * 1024);
   index_t const share = over(tiles, sms);
   if (brief && share > 2 && x.columns > 1) {
     if (launcher({in_turn(2), 2, 2, at_once, true})) return true;
