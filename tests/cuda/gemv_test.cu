@@ -41,6 +41,58 @@ TEST_CASE("gemv agrees with the reference") {
   check_gemv<format<gptq::half_step, 2, 32>, __half, float>(random);
 }
 
+namespace {
+
+/// Every way to share out the work of the kernel for compute capability 9.0, among few multiprocessors.
+template <class Format, class X, class Y>
+void check_shares(test::random& random) {
+  using cuda::detail::operand;
+  cuda::device gpu = cuda::device::current();
+  if (gpu.capability < 90 || !cuda::detail::compiled_for(cuda::detail::gemv_sm90<Format, operand<X>, 1, Y, 2>,
+                                                         cuda::detail::gemv_sm90_threads)) {
+    return;
+  }
+  gpu.multiprocessors = 3;
+  for (auto const& [out, in] : {std::pair<index_t, index_t>{40, 264}, {500, 2312}}) {
+    for (index_t const tokens : {1, 3, 8}) {
+      test::check_product<Format, X, Y>(
+          out, in, tokens, false, random, [&](auto const& w, X const* x, index_t n, Y* y) {
+            cuda::detail::operands<operand<X>> const columns{x, static_cast<int>(n), w.in, w.in};
+            cuda::detail::gemv_launcher<Format, operand<X>, 1, Y> const launcher(w, columns, y, nullptr,
+                                                                                 false, gpu);
+            std::vector<unsigned char> first(static_cast<std::size_t>(n * w.out) * sizeof(Y)),
+                other(first.size());
+            bool launched = false;
+            for (int const row_tiles : {2, 3, 4}) {
+              for (bool const in_turn : {false, true}) {
+                for (int const shares : {2, 1}) {
+                  cuda::check(cudaMemset(y, 0xff, first.size()), "poisoning");
+                  if (!launcher({row_tiles, shares, shares, 1, in_turn})) continue;
+                  cuda::check(cudaMemcpy(other.data(), y, first.size(), cudaMemcpyDeviceToHost), "copying");
+                  if (launched) CHECK(first == other);  // a sum does not depend on who makes it
+                  launched = true;
+                  first = other;
+                }
+              }
+            }
+            CHECK(launched);
+          });
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("gemv on compute capability 9.0, however its work is shared out") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  check_shares<format<gptq::symmetric, 4, 128>, __half, __half>(random);
+  check_shares<format<gptq::asymmetric, 4, 128>, __half, __half>(random);
+  check_shares<format<gptq::asymmetric, 8, 32, float>, __half, __half>(random);
+  check_shares<format<gptq::half_step, 3, 64>, __half, __half>(random);
+  check_shares<format<gptq::asymmetric, 2, 256>, __nv_bfloat16, float>(random);
+}
+
 TEST_CASE("gemv in a graph, one kernel starting while another runs") {
   if (!test::have_gpu()) return;
   using q4 = format<gptq::asymmetric, 4, 128>;

@@ -4,10 +4,27 @@
 #include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <type_traits>
 
 #include <gptq/cuda/prepack.cuh>
 
 namespace gptq::cuda::detail {
+
+/// The type in which activations of type X are multiplied, and how many numbers of it stand for one.
+template <class X>
+using operand = std::conditional_t<std::is_same_v<X, float>, __nv_bfloat16, X>;
+template <class X>
+inline constexpr int parts = std::is_same_v<X, float> ? 3 : 1;
+
+/// Columns of the right-hand side: tokens * parts rows of `stride` numbers, of which the first `width`, a
+/// multiple of 8, count.
+template <class T>
+struct operands {
+  T const* data;
+  int columns;
+  index_t width;
+  index_t stride;
+};
 
 /// Two numbers of 16 bits in a register, each the value of a code, less the middle 2^(Bits-1): an integer,
 /// and exact in both types. Bit patterns of T: one, and 2^m for the m bits of its fraction.
@@ -106,6 +123,42 @@ __device__ __forceinline__ std::uint32_t decoded(std::uint32_t const* words, std
       constexpr std::uint32_t rest = twice(n::bits(whole - Format::levels.zero));
       return n::fma(n::fma(value, factor, offset), twice(n::one), rest);
     }
+  }
+}
+
+/// Whether products take codes as they are: as bits of a number below the normal ones they are that many
+/// times 2^-24 in float16, which tensor cores multiply exactly. They do not normalize it, though: sums lose
+/// the bits that the code is short of 10. In bfloat16 products would be too small.
+template <class T>
+inline constexpr bool takes_bare_codes = number<T>::fraction == 10;
+
+/// Register P % 4 of fragment P / 4 from the words of a lane: code * 2^-24, twice. What a mask leaves in
+/// place need not be shifted: rows g+8 have bare_factor times that, and 4-bit codes leave that of row g in
+/// it, too, which is as good to multiply by and can be taken off the sums.
+template <int Bits>
+inline constexpr int bare_factor = Bits == 4  ? 16
+                                   : Bits < 4 ? 4
+                                              : 1;
+template <int Bits>
+inline constexpr bool bare_rows_overlap = Bits == 4;
+
+template <int Bits, int P>
+__device__ __forceinline__ std::uint32_t bare_code(std::uint32_t const* words) {
+  constexpr code_place place = place_of<Bits>(P, 0);
+  std::uint32_t const word = words[place.word];
+  if constexpr (Bits == 8) {
+    return __byte_perm(word, 0, place.bit == 0 ? 0x4240 : 0x4341);
+  } else if constexpr (Bits == 4) {
+    std::uint32_t const both = place.bit < 8 ? word & twice(0xff) : __byte_perm(word, 0, 0x4341);
+    return P % 2 == 0 ? both & twice(0xf) : both;
+  } else {
+    constexpr int at = 2 * (P % 2);
+    std::uint32_t value = (word >> (place.bit - at)) & twice(3u << at);
+    if constexpr (Bits == 3) {
+      constexpr code_place top = top_place_of(P, 0);
+      value = masked_or<twice(4u << at)>(shifted<top.bit - (at + 2)>(words[top.word]), value);
+    }
+    return value;
   }
 }
 
@@ -214,7 +267,7 @@ struct chunk_reader {
 };
 
 /// A chunk of a row tile in registers: the words of this lane, and for each group the scales of rows g and
-/// g+8 and their zero points, each twice.
+/// g+8 and their zero points.
 template <device_format Format>
 struct lane_chunk {
   using s = staged<Format>;
@@ -248,10 +301,10 @@ struct lane_chunk {
       }
       if constexpr (Format::has_zero_point && Format::bits == 8) {
         auto const pair = reinterpret_cast<uchar2 const*>(group_zeros)[at];
-        zeros[j][0] = twice(pair.x), zeros[j][1] = twice(pair.y);
+        zeros[j][0] = pair.x, zeros[j][1] = pair.y;
       } else if constexpr (Format::has_zero_point) {
         std::uint32_t const pair = reinterpret_cast<unsigned char const*>(group_zeros)[at];
-        zeros[j][0] = twice(pair & 15u), zeros[j][1] = twice(pair >> 4);
+        zeros[j][0] = pair & 15u, zeros[j][1] = pair >> 4;
       } else {
         zeros[j][0] = zeros[j][1] = 0;
       }
@@ -265,10 +318,19 @@ struct lane_chunk {
   template <class T, int F>
   __device__ __forceinline__ void decode(std::uint32_t (&a)[4]) const {
     constexpr int j = F / (8 / s::groups);
-    a[0] = decoded<Format, T, 4 * F>(words, zeros[j][0]);
-    a[1] = decoded<Format, T, 4 * F + 1>(words, zeros[j][1]);
-    a[2] = decoded<Format, T, 4 * F + 2>(words, zeros[j][0]);
-    a[3] = decoded<Format, T, 4 * F + 3>(words, zeros[j][1]);
+    std::uint32_t const zero[2] = {twice(zeros[j][0]), twice(zeros[j][1])};
+    a[0] = decoded<Format, T, 4 * F>(words, zero[0]);
+    a[1] = decoded<Format, T, 4 * F + 1>(words, zero[1]);
+    a[2] = decoded<Format, T, 4 * F + 2>(words, zero[0]);
+    a[3] = decoded<Format, T, 4 * F + 3>(words, zero[1]);
+  }
+  /// Fragment F as bare_code() has it.
+  template <int F>
+  __device__ __forceinline__ void bare(std::uint32_t (&a)[4]) const {
+    a[0] = bare_code<Format::bits, 4 * F>(words);
+    a[1] = bare_code<Format::bits, 4 * F + 1>(words);
+    a[2] = bare_code<Format::bits, 4 * F + 2>(words);
+    a[3] = bare_code<Format::bits, 4 * F + 3>(words);
   }
 };
 

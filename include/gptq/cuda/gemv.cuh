@@ -5,19 +5,22 @@
 //
 // x and y are device memory: __half, __nv_bfloat16 or float each. Products are exact and sums in float32 on
 // tensor cores: half and bfloat16 take part as they are, float as three bfloat16 numbers, which is all of its
-// 24 bits. Everything is done in stream order, with no allocation or synchronization, and may be captured in
-// a graph. The same input gives the same bits.
+// 24 bits. Where x is half and y has 16 bits, sums may have 2^-16 of the largest products as an error
+// instead, a hundredth of what y is rounded by. Everything is done in stream order, with no allocation or
+// synchronization, and may be captured in a graph. The same input gives the same bits.
 //
 // A workspace is needed where activations cannot be read as they lie: with a column order, with float, with
 // `in` no multiple of 8 or x not aligned to 16 bytes. workspace_bytes() says how much.
 //
 // A warp reads whole chunks of a few row tiles, a ring of them ahead by asynchronous copies, decodes them to
 // A operands and multiplies by up to 16 columns of activations, which it keeps in registers for all of its
-// row tiles. The warps of a block share the chunks of a row, and add up in the end.
+// row tiles. The warps of a block share the chunks of a row, and add up in the end. From compute capability
+// 9.0 on, up to 8 columns are for the kernel of detail/gemv_sm90.cuh.
 #pragma once
 
 #include <cublas_v2.h>
 
+#include <gptq/cuda/detail/gemv_sm90.cuh>
 #include <gptq/cuda/fragments.cuh>
 
 namespace gptq::cuda {
@@ -53,22 +56,6 @@ void gemv(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y, exe
 // ---- implementation -------------------------------------------------------------------------------------
 
 namespace detail {
-
-/// The type in which activations of type X are multiplied, and how many numbers of it stand for one.
-template <class X>
-using operand = std::conditional_t<std::is_same_v<X, float>, __nv_bfloat16, X>;
-template <class X>
-inline constexpr int parts = std::is_same_v<X, float> ? 3 : 1;
-
-/// Columns of the right-hand side: tokens * parts rows of `stride` numbers, of which the first `width`, a
-/// multiple of 8, count.
-template <class T>
-struct operands {
-  T const* data;
-  int columns;
-  index_t width;
-  index_t stride;
-};
 
 /// Activations in stored order, padded to whole chunks, float as three numbers: prepared[tokens * parts,
 /// padded].
@@ -341,6 +328,7 @@ void gemv_columns(prepacked_view<Format> const& w, operands<T> const& x, Y* y, e
                   device const& gpu) {
   constexpr auto blocks = [](index_t tiles, int of_block) { return (tiles + of_block - 1) / of_block; };
   index_t const tiles = w.layout().row_tiles(), sms = gpu.multiprocessors;
+  if (launch_gemv_sm90<Format, T, Parts>(w, x, y, where.stream, where.overlap, gpu)) return;
   if (x.columns <= 8) {
     tiles <= sms ? launch_gemv<Format, T, Parts, Y, 1, 1>(w, x, y, where, gpu)
                  : launch_gemv<Format, T, Parts, Y, 2, 1>(w, x, y, where, gpu);

@@ -186,6 +186,7 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
         copy_codes(slot);
       }
       if (threadIdx.x == 0) {
+        arrive_expecting(full + slot, ring::activation_bytes);
         copy_bulk(memory + slot * ring::stage_bytes, activations + i * (Shape::columns * chunk_columns),
                   ring::activation_bytes, full + slot);
       }
@@ -295,7 +296,7 @@ inline constexpr bool rounds_weights = sizeof(X) == 2 && sizeof(Y) == 2 &&
 template <class Format, class T, class Y>
 bool warpgroups_run(device const& gpu) {
   return gpu.capability == 90 &&
-         in_warpgroups(warpgroup_gemm<Format, T, Y, warpgroup_shape<8, false>>, warpgroup_threads);
+         compiled_for(warpgroup_gemm<Format, T, Y, warpgroup_shape<8, false>>, warpgroup_threads);
 }
 
 template <class Format, class X>

@@ -1,9 +1,10 @@
-// What only compute capability 9.0 has: products of four warps that run by themselves, barriers in shared
-// memory, registers that move from some warps to others. PTX ISA, "Asynchronous warpgroup level matrix
-// instructions" and "mbarrier". Only sm_90a knows all of these instructions; for anything else a kernel that
-// uses them is compiled to nothing, with a launch bound that the host recognizes: see in_warpgroups().
+// What only compute capability 9.0 has: products of four warps that run by themselves, registers that move
+// from some warps to others. PTX ISA, "Asynchronous warpgroup level matrix instructions". Only sm_90a knows
+// all of these instructions; for anything else a kernel that uses them is compiled to nothing, with a launch
+// bound that the host recognizes: see compiled_for().
 #pragma once
 
+#include <gptq/cuda/detail/bulk_copy.cuh>
 #include <gptq/cuda/fragments.cuh>
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -19,52 +20,8 @@ inline constexpr int warpgroup_size = 128;
 /// The launch bound of a kernel of `threads` threads that needs sm_90a.
 GPTQ_HOST_DEVICE constexpr int warpgroup_bound(int threads) { return GPTQ_WARPGROUPS ? threads : 32; }
 
-/// Whether the kernel, of `threads` threads, was compiled for sm_90a and will run as that on this device.
-template <class... Parameters>
-bool in_warpgroups(void (*kernel)(Parameters...), int threads) {
-  cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
-  return attributes.maxThreadsPerBlock >= threads;
-}
-
 #if GPTQ_WARPGROUPS
 
-__device__ __forceinline__ std::uint32_t shared_address(void const* p) {
-  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
-}
-
-// ---- barriers: `count` arrivals complete a phase; phases have alternating parities, the first 0 ----
-
-__device__ __forceinline__ void initialize_barrier(std::uint64_t* barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
-               : "memory");
-}
-__device__ __forceinline__ void arrive(std::uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-/// Waits until the phase of this parity has been completed.
-__device__ __forceinline__ void wait_for(std::uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-/// Starts copying `bytes` bytes, a multiple of 16; that they are there is one of the barrier's arrivals.
-__device__ __forceinline__ void copy_bulk(void* to, void const* from, int bytes, std::uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
 /// What this thread has written to shared memory is there for the tensor cores of those that it tells.
 __device__ __forceinline__ void publish_to_tensor_cores() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
