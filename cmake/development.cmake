@@ -35,7 +35,7 @@ endif()
 # programs that link it. A program without it compiles its own, as a header-only library has it.
 function(gptq_solver name)
   set(unit ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp)
-  file(CONFIGURE OUTPUT ${unit} @ONLY CONTENT "#define GPTQ_SOLVER_HERE\n#include <gptq/quantize.hpp>\n")
+  file(CONFIGURE OUTPUT ${unit} @ONLY CONTENT "#define GPTQ_SOLVER_HERE\n#include <gptq/gptq.hpp>\n")
   add_library(${name} STATIC ${unit})
   target_link_libraries(${name} PUBLIC gptq::gptq ${ARGN} PRIVATE gptq_warnings)
   target_compile_definitions(${name} INTERFACE GPTQ_SOLVER_ELSEWHERE)

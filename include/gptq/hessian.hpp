@@ -20,6 +20,7 @@
 #include <Eigen/Core>
 
 #include <gptq/detail/linear_algebra.hpp>
+#include <gptq/detail/solver_function.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/format.hpp>
@@ -102,8 +103,10 @@ inline hessian hessian::from_matrix(Eigen::Ref<Eigen::MatrixXf const> const& h, 
   return result;
 }
 
-inline void hessian::check_input(Eigen::Ref<matrix const> const& x, std::span<float const> weights,
-                                 index_t first) const {
+#if !defined(GPTQ_SOLVER_ELSEWHERE)
+
+GPTQ_SOLVER_FUNCTION void hessian::check_input(Eigen::Ref<matrix const> const& x,
+                                               std::span<float const> weights, index_t first) const {
   if (!detail::all_rows_finite(x)) {
     for (index_t t = 0; t < x.rows(); ++t) {
       for (index_t i = 0; i < x.cols(); ++i) {
@@ -122,7 +125,8 @@ inline void hessian::check_input(Eigen::Ref<matrix const> const& x, std::span<fl
   }
 }
 
-inline void hessian::add(Eigen::Ref<matrix const> const& x, std::span<float const> token_weights) {
+GPTQ_SOLVER_FUNCTION void hessian::add(Eigen::Ref<matrix const> const& x,
+                                       std::span<float const> token_weights) {
   if (x.cols() != in_features()) {
     throw error("hessian: activations are " + std::to_string(x.cols()) + " wide, not " +
                 std::to_string(in_features()));
@@ -146,6 +150,8 @@ inline void hessian::add(Eigen::Ref<matrix const> const& x, std::span<float cons
   }
   ++sequences_;
 }
+
+#endif
 
 inline void hessian::add(float const* x, index_t tokens, std::span<float const> token_weights) {
   add(Eigen::Map<matrix const>(x, tokens, in_features()), token_weights);

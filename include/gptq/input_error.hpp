@@ -24,6 +24,7 @@
 
 #include <gptq/detail/linear_algebra.hpp>
 #include <gptq/detail/solution.hpp>
+#include <gptq/detail/solver_function.hpp>
 #include <gptq/error.hpp>
 #include <gptq/hessian.hpp>
 
@@ -82,14 +83,17 @@ compensated_weight compensate(matrix weight, hessian const& h, input_error const
 
 // ---- implementation -------------------------------------------------------------------------------------
 
-inline input_error::input_error(index_t in_features, int threads) : threads_(threads) {
+#if !defined(GPTQ_SOLVER_ELSEWHERE)
+
+GPTQ_SOLVER_FUNCTION input_error::input_error(index_t in_features, int threads) : threads_(threads) {
   if (in_features <= 0) {
     throw error("input_error: in_features is " + std::to_string(in_features) + ", not positive");
   }
   sum_.setZero(in_features, in_features);
 }
 
-inline void input_error::add(Eigen::Ref<matrix const> const& x, Eigen::Ref<matrix const> const& quantized_x) {
+GPTQ_SOLVER_FUNCTION void input_error::add(Eigen::Ref<matrix const> const& x,
+                                           Eigen::Ref<matrix const> const& quantized_x) {
   for (auto const* const given : {&x, &quantized_x}) {
     if (given->cols() != in_features() || given->rows() != x.rows()) {
       throw error("input_error: activations are " + std::to_string(x.rows()) + " x " +
@@ -152,8 +156,9 @@ inline void check_inputs(hessian const& h, input_error const& e, index_t in, cha
 
 }  // namespace detail
 
-inline compensated_weight compensate(matrix weight, hessian const& h, input_error const& error,
-                                     compensate_options const& options, held_out_inputs const* held_out) {
+GPTQ_SOLVER_FUNCTION compensated_weight compensate(matrix weight, hessian const& h, input_error const& error,
+                                                   compensate_options const& options,
+                                                   held_out_inputs const* held_out) {
   for (auto const& [name, value] :
        {std::pair("strength", options.strength), std::pair("damping", options.damping)}) {
     if (!(value >= 0.0 && value <= 1.0)) {
@@ -175,5 +180,7 @@ inline compensated_weight compensate(matrix weight, hessian const& h, input_erro
   result.weight += static_cast<float>(result.strength) * correction;
   return result;
 }
+
+#endif
 
 }  // namespace gptq

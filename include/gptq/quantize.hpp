@@ -6,9 +6,8 @@
 // GPTQ: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
 // Pre-trained Transformers", 2022. How it is computed: detail/solver.hpp.
 //
-// The solver is the same for every format and takes half a minute to compile. Where several translation units
-// quantize, all but one can do without it: define GPTQ_SOLVER_ELSEWHERE for these, and GPTQ_SOLVER_HERE for
-// the one that is to have it, which need not do more than include this header.
+// The solver takes half a minute to compile, but may be compiled once for several translation units:
+// detail/solver_function.hpp.
 #pragma once
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 
 #include <gptq/detail/linear_algebra.hpp>
 #include <gptq/detail/solution.hpp>
+#include <gptq/detail/solver_function.hpp>
 #include <gptq/error.hpp>
 #include <gptq/format.hpp>
 #include <gptq/hessian.hpp>
@@ -70,12 +70,6 @@ double output_error(Eigen::Ref<matrix const> const& weight, Eigen::Ref<matrix co
 // ---- implementation -------------------------------------------------------------------------------------
 
 namespace detail {
-
-#if defined(GPTQ_SOLVER_ELSEWHERE) || defined(GPTQ_SOLVER_HERE)
-#define GPTQ_SOLVER_FUNCTION
-#else
-#define GPTQ_SOLVER_FUNCTION inline
-#endif
 
 /// Solves as `how` says and adds up the time.
 GPTQ_SOLVER_FUNCTION solution solve(matrix&& weight, hessian const& h, format_values const& format,
@@ -214,7 +208,6 @@ GPTQ_SOLVER_FUNCTION solution round_all(Eigen::Ref<matrix const> const& weight, 
 }
 
 #endif  // the solver
-#undef GPTQ_SOLVER_FUNCTION
 
 }  // namespace detail
 

@@ -14,6 +14,7 @@
 #include <Eigen/Core>
 
 #include <gptq/detail/parallel.hpp>
+#include <gptq/detail/solver_function.hpp>
 
 namespace gptq::detail {
 
@@ -162,7 +163,10 @@ double quadratic_form(Rows const& rows, Lower const& lower, int threads) {
 
 /// Cholesky factorization in place: the lower triangle of a becomes L with a = L L'; the upper triangle is
 /// scratch. Returns false when a is not positive definite.
-inline bool cholesky_lower(Eigen::Ref<Eigen::MatrixXf> a, int threads) {
+GPTQ_SOLVER_FUNCTION bool cholesky_lower(Eigen::Ref<Eigen::MatrixXf> a, int threads);
+
+#if !defined(GPTQ_SOLVER_ELSEWHERE)
+GPTQ_SOLVER_FUNCTION bool cholesky_lower(Eigen::Ref<Eigen::MatrixXf> a, int threads) {
   Eigen::Index const n = a.rows();
   if (n <= 64) {
     for (Eigen::Index j = 0; j < n; ++j) {
@@ -190,5 +194,6 @@ inline bool cholesky_lower(Eigen::Ref<Eigen::MatrixXf> a, int threads) {
   add_rank_update(lower_right, -1.0F, lower_left, threads);
   return cholesky_lower(lower_right, threads);
 }
+#endif
 
 }  // namespace gptq::detail
