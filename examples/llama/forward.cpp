@@ -52,6 +52,13 @@ matrix attention(config const& c, matrix q, rows_of const& k, rows_of const& v) 
   for (Index head = 0; head < c.num_attention_heads; ++head) {
     Index const column = head * size;
     Index const shared_column = head / sharing * size;
+    if (q.rows() == 1) {  // products with vectors, which a BLAS would else make as those of matrices
+      row_vector weights = q.row(0).segment(column, size) * k.middleCols(shared_column, size).transpose();
+      weights.array() = (weights.array() - weights.maxCoeff()).exp();
+      weights *= 1.0F / weights.sum();
+      result.row(0).segment(column, size).noalias() = weights * v.middleCols(shared_column, size);
+      continue;
+    }
     for (Index first = 0; first < q.rows(); first += block) {
       Index const rows = std::min(block, q.rows() - first);
       Index const keys = earlier + first + rows;
@@ -73,9 +80,8 @@ void append(matrix& rows, Index count, matrix const& more) {
 
 matrix self_attention(context const& ctx, decoder_layer const& layer, matrix const& input, kv_cache* cache) {
   Index const first = cache == nullptr ? 0 : cache->positions;
-  matrix q = layer.multiply(linear::q_proj, input);
-  matrix k = layer.multiply(linear::k_proj, input);
-  matrix const v = layer.multiply(linear::v_proj, input);
+  auto products = layer.multiply({linear::q_proj, linear::k_proj, linear::v_proj}, input);
+  auto& [q, k, v] = products;
   rotate(q, ctx.angles, ctx.c.head_dim, first);
   rotate(k, ctx.angles, ctx.c.head_dim, first);
   if (cache == nullptr) return attention(ctx.c, std::move(q), k, v);
@@ -146,8 +152,9 @@ void run_stage(context const& ctx, decoder_layer const& layer, stage s, matrix& 
       input = rms_norm(x, layer.mlp_norm, ctx.c.rms_norm_eps);
       return;
     case stage::down: {
-      matrix const gate = layer.multiply(linear::gate_proj, input);
-      input = layer.multiply(linear::up_proj, input);
+      auto products = layer.multiply({linear::gate_proj, linear::up_proj}, input);
+      auto& [gate, up] = products;
+      input = std::move(up);
       input.array() *= gate.array() / (1.0F + (-gate.array()).exp());
       return;
     }

@@ -332,11 +332,12 @@ std::string name_of(arithmetic how) {
       ->first;
 }
 
-matrix float_layer::multiply(linear l, matrix const& x) const {
-  matrix const& weight = (*this)[l];
-  matrix y(x.rows(), weight.rows());
-  y.noalias() = x * weight.transpose();
-  return y;
+void float_layer::multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const {
+  for (linear const l : some) {
+    matrix const& weight = (*this)[l];
+    y->resize(x.rows(), weight.rows());
+    (y++)->noalias() = x * weight.transpose();
+  }
 }
 
 std::size_t float_layer::bytes() const {
@@ -345,18 +346,25 @@ std::size_t float_layer::bytes() const {
   return sum;
 }
 
-matrix packed_layer::multiply(linear l, matrix const& x) const {
-  auto const& [weight, gemv] = weights[static_cast<std::size_t>(l)];
-  matrix y(x.rows(), weight.out);
+void packed_layer::multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const {
+  auto const entry_of = [&](std::size_t i) -> entry const& {
+    return weights[static_cast<std::size_t>(some[i])];
+  };
+  for (std::size_t i = 0; i < some.size(); ++i) y[i].resize(x.rows(), entry_of(i).weight.out);
+  auto const run_part = [&](int part, int parts) noexcept {
+    for (std::size_t i = 0; i < some.size(); ++i) {
+      auto const& [weight, gemv] = entry_of(i);
+      auto const rows = gptq::row_share(weight.out, part, parts);
+      for (Eigen::Index t = 0; t < x.rows(); ++t) {
+        gemv(weight, x.row(t).data(), y[i].row(t).data(), rows.first, rows.last);
+      }
+    }
+  };
   if (x.rows() == 1) {
-    run_parts(threads, [&, w = &weight, run = gemv](int part) noexcept {
-      auto const rows = gptq::row_share(w->out, part, threads);
-      run(*w, x.data(), y.data(), rows.first, rows.last);
-    });
-    return y;
+    run_parts(threads, [&](int part) noexcept { run_part(part, threads); });
+  } else {
+    run_part(0, 1);
   }
-  for (Eigen::Index t = 0; t < x.rows(); ++t) gemv(weight, x.row(t).data(), y.row(t).data(), 0, weight.out);
-  return y;
 }
 
 std::size_t packed_layer::bytes() const {

@@ -50,9 +50,23 @@ struct decoder_layer {
 
   virtual ~decoder_layer() = default;
   /// x W' for x[tokens, in].
-  virtual matrix multiply(linear l, matrix const& x) const = 0;
+  matrix multiply(linear l, matrix const& x) const {
+    matrix y;
+    multiply_all(std::span(&l, 1), x, &y);
+    return y;
+  }
+  /// The same for several linear layers with the same input: for a single token threads meet only once.
+  template <std::size_t N>
+  std::array<matrix, N> multiply(linear const (&some)[N], matrix const& x) const {
+    std::array<matrix, N> y;
+    multiply_all(some, x, y.data());
+    return y;
+  }
   /// Bytes that multiply() reads of all linear layers, once each.
   virtual std::size_t bytes() const = 0;
+
+ private:
+  virtual void multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const = 0;
 };
 
 /// In float32.
@@ -61,8 +75,10 @@ struct float_layer final : decoder_layer {
 
   matrix& operator[](linear l) { return weights[static_cast<std::size_t>(l)]; }
   matrix const& operator[](linear l) const { return weights[static_cast<std::size_t>(l)]; }
-  matrix multiply(linear l, matrix const& x) const override;
   std::size_t bytes() const override;
+
+ private:
+  void multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const override;
 };
 
 /// Packed, through the library's gemv.
@@ -74,8 +90,10 @@ struct packed_layer final : decoder_layer {
   std::array<entry, linears> weights;
   int threads = 1;  ///< for a single token; several tokens are one thread's work
 
-  matrix multiply(linear l, matrix const& x) const override;
   std::size_t bytes() const override;
+
+ private:
+  void multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const override;
 };
 
 /// What linear layers are computed with.
