@@ -161,10 +161,14 @@ void check_case(layer_data const& data, nlohmann::json const& c, totals& total) 
 }  // namespace
 
 TEST_CASE("reference mode reproduces the published implementations", "[golden]") {
-  using formats =
-      gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero, gptq::half_step>,
-                         gptq::bit_widths<2, 3, 4, 8>, gptq::group_sizes<32, 64, 128, gptq::whole_row>,
-                         gptq::scale_types<float>>;
+  using all_widths = gptq::bit_widths<2, 3, 4, 8>;
+  using two_sizes = gptq::group_sizes<64, gptq::whole_row>;
+  using float32 = gptq::scale_types<float>;
+  using formats = gptq::detail::concatenation<
+      gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>, all_widths,
+                         gptq::group_sizes<32, 64, 128, gptq::whole_row>, float32>,
+      gptq::combinations<gptq::schemes<gptq::symmetric>, all_widths, two_sizes, float32>,
+      gptq::combinations<gptq::schemes<gptq::half_step>, gptq::bit_widths<4>, two_sizes, float32>>::type;
   std::ifstream stream(std::string(GPTQ_GOLDEN_DIR) + "/cases.json");
   auto const cases = nlohmann::json::parse(stream);
   REQUIRE(cases.size() == 280);
