@@ -5,8 +5,8 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 # Sanitizers are for the library's tests and the quantizer. Other programs would only take long to compile.
 string(REGEX MATCH "-fsanitize" GPTQ_SANITIZED "${CMAKE_CXX_FLAGS}")
 
-# gptq_computes(<target>): what would run for minutes without optimization, and is not worth it for the rest, as
-# sanitized code takes four times as long to compile with it.
+# gptq_computes(<target>): it would run for minutes without optimization. The rest does without under
+# sanitizers: with it their code takes four times as long to compile.
 function(gptq_computes target)
   if(GPTQ_SANITIZED)
     target_compile_options(${target} PRIVATE -O1)

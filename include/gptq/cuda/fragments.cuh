@@ -366,6 +366,18 @@ __device__ __forceinline__ T to(float value) {
   }
 }
 
+/// The warps' sums of a token in a row, from sums[warp][rows][pitch] with Parts columns a token.
+template <int Warps, int Parts>
+__device__ __forceinline__ float sum_of_warps(float const* sums, int rows, int pitch, int row, int token) {
+  float sum = 0.0F;
+#pragma unroll
+  for (int warp = 0; warp < Warps; ++warp) {
+#pragma unroll
+    for (int part = 0; part < Parts; ++part) sum += sums[(warp * rows + row) * pitch + token * Parts + part];
+  }
+  return sum;
+}
+
 /// Writes what a warp has of a row tile, of columns first_column and on, as accumulators of multiply(): to
 /// y[column, row], or to partial[column, row] where that is not null.
 template <class Y, int Tiles>

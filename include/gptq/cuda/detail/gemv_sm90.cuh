@@ -266,14 +266,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), 2)
 #pragma unroll 1
     for (int j = threadIdx.x; j < rows * (x.columns / Parts); j += 32 * stage_chunks) {
       int const row = j % rows, token = j / rows;
-      float sum = 0.0F;
-#pragma unroll
-      for (int source = 0; source < stage_chunks; ++source) {
-#pragma unroll
-        for (int part = 0; part < Parts; ++part) {
-          sum += shared[(source * rows + row) * pitch + token * Parts + part];
-        }
-      }
+      float const sum = sum_of_warps<stage_chunks, Parts>(shared, rows, pitch, row, token);
       index_t const at = index_t{tile} * tile_rows + row;
       if (at < min(w.out, index_t{end_tile} * tile_rows)) y[token * w.out + at] = to<Y>(sum);
     }
