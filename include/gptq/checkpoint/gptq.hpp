@@ -23,9 +23,11 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include <gptq/checkpoint/detail/stream.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/layer.hpp>
@@ -95,7 +97,7 @@ class gptq_packer {
   /// Original column of each stored one; empty: the same.
   std::vector<std::int32_t> const& order() const { return order_; }
   /// Writes row blocks [first, last) of layout() into arrays as packed_view has them, padding included.
-  /// Allocates in * 8 * bits bytes for a while if columns are reordered, and nothing otherwise.
+  /// Allocates in * 64 * bits bytes for a while if columns are reordered, and nothing otherwise.
   void pack(index_t first, index_t last, std::uint8_t* codes, typename Format::scale* scales,
             std::uint8_t* zeros) const;
 
@@ -358,29 +360,53 @@ template <int Bits>
 struct unit_of_words {
   using unit = gptq::detail::code_unit<Bits>;
   static constexpr int words = unit::columns * Bits / 32;
-  using row_words = std::uint32_t[packed_rows];
+  using row_words = std::array<std::uint32_t, packed_rows>;
 
   /// Words of `rows` rows, 0 for what is missing to 32.
-  GPTQ_INLINE static void load(std::byte const* from, index_t rows, std::uint32_t* to) {
+  GPTQ_INLINE static void load(std::byte const* from, index_t rows, row_words& to) {
     if (rows == packed_rows) {
-      std::memcpy(to, from, sizeof(row_words));
+      std::memcpy(to.data(), from, sizeof to);
     } else {
-      std::memset(to, 0, sizeof(row_words));
-      std::memcpy(to, from, static_cast<std::size_t>(4 * rows));
+      to.fill(0);
+      std::memcpy(to.data(), from, static_cast<std::size_t>(4 * rows));
     }
   }
 
+  /// Exchanges the bits of `which` with those `distance` above.
+  GPTQ_INLINE static constexpr std::uint32_t exchange(std::uint32_t x, int distance, std::uint32_t which) {
+    std::uint32_t const differ = (x ^ x >> distance) & which;
+    return x ^ differ ^ differ << distance;
+  }
   /// The lowest four numbers of Bits bits, one a byte.
   GPTQ_INLINE static constexpr std::uint32_t spread(std::uint32_t x) {
     x = (x | x << (16 - 2 * Bits)) & 0x00010001U * ((1U << (2 * Bits)) - 1U);
     return (x | x << (8 - Bits)) & 0x01010101U * ((1U << Bits) - 1U);
   }
+  /// Columns in order: word[words] -> lane[lanes]. With 2 and 4 bits that is a transposed matrix of codes.
+  GPTQ_INLINE static void arrange(std::uint32_t const* word, std::uint32_t* lane) {
+    if constexpr (Bits == 8) {
+      lane[0] = word[0];
+    } else if constexpr (Bits == 4) {
+      lane[0] = exchange(exchange(word[0], 8, 0x0000ff00U), 4, 0x00f000f0U);
+    } else if constexpr (Bits == 2) {
+      lane[0] = exchange(exchange(word[0], 12, 0x0000f0f0U), 6, 0x00cc00ccU);
+    } else {
+      std::uint32_t four[unit::columns / 4];
+      for (int t = 0; t < unit::columns / 4; ++t) {
+        int const bit = 4 * Bits * t;
+        std::uint32_t x = word[bit / 32] >> (bit % 32);
+        if (bit % 32 + 4 * Bits > 32) x |= word[bit / 32 + 1] << (32 - bit % 32);
+        four[t] = spread(x & ((1U << (4 * Bits)) - 1U));
+      }
+      unit::combine(four, lane);
+    }
+  }
 
-  GPTQ_INLINE static void store(row_words const (&lanes)[unit::lanes], std::uint8_t* to) {
+  GPTQ_INLINE static void store(row_words const* lanes, std::uint8_t* to) {
     for (index_t half = 0; half < 2; ++half) {
       for (int l = 0; l < unit::lanes; ++l) {
-        std::memcpy(to + unit::lane_offset(half * half_block_rows) + 64 * l,
-                    &lanes[l][half * half_block_rows], 64);
+        stream(to + unit::lane_offset(half * half_block_rows) + 64 * l,
+               lanes[l].data() + half * half_block_rows);
       }
     }
   }
@@ -391,36 +417,55 @@ struct unit_of_words {
     row_words lanes[unit::lanes];
     for (int i = 0; i < words; ++i) load(from + 4 * i * stride, rows, in[i]);
     for (index_t r = 0; r < packed_rows; ++r) {
-      std::uint32_t four[unit::columns / 4];
+      std::uint32_t word[words];
       std::uint32_t lane[unit::lanes];
-      for (int t = 0; t < unit::columns / 4; ++t) {
-        int const bit = 4 * Bits * t;
-        std::uint32_t x = in[bit / 32][r] >> (bit % 32);
-        if (bit % 32 + 4 * Bits > 32) x |= in[bit / 32 + 1][r] << (32 - bit % 32);
-        four[t] = spread(Bits == 8 ? x : x & ((1U << (4 * Bits % 32)) - 1U));
-      }
-      unit::combine(four, lane);
+      for (int i = 0; i < words; ++i) word[i] = in[i][r];
+      arrange(word, lane);
       for (int l = 0; l < unit::lanes; ++l) lanes[l][r] = lane[l];
     }
     store(lanes, to);
   }
 
-  /// A unit of `columns` columns that lie anywhere in the stream: column_of(0..columns-1).
-  template <class ColumnOf>
-  static void gather(std::byte const* from, index_t stride, index_t rows, index_t columns,
-                     ColumnOf const& column_of, std::uint8_t* to) {
-    row_words four[unit::columns / 4] = {};
-    for (index_t c = 0; c < columns; ++c) {
-      index_t const bit = column_of(c) * Bits;
-      auto const shift = static_cast<int>(bit % 32);
-      row_words in;
-      load(from + 4 * (bit / 32) * stride, rows, in);
-      row_words next = {};
-      if (Bits == 3 && shift + Bits > 32) load(from + 4 * (bit / 32 + 1) * stride, rows, next);
-      int const up = (32 - shift) % 32;  // next is 0 where that is 0
-      auto& target = four[c / 4];
+  /// Columns to a word of a copy, in which no code lies in two words.
+  static constexpr index_t copied_columns = Bits == 3 ? 8 : 32 / Bits;
+  static constexpr index_t copied_words = unit::columns / copied_columns;
+
+  /// The columns of a unit, to gather from.
+  GPTQ_INLINE static void copy(std::byte const* from, index_t stride, index_t rows, row_words* to) {
+    if constexpr (Bits == 3) {
+      row_words in[words];
+      for (int i = 0; i < words; ++i) load(from + 4 * i * stride, rows, in[i]);
       for (index_t r = 0; r < packed_rows; ++r) {
-        target[r] |= ((in[r] >> shift | next[r] << up) & ((1U << Bits) - 1U)) << (8 * (c % 4));
+        to[0][r] = in[0][r];
+        to[1][r] = in[0][r] >> 24 | in[1][r] << 8;
+        to[2][r] = in[1][r] >> 16 | in[2][r] << 16;
+        to[3][r] = in[2][r] >> 8;
+      }
+    } else {
+      load(from, rows, *to);
+    }
+  }
+
+  /// A unit of `columns` columns that lie anywhere in a copy: column_of(0..columns-1).
+  template <class ColumnOf>
+  GPTQ_INLINE static void gather(row_words const* copy, index_t columns, ColumnOf const& column_of,
+                                 std::uint8_t* to) {
+    row_words four[unit::columns / 4];
+    for (int t = 0; t < unit::columns / 4; ++t) {
+      row_words const* from[4];
+      int turn[4];
+      std::uint32_t mask[4];
+      for (int j = 0; j < 4; ++j) {
+        bool const is_there = 4 * t + j < columns;
+        index_t const column = is_there ? column_of(4 * t + j) : 0;
+        from[j] = copy + column / copied_columns;
+        turn[j] = static_cast<int>(column % copied_columns) * Bits - 8 * j;
+        mask[j] = is_there ? ((1U << Bits) - 1U) << (8 * j) : 0U;
+      }
+      for (index_t r = 0; r < packed_rows; ++r) {
+        four[t][r] =
+            (std::rotr((*from[0])[r], turn[0]) & mask[0]) | (std::rotr((*from[1])[r], turn[1]) & mask[1]) |
+            (std::rotr((*from[2])[r], turn[2]) & mask[2]) | (std::rotr((*from[3])[r], turn[3]) & mask[3]);
       }
     }
     row_words lanes[unit::lanes];
@@ -476,31 +521,40 @@ template <storage_format Format>
 void gptq_packer<Format>::pack(index_t first, index_t last, std::uint8_t* codes,
                                typename Format::scale* scales, std::uint8_t* zeros) const {
   using units = detail::unit_of_words<Format::bits>;
-  // Row blocks side by side, so that memory is read in runs of so many times 128 bytes.
-  index_t const panel = order_.empty() ? 4 : 2;
-  constexpr index_t ahead = 8;  // words of a row that are asked for before they are due
-  auto const shape = layout();
   constexpr index_t unit_columns = packed_layout<Format>::unit_columns;
+  auto const shape = layout();
   // Groups begin with a word, and end with one: the last has whole words because a row has.
   bool const whole_words =
       order_.empty() && (shape.groups() == 1 || shape.group_columns() % unit_columns == 0);
-  // Columns that are not in order are gathered from a copy: `out` words apart, which often is a power of two,
-  // they would drive each other out of the caches.
-  index_t const word_rows = tensors_.in * Format::bits / 32;
-  std::vector<std::uint32_t> copy(order_.empty() ? 0
-                                                 : static_cast<std::size_t>(panel * word_rows * packed_rows));
+  // Row blocks side by side, so that memory is read in runs of so many times 128 bytes.
+  index_t const panel = whole_words ? 4 : 2;
+  // Other columns are gathered from a copy: `out` words apart, which often is a power of two, they would
+  // drive each other out of the caches.
+  index_t const units_of_row = (tensors_.in + unit_columns - 1) / unit_columns;
+  index_t const copied = whole_words ? 0 : units_of_row * units::copied_words;
+  std::vector<typename units::row_words> copy(static_cast<std::size_t>(panel * copied));
   for (index_t begin = first; begin < last; begin += panel) {
     index_t const end = std::min(begin + panel, last);
     auto const rows_of = [&](index_t block) {
       return std::min(packed_rows, tensors_.out - block * packed_rows);
     };
-    auto const words_of = [&](index_t block) { return tensors_.qweight.data() + 4 * block * packed_rows; };
-    auto const copy_of = [&](index_t block) {
-      return copy.data() + (block - begin) * word_rows * packed_rows;
+    // The words of a row lie on pages of their own, which no prefetcher crosses: they are asked for this many
+    // words before they are due.
+    auto const fetched = [&](index_t block, index_t unit) {
+      constexpr index_t ahead = 8;
+      std::byte const* const row_block = tensors_.qweight.data() + 4 * block * packed_rows;
+      index_t const word = unit * units::words;
+      for (index_t w = word + ahead; w < std::min(word + ahead + units::words, units_of_row * units::words);
+           ++w) {
+        __builtin_prefetch(row_block + 4 * w * tensors_.out);
+        __builtin_prefetch(row_block + 4 * (w * tensors_.out + rows_of(block) - 1));
+      }
+      return row_block + 4 * word * tensors_.out;
     };
-    for (index_t i = 0; i < word_rows && !order_.empty(); ++i) {
+    for (index_t unit = 0; unit < units_of_row && copied != 0; ++unit) {
       for (index_t block = begin; block < end; ++block) {
-        units::load(words_of(block) + 4 * i * tensors_.out, rows_of(block), copy_of(block) + i * packed_rows);
+        units::copy(fetched(block, unit), tensors_.out, rows_of(block),
+                    copy.data() + (block - begin) * copied + unit * units::copied_words);
       }
     }
     for (index_t group = 0; group < shape.groups(); ++group) {
@@ -508,31 +562,24 @@ void gptq_packer<Format>::pack(index_t first, index_t last, std::uint8_t* codes,
       index_t const columns = shape.columns_of(group);
       for (index_t c = 0; c < columns; c += unit_columns) {
         index_t const column = group * shape.group_columns() + c;
-        index_t const some = std::min(unit_columns, columns - c);
         for (index_t block = begin; block < end; ++block) {
           std::uint8_t* const unit =
               codes + shape.code_offset(block, group) + c / unit_columns * packed_layout<Format>::unit_bytes;
           if (whole_words) {
-            index_t const i = column * Format::bits / 32;
-            // The words of a row lie on pages of their own, which no prefetcher crosses.
-            for (index_t w = i + ahead; w < std::min(i + ahead + units::words, word_rows); ++w) {
-              __builtin_prefetch(words_of(block) + 4 * w * tensors_.out);
-              __builtin_prefetch(words_of(block) + 4 * (w * tensors_.out + rows_of(block) - 1));
-            }
-            units::convert(words_of(block) + 4 * i * tensors_.out, tensors_.out, rows_of(block), unit);
-          } else if (order_.empty()) {
-            units::gather(
-                words_of(block), tensors_.out, rows_of(block), some, [&](index_t i) { return column + i; },
-                unit);
+            units::convert(fetched(block, column / unit_columns), tensors_.out, rows_of(block), unit);
           } else {
             units::gather(
-                reinterpret_cast<std::byte const*>(copy_of(block)), packed_rows, packed_rows, some,
-                [&](index_t i) { return index_t{order_[static_cast<std::size_t>(column + i)]}; }, unit);
+                copy.data() + (block - begin) * copied, std::min(unit_columns, columns - c),
+                [&](index_t i) {
+                  return order_.empty() ? column + i : index_t{order_[static_cast<std::size_t>(column + i)]};
+                },
+                unit);
           }
         }
       }
     }
   }
+  detail::stream_fence();
 }
 
 template <storage_format Format>
@@ -541,7 +588,10 @@ void gptq_packer<Format>::pack_grids(index_t block, index_t group, typename Form
   auto const shape = layout();
   index_t const rows = std::min(packed_rows, tensors_.out - block * packed_rows);
   scales += shape.scale_offset(block, group);
-  for (index_t r = 0; r < packed_rows; ++r) {
+  index_t const copied = std::is_same_v<typename Format::scale, float16> ? rows : 0;
+  std::memcpy(scales, tensors_.scales.data() + 2 * (group * tensors_.out + block * packed_rows),
+              static_cast<std::size_t>(2 * copied));
+  for (index_t r = copied; r < packed_rows; ++r) {
     scales[r] = typename Format::scale(
         r < rows ? static_cast<float>(detail::scale_at(tensors_, block * packed_rows + r, group)) : 0.0F);
   }
