@@ -24,7 +24,7 @@ std::span<method const> methods() {
        "the published best: static act-order, mse search",
        {.quality = reference, .mse = true, .act_order = true, .static_groups = true}},
       {"fast", "the library's default", {fast}},
-      {"best", "the library's best", {best}},
+      {"best", "the library's best", {.quality = best, .act_order = true}},
       // What each part contributes, one more at a time.
       {"search", "static act-order, grids in the metric of the sweep", {.quality = fast}, {.search = true}},
       {"group-aware",
@@ -57,7 +57,7 @@ std::span<method const> methods() {
       {"B damping",
        "the published best, damping chosen",
        {.quality = plain, .mse = true, .act_order = true, .static_groups = true},
-       {.choose = true}},
+       {.choose_damping = true}},
   };
   return all;
 }

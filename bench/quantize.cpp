@@ -156,7 +156,8 @@ void add_qualities(char const* format, std::int64_t out, std::int64_t in) {
   for (what const& q :
        {what{"reference", {.quality = reference, .act_order = true}, false},
         what{"plain", {.quality = plain, .act_order = true}, false}, what{"fast", {.quality = fast}, false},
-        what{"best", {.quality = best}, false}, what{"best_held_out", {.quality = best}, true}}) {
+        what{"fast_held_out", {.quality = fast}, true}, what{"best", {.quality = best}, false},
+        what{"best_held_out", {.quality = best}, true}}) {
     std::string const name = std::string("quality/") + format + "/" + q.name;
     benchmark::RegisterBenchmark(
         name.c_str(), [q](benchmark::State& state) { quality_cost<Format>(state, q.options, q.held_out); })

@@ -293,6 +293,7 @@ TEST_CASE("extreme shapes", "[quantize]") {
           auto const better = format.quantize(p, {.quality = q});
           check_report(better, p);
           CHECK(better.order.empty());
+          check_report(format.quantize(p, {.quality = q, .act_order = true}), p);
         }
       }
     }

@@ -334,7 +334,9 @@ TEST_CASE("the search's grid is never worse than the rule's, and as good as a fi
 TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-out tokens", "[refine]") {
   any_format const format{"fixed_zero", gptq::levels_of<gptq::fixed_zero>(3), 3, 32};
   format_values const f = format.values(96);
-  int raised = 0, fell_back = 0;
+  format_values f_mse = f;
+  f_mse.grids.mse = true;
+  int raised = 0, fell_back = 0, fast_fell_back = 0;
   for (std::uint32_t seed = 0; seed < 12; ++seed) {
     CAPTURE(seed);
     problem const p(24, 96, 70 + seed, 60);  // fewer tokens than inputs
@@ -343,22 +345,30 @@ TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-ou
     matrix x = test::correlated_inputs(400, 96, random);
     if (seed >= 3) x.leftCols(93).setZero();  // tokens that are nothing like those of the calibration
     held_out.add(x);
-    auto const with = [&](quantize_options const& options, recipe const& how) {
-      return gptq::detail::solve(matrix(p.weight), p.h, f, options, how, &held_out).report;
+    auto const with = [&](quantize_options const& options, recipe const& how, bool mse = false) {
+      return gptq::detail::solve(matrix(p.weight), p.h, mse ? f_mse : f, options, how, &held_out).report;
     };
-    auto const best = with({.quality = quality::best}, gptq::detail::recipe_of(quality::best));
+    auto const best =
+        with({.quality = quality::best, .act_order = true}, gptq::detail::recipe_of(quality::best));
     auto const range = with({.quality = quality::plain, .act_order = true}, {});
     CHECK(best.held_out_error <= range.held_out_error);
     recipe everything_else = gptq::detail::recipe_of(quality::best);
-    everything_else.choose = false;
+    everything_else.choose_damping = everything_else.guard = false;
     auto const unchosen = with({.quality = quality::best}, everything_else);
     raised += best.damping > 0.01 && best.held_out_error < unchosen.held_out_error ? 1 : 0;
     fell_back += best.fell_back ? 1 : 0;
     CHECK((best.fell_back || best.held_out_error < range.held_out_error));
     CHECK(!unchosen.fell_back);
+    auto const fast =
+        with({.quality = quality::fast, .act_order = true}, gptq::detail::recipe_of(quality::fast));
+    auto const searched =
+        with({.quality = quality::plain, .act_order = true, .static_groups = true}, {}, true);
+    CHECK(fast.held_out_error <= std::min(range.held_out_error, searched.held_out_error));
+    fast_fell_back += fast.fell_back ? 1 : 0;
   }
   CHECK(raised >= 2);
   CHECK(fell_back >= 1);
+  CHECK(fast_fell_back >= 1);
 }
 
 TEST_CASE("fast and best give the same bits for any number of threads", "[refine]") {

@@ -102,8 +102,8 @@ void add_method_options(CLI::App& app, quantization& how) {
   app.add_flag("--true-sequential", how.true_sequential,
                "Within a decoder layer, calibrate on what is quantized already");
   app.add_option("--held-out", how.held_out_windows,
-                 "Keep N windows that follow the --samples for what is chosen: the\n"
-                 "damping of --quality best, and --propagate")
+                 "Keep N windows that follow the --samples for what is chosen: plain\n"
+                 "GPTQ where it is better, the damping of --quality best, --propagate")
       ->check(between(std::size_t{0}, std::size_t{1} << 40))
       ->type_name("N")
       ->capture_default_str();
@@ -194,8 +194,9 @@ void check_gguf(command_line const& args) {
   if (args.written != output_format::gguf) return;
   if (args.output.empty()) throw gptq::error("--format gguf needs an --output");
   gptq::quantize_options const& options = args.how.quantize.options;
-  bool const plain = options.quality == gptq::quality::plain || options.quality == gptq::quality::reference;
-  if (options.act_order && plain && !options.static_groups) {
+  bool const may_be_plain = options.quality == gptq::quality::plain ||
+                            options.quality == gptq::quality::reference || args.how.held_out_windows > 0;
+  if (options.act_order && may_be_plain && !options.static_groups) {
     throw gptq::error("GGUF keeps columns in their order: --act-order needs --static-groups with it");
   }
   gptq::format_spec finer = args.how.quantize.format;

@@ -22,9 +22,10 @@ struct quantize_report {
   double snr_db = not_measured;           ///< -10 log10(output_error)
   double held_out_error = not_measured;   ///< output_error under the held-out Hessian
   double held_out_snr_db = not_measured;  ///< -10 log10(held_out_error)
-  double damping = 0.0;      ///< fraction of mean(diag H) added to the diagonal, as used in the end
-  int damping_raised = 0;    ///< how often the damping had to be raised to make H positive definite
-  bool fell_back = false;    ///< quality best: the layer is plain GPTQ's, which is better on held-out tokens
+  double damping = 0.0;    ///< fraction of mean(diag H) added to the diagonal, as used in the end
+  int damping_raised = 0;  ///< how often the damping had to be raised to make H positive definite
+  bool fell_back =
+      false;  ///< quality fast and best: the layer is plain GPTQ's, which is better on held-out tokens
   index_t dead_columns = 0;  ///< inputs that were zero on every token
   double seconds_factorization = 0.0;
   double seconds_columns = 0.0;  ///< grids, column sweep and updates

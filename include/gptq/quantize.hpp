@@ -37,10 +37,10 @@ namespace gptq {
 /// in: it is overwritten), a K x K float matrix, N x 4 block_size floats (N x group size where dynamic groups
 /// are larger than that), and the result. Quality fast takes a copy of the weight and of the codes more, best
 /// two of the weight, and both another square matrix as wide as a group, where that is more than a block.
-/// @param held_out  Hessian of other tokens, to report the error on them; may be null. Quality best also
-///   chooses the damping by it, out of the given one, 10 and 100 times as much, and gives back what quality
-///   plain makes of the layer, by range or by mse search, if that has the smaller error: the error it reports
-///   is then of tokens that it has chosen by
+/// @param held_out  Hessian of other tokens, to report the error on them; may be null. Quality fast and best
+///   give back what quality plain makes of the layer with act-order, by range or by mse search, if that has
+///   the smaller error on them; best also chooses the damping by it, out of the given one, 10 and 100 times
+///   as much. The error they report is then of tokens that they have chosen by
 /// @throws gptq::error when shapes do not agree, a weight or Hessian entry is not finite (naming it), an
 ///   option is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
 template <storage_format Format>
@@ -115,33 +115,49 @@ inline solution solve_once(matrix&& weight, hessian const& h, format_values cons
                                                : run(solver(std::move(weight), h, format, options, how));
 }
 
-/// Solves with the damping that is best on held-out tokens, and gives back plain GPTQ where that is better.
-inline solution solve_best(matrix&& weight, hessian const& h, format_values const& format,
-                           quantize_options options, recipe const& how, hessian const& held_out) {
-  double const given = options.damping;
-  double const signal = signal_of(weight, &held_out, options.threads);
+/// The damping that is best on held-out tokens: the given one, 10 or 100 times as much.
+inline double chosen_damping(matrix const& weight, hessian const& h, format_values const& format,
+                             quantize_options const& options, recipe const& how, hessian const& held_out,
+                             double held_out_signal) {
+  double best = options.damping;
   recipe const sketch{.search = how.search, .passes = std::min(how.passes, 1)};
   double least = std::numeric_limits<double>::infinity();
   for (double const times : {1.0, 10.0, 100.0}) {
     quantize_options candidate = options;
-    candidate.damping = std::min(1.0, given * times);
+    candidate.damping = std::min(1.0, options.damping * times);
     candidate.measure_output_error = false;
-    if (times > 1.0 && !(candidate.damping > options.damping)) break;
-    double const error =
-        solve_once(matrix(weight), h, format, candidate, sketch, &held_out, signal).report.held_out_error;
+    if (times > 1.0 && !(candidate.damping > best)) break;
+    double const error = solve_once(matrix(weight), h, format, candidate, sketch, &held_out, held_out_signal)
+                             .report.held_out_error;
     if (!(error < least)) break;
     least = error;
-    options.damping = candidate.damping;
+    best = candidate.damping;
   }
-  solution best = solve_once(matrix(weight), h, format, options, how, &held_out, signal);
-  // The published default and the published best.
-  options.damping = given;
-  options.act_order = true;
+  return best;
+}
+
+/// Solves and lets held-out tokens decide what `how` leaves to them.
+inline solution solve_chosen(matrix&& weight, hessian const& h, format_values const& format,
+                             quantize_options options, recipe const& how, hessian const& held_out) {
+  double const signal = signal_of(weight, &held_out, options.threads);
+  auto const chosen = [&] {
+    quantize_options its = options;
+    if (how.choose_damping) {
+      its.damping = chosen_damping(weight, h, format, options, how, held_out, signal);
+    }
+    return its;
+  };
+  solution best = solve_once(matrix(weight), h, format, chosen(), how, &held_out, signal);
+  if (!how.guard) return best;
+  // The published default, but for the order of its columns where that must not be stored, and the published
+  // best.
   for (bool const searched : {false, true}) {
     format_values plain = format;
-    plain.grids.mse = options.static_groups = searched;
+    plain.grids.mse = searched;
     auto const baseline = [&](bool measure) {
       quantize_options its = options;
+      its.static_groups = searched || options.static_groups || !options.act_order;
+      its.act_order = true;
       its.measure_output_error = measure;
       return solve_once(matrix(weight), h, plain, its, {}, &held_out, signal);
     };
@@ -157,13 +173,13 @@ GPTQ_SOLVER_FUNCTION solution solve(matrix&& weight, hessian const& h, format_va
                                     quantize_options const& options, recipe const& how,
                                     hessian const* held_out) {
   stopwatch const total;
-  if (!how.choose || held_out == nullptr) {
+  if (held_out == nullptr || !(how.choose_damping || how.guard)) {
     double const signal = signal_of(weight, held_out, options.threads);
     solution result = solve_once(std::move(weight), h, format, options, how, held_out, signal);
     result.report.seconds = total.seconds();
     return result;
   }
-  solution result = solve_best(std::move(weight), h, format, options, how, *held_out);
+  solution result = solve_chosen(std::move(weight), h, format, options, how, *held_out);
   result.report.seconds = total.seconds();
   result.report.seconds_columns = result.report.seconds - result.report.seconds_factorization;
   return result;

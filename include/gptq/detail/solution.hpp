@@ -42,8 +42,8 @@ struct recipe {
   int rounds = 0;  ///< scales fitted to the codes and another sweep with them; whatever is better stays
   int beam = 1;    ///< candidates a row in the last of these sweeps
   int passes = 0;  ///< coordinate descent on codes and grids, at most
-  bool choose =
-      false;  ///< damping and, as a guard, plain GPTQ by the error on held-out tokens where there are some
+  bool choose_damping = false;  ///< by the error on held-out tokens, where there are some
+  bool guard = false;           ///< plain GPTQ instead, where that has the smaller error on held-out tokens
 };
 
 inline recipe recipe_of(quality q) {
@@ -52,9 +52,15 @@ inline recipe recipe_of(quality q) {
     case quality::plain:
       return {};
     case quality::fast:
-      return {.search = true, .group_aware = true, .passes = 2};
+      return {.search = true, .group_aware = true, .passes = 2, .guard = true};
     case quality::best:
-      return {.search = true, .group_aware = true, .rounds = 2, .beam = 6, .passes = 4, .choose = true};
+      return {.search = true,
+              .group_aware = true,
+              .rounds = 2,
+              .beam = 6,
+              .passes = 4,
+              .choose_damping = true,
+              .guard = true};
   }
   return {};
 }
