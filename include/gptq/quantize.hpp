@@ -38,9 +38,9 @@ namespace gptq {
 /// are larger than that), and the result. Quality fast takes a copy of the weight and of the codes more, best
 /// two of the weight, and both another square matrix as wide as a group, where that is more than a block.
 /// @param held_out  Hessian of other tokens, to report the error on them; may be null. Quality fast and best
-///   give back what quality plain makes of the layer with act-order, by range or by mse search, if that has
-///   the smaller error on them; best also chooses the damping by it, out of the given one, 10 and 100 times
-///   as much. The error they report is then of tokens that they have chosen by
+///   give back what quality plain makes of the layer with act-order, best also with the mse search and static
+///   groups, if that has the smaller error on them; and best chooses the damping by it, out of the given one,
+///   10 and 100 times as much. The error they report is then of tokens that they have chosen by
 /// @throws gptq::error when shapes do not agree, a weight or Hessian entry is not finite (naming it), an
 ///   option is out of range, a scale does not fit its type, or H is not positive definite even with damping 1
 template <storage_format Format>
@@ -148,10 +148,10 @@ inline solution solve_chosen(matrix&& weight, hessian const& h, format_values co
     return its;
   };
   solution best = solve_once(matrix(weight), h, format, chosen(), how, &held_out, signal);
-  if (!how.guard) return best;
   // The published default, but for the order of its columns where that must not be stored, and the published
   // best.
-  for (bool const searched : {false, true}) {
+  for (int guard = 0; guard < how.guards; ++guard) {
+    bool const searched = guard == 1;
     format_values plain = format;
     plain.grids.mse = searched;
     auto const baseline = [&](bool measure) {
@@ -173,7 +173,7 @@ GPTQ_SOLVER_FUNCTION solution solve(matrix&& weight, hessian const& h, format_va
                                     quantize_options const& options, recipe const& how,
                                     hessian const* held_out) {
   stopwatch const total;
-  if (held_out == nullptr || !(how.choose_damping || how.guard)) {
+  if (held_out == nullptr || !(how.choose_damping || how.guards > 0)) {
     double const signal = signal_of(weight, held_out, options.threads);
     solution result = solve_once(std::move(weight), h, format, options, how, held_out, signal);
     result.report.seconds = total.seconds();
