@@ -15,6 +15,7 @@
 #include <gptq/checkpoint/gptq.hpp>
 
 #include "attempt.hpp"
+#include "tensors.hpp"
 
 namespace {
 
@@ -101,20 +102,9 @@ struct head {
 extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size) {
   if (size < head_bytes) return 0;
   head const h(data);
-  auto left = std::as_bytes(std::span(data, size)).subspan(head_bytes);
-  std::array<std::vector<std::byte>, 4> tensors;
-  std::array<std::span<std::byte const>, 4> views;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
-    // Memory that ends with the tensor, so that reading beyond it is seen, from an odd address on.
-    std::size_t const whole = h.sizes()[i];
-    std::size_t const given = std::min(whole, left.size());
-    unsigned const damage = h.damage >> (2 * i) & 3;
-    tensors[i].resize(1 + (damage == 1 ? whole / 2 : damage == 2 ? 0 : whole));
-    std::copy_n(left.begin(), std::min(given, tensors[i].size() - 1), tensors[i].begin() + 1);
-    left = left.subspan(given);
-    views[i] = std::span(tensors[i]).subspan(1);
-  }
-  h.format.read({h.out, h.in, views[0], views[1], views[2], views[3]}, h.version);
+  fuzz::tensors<4> const tensors(std::as_bytes(std::span(data, size)).subspan(head_bytes), h.sizes(),
+                                 h.damage);
+  h.format.read({h.out, h.in, tensors[0], tensors[1], tensors[2], tensors[3]}, h.version);
   return 0;
 }
 

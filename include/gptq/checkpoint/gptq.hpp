@@ -360,15 +360,17 @@ template <int Bits>
 struct unit_of_words {
   using unit = gptq::detail::code_unit<Bits>;
   static constexpr int words = unit::columns * Bits / 32;
-  using row_words = std::array<std::uint32_t, packed_rows>;
+  struct row_words {
+    std::uint32_t of[packed_rows];
+  };
 
   /// Words of `rows` rows, 0 for what is missing to 32.
   GPTQ_INLINE static void load(std::byte const* from, index_t rows, row_words& to) {
     if (rows == packed_rows) {
-      std::memcpy(to.data(), from, sizeof to);
+      std::memcpy(to.of, from, sizeof to.of);
     } else {
-      to.fill(0);
-      std::memcpy(to.data(), from, static_cast<std::size_t>(4 * rows));
+      std::memset(to.of, 0, sizeof to.of);
+      std::memcpy(to.of, from, static_cast<std::size_t>(4 * rows));
     }
   }
 
@@ -405,8 +407,7 @@ struct unit_of_words {
   GPTQ_INLINE static void store(row_words const* lanes, std::uint8_t* to) {
     for (index_t half = 0; half < 2; ++half) {
       for (int l = 0; l < unit::lanes; ++l) {
-        stream(to + unit::lane_offset(half * half_block_rows) + 64 * l,
-               lanes[l].data() + half * half_block_rows);
+        stream(to + unit::lane_offset(half * half_block_rows) + 64 * l, lanes[l].of + half * half_block_rows);
       }
     }
   }
@@ -419,9 +420,9 @@ struct unit_of_words {
     for (index_t r = 0; r < packed_rows; ++r) {
       std::uint32_t word[words];
       std::uint32_t lane[unit::lanes];
-      for (int i = 0; i < words; ++i) word[i] = in[i][r];
+      for (int i = 0; i < words; ++i) word[i] = in[i].of[r];
       arrange(word, lane);
-      for (int l = 0; l < unit::lanes; ++l) lanes[l][r] = lane[l];
+      for (int l = 0; l < unit::lanes; ++l) lanes[l].of[r] = lane[l];
     }
     store(lanes, to);
   }
@@ -436,10 +437,10 @@ struct unit_of_words {
       row_words in[words];
       for (int i = 0; i < words; ++i) load(from + 4 * i * stride, rows, in[i]);
       for (index_t r = 0; r < packed_rows; ++r) {
-        to[0][r] = in[0][r];
-        to[1][r] = in[0][r] >> 24 | in[1][r] << 8;
-        to[2][r] = in[1][r] >> 16 | in[2][r] << 16;
-        to[3][r] = in[2][r] >> 8;
+        to[0].of[r] = in[0].of[r];
+        to[1].of[r] = in[0].of[r] >> 24 | in[1].of[r] << 8;
+        to[2].of[r] = in[1].of[r] >> 16 | in[2].of[r] << 16;
+        to[3].of[r] = in[2].of[r] >> 8;
       }
     } else {
       load(from, rows, *to);
@@ -463,18 +464,18 @@ struct unit_of_words {
         mask[j] = is_there ? ((1U << Bits) - 1U) << (8 * j) : 0U;
       }
       for (index_t r = 0; r < packed_rows; ++r) {
-        four[t][r] =
-            (std::rotr((*from[0])[r], turn[0]) & mask[0]) | (std::rotr((*from[1])[r], turn[1]) & mask[1]) |
-            (std::rotr((*from[2])[r], turn[2]) & mask[2]) | (std::rotr((*from[3])[r], turn[3]) & mask[3]);
+        four[t].of[r] =
+            (std::rotr(from[0]->of[r], turn[0]) & mask[0]) | (std::rotr(from[1]->of[r], turn[1]) & mask[1]) |
+            (std::rotr(from[2]->of[r], turn[2]) & mask[2]) | (std::rotr(from[3]->of[r], turn[3]) & mask[3]);
       }
     }
     row_words lanes[unit::lanes];
     for (index_t r = 0; r < packed_rows; ++r) {
       std::uint32_t w[unit::columns / 4];
       std::uint32_t lane[unit::lanes];
-      for (int t = 0; t < unit::columns / 4; ++t) w[t] = four[t][r];
+      for (int t = 0; t < unit::columns / 4; ++t) w[t] = four[t].of[r];
       unit::combine(w, lane);
-      for (int l = 0; l < unit::lanes; ++l) lanes[l][r] = lane[l];
+      for (int l = 0; l < unit::lanes; ++l) lanes[l].of[r] = lane[l];
     }
     store(lanes, to);
   }
