@@ -286,8 +286,8 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   add_threads_option(app, args.how.threads);
   std::string device = "cpu";
   app.add_option("--device", device,
-                 "Where Hessians and GPTQ are computed: cpu, or cuda (quality plain,\n"
-                 "which is then the default)")
+                 "Where products, Hessians and GPTQ are computed: cpu, or cuda (quality\n"
+                 "plain, which is then the default)")
       ->check(one_of({"cpu", "cuda"}))
       ->type_name("NAME")
       ->capture_default_str();

@@ -2,8 +2,10 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 
+#include "device_layer.hpp"
 #include "forward.hpp"
 #include "threads.hpp"
 
@@ -32,7 +34,7 @@ struct running_softmax {
 }  // namespace
 
 double perplexity(model const& m, std::span<token_window const> windows, arithmetic how, int threads,
-                  std::function<void()> const& advance) {
+                  std::function<void()> const& advance, gpu* device) {
   config const& c = m.config();
   auto const count = static_cast<std::ptrdiff_t>(windows.size());
   auto const length = static_cast<Index>(windows.front().size());
@@ -43,7 +45,9 @@ double perplexity(model const& m, std::span<token_window const> windows, arithme
   auto const at = [](auto& items, std::ptrdiff_t w) -> auto& { return items[static_cast<std::size_t>(w)]; };
   for_each(count, threads, [&](std::ptrdiff_t w) { at(x, w) = m.embed(at(windows, w)); });
   for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
-    auto const layer = m.load(i, how, threads);
+    std::unique_ptr<decoder_layer> const layer =
+        device == nullptr ? m.load(i, how, threads)
+                          : std::make_unique<device_layer>(*device, m.load(i, threads));
     for_each(count, threads, [&](std::ptrdiff_t w) {
       run_layer(ctx, *layer, at(x, w));
       advance();
@@ -59,8 +63,15 @@ double perplexity(model const& m, std::span<token_window const> windows, arithme
       windows.size(), std::vector<running_softmax>(static_cast<std::size_t>(length - 1)));
   for (std::int64_t first = 0; first < c.vocab_size; first += output_slice) {
     matrix const output = m.output_rows(first, std::min(output_slice, c.vocab_size - first));
+    auto const on_device =
+        device == nullptr ? nullptr : device->upload(output.data(), output.rows(), output.cols());
     for_each(count, threads, [&](std::ptrdiff_t w) {
-      matrix const logits = at(x, w) * output.transpose();
+      matrix logits(at(x, w).rows(), output.rows());
+      if (on_device != nullptr) {
+        device->multiply(*on_device, at(x, w).data(), logits.rows(), logits.data());
+      } else {
+        logits.noalias() = at(x, w) * output.transpose();
+      }
       for (Index t = 0; t < logits.rows(); ++t) {
         running_softmax& softmax = at(at(tokens, w), t);
         softmax.add(logits.row(t));

@@ -4,6 +4,7 @@
 #include <functional>
 #include <span>
 
+#include "gpu.hpp"
 #include "model.hpp"
 #include "tokens.hpp"
 
@@ -14,8 +15,9 @@ namespace llama {
 /// of the vocabulary at a time.
 /// @param windows  at least one, of the same length of at least 2
 /// @param advance  called windows.size() * (layers + 1) times, from any thread
+/// @param device   makes the products, with arithmetic::float32; null: the CPU
 double perplexity(
     model const& m, std::span<token_window const> windows, arithmetic how, int threads,
-    std::function<void()> const& advance = [] {});
+    std::function<void()> const& advance = [] {}, gpu* device = nullptr);
 
 }  // namespace llama

@@ -1,3 +1,4 @@
+#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -8,13 +9,49 @@
 
 namespace llama {
 
+namespace {
+
+struct device_matrix final : gpu_matrix {
+  device_matrix(gptq::cuda::context const& ctx, gptq::index_t rows, gptq::index_t columns)
+      : gpu_matrix(rows, columns), data(ctx, rows * columns) {}
+
+  gptq::cuda::detail::device_array<float> data;
+};
+
+}  // namespace
+
 struct gpu::state {
+  std::mutex in_use;
   gptq::cuda::context ctx;
   std::optional<gptq::cuda::hessian> h;
 };
 
 gpu::gpu() : state_(std::make_unique<state>()) {}
 gpu::~gpu() = default;
+
+std::shared_ptr<gpu_matrix const> gpu::upload(float const* weight, gptq::index_t out, gptq::index_t in) {
+  std::scoped_lock const lock(state_->in_use);
+  auto matrix = std::make_shared<device_matrix>(state_->ctx, out, in);
+  matrix->data.upload(weight);
+  state_->ctx.synchronize();  // the caller may change what it has given
+  return matrix;
+}
+
+void gpu::multiply(gpu_matrix const& weight, float const* x, gptq::index_t tokens, float* y) {
+  std::scoped_lock const lock(state_->in_use);
+  gptq::cuda::context const& ctx = state_->ctx;
+  gptq::cuda::detail::device_array<float> inputs(ctx, tokens * weight.in);
+  gptq::cuda::detail::device_array<float> outputs(ctx, tokens * weight.out);
+  inputs.upload(x);
+  // By columns, as cuBLAS has them, y' = weight x'.
+  float const one = 1.0F;
+  float const zero = 0.0F;
+  gptq::cuda::check(cublasSgemm_64(ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, weight.out, tokens, weight.in, &one,
+                                   static_cast<device_matrix const&>(weight).data.data(), weight.in,
+                                   inputs.data(), weight.in, &zero, outputs.data(), weight.out),
+                    "multiplying activations");
+  outputs.download(y);
+}
 
 void gpu::add_to_hessian(float const* x, gptq::index_t tokens, gptq::index_t in) {
   if (!state_->h) state_->h.emplace(state_->ctx, in);

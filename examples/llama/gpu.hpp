@@ -1,5 +1,5 @@
-// Calibration and GPTQ on a GPU, for programs that were built with nvcc; without Eigen, which nvcc takes long
-// to read.
+// Products, Hessians and GPTQ on a GPU, for programs that were built with nvcc; without Eigen, which nvcc
+// takes long to read.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +21,27 @@ struct gpu_layer {
   gptq::quantize_report report;
 };
 
-/// The current CUDA device. Everything passed in and given back is on the host. One thread at a time.
+/// A weight [out, in] in a GPU's memory.
+struct gpu_matrix {
+  gptq::index_t out;
+  gptq::index_t in;
+
+  gpu_matrix(gptq::index_t rows, gptq::index_t columns) : out(rows), in(columns) {}
+  virtual ~gpu_matrix() = default;
+};
+
+/// The current CUDA device. Everything passed in and given back is on the host. One thread at a time, but for
+/// upload() and multiply().
 class gpu {
  public:
   /// Throws gptq::error when there is none, it is too old, or the program was built without CUDA.
   gpu();
   ~gpu();
+
+  /// A copy of weight[out, in] on the device, which has to outlive it.
+  std::shared_ptr<gpu_matrix const> upload(float const* weight, gptq::index_t out, gptq::index_t in);
+  /// y[tokens, out] = x[tokens, in] weight', in float32.
+  void multiply(gpu_matrix const& weight, float const* x, gptq::index_t tokens, float* y);
 
   /// Adds x[tokens, in], one sequence, to the sums S that take_hessian() gives; `in` may not change before
   /// that.

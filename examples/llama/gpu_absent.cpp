@@ -9,6 +9,8 @@ struct gpu::state {};
 
 gpu::gpu() { throw gptq::error("this program was built without CUDA: nvcc 13 was not found"); }
 gpu::~gpu() = default;
+std::shared_ptr<gpu_matrix const> gpu::upload(float const*, gptq::index_t, gptq::index_t) { return nullptr; }
+void gpu::multiply(gpu_matrix const&, float const*, gptq::index_t, float*) {}
 void gpu::add_to_hessian(float const*, gptq::index_t, gptq::index_t) {}
 std::vector<float> gpu::take_hessian() { return {}; }
 gpu_layer gpu::quantize(gptq::format_spec const&, float const*, gptq::index_t, gptq::index_t, float const*,

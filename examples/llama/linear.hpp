@@ -35,7 +35,7 @@ struct quantizer {
   gptq::format_spec format;
   gptq::quantize_options options;
   bool round_to_nearest = false;  ///< instead of GPTQ; the Hessian then only measures
-  std::shared_ptr<gpu> device;    ///< for Hessians and GPTQ; null: the CPU
+  std::shared_ptr<gpu> device;    ///< for products, Hessians and GPTQ; null: the CPU
 
   struct result {
     std::unique_ptr<packed_linear> packed;

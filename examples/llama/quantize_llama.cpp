@@ -34,10 +34,12 @@ double measure_perplexity(llama::model const& m, text const& evaluation, command
   auto const steps =
       static_cast<std::ptrdiff_t>(evaluation.windows.size()) * (m.config().num_hidden_layers + 1);
   llama::progress bar(what, steps);
-  return llama::perplexity(m, evaluation.windows, llama::arithmetic::float32, args.how.threads, [&] {
+  auto const advance = [&] {
     llama::check_interrupt();
     bar.advance();
-  });
+  };
+  return llama::perplexity(m, evaluation.windows, llama::arithmetic::float32, args.how.threads, advance,
+                           args.how.quantize.device.get());
 }
 
 constexpr char const* table_row = "{:<34} {:>12} {:>11.5g} {:>10.3e} {:>6.2f} {:>6.2f} {:>8.3g} {:>8.3f}\n";

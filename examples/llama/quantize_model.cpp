@@ -14,6 +14,7 @@
 #include <gptq/hessian.hpp>
 #include <gptq/input_error.hpp>
 
+#include "device_layer.hpp"
 #include "forward.hpp"
 #include "packed_model.hpp"
 #include "threads.hpp"
@@ -120,6 +121,7 @@ class decoder_quantizer {
  public:
   decoder_quantizer(run_state& run, std::int64_t layer)
       : run_(run), index_(layer), weights_(run.m.load(layer, run.how.threads)) {
+    if (gpu* const device = run.how.quantize.device.get()) on_device_.emplace(*device, weights_);
     if (run.saved != nullptr) saved_ = run.saved->load(layer);
   }
 
@@ -140,20 +142,25 @@ class decoder_quantizer {
   /// Stage by stage: each sees the stages before it quantized. x becomes the decoder layer's output.
   void run_sequentially(std::vector<matrix>& x, std::vector<matrix>& exact) {
     std::optional<float_layer> original;
-    if (!exact.empty()) original = weights_;
+    std::optional<device_layer> original_on_device;
+    if (!exact.empty()) {
+      original_on_device = on_device_;
+      if (!on_device_) original = weights_;
+    }
+    decoder_layer const& exact_decoder = either(original_on_device, original ? *original : weights_);
     std::vector<matrix> input(x.size());
     std::vector<matrix> exact_input(exact.size());
     for (stage const s : stages) {
-      for_each_window(x, [&](std::size_t w) { run_stage(run_.ctx, weights_, s, x[w], input[w]); });
-      for_each_window(exact,
-                      [&](std::size_t w) { run_stage(run_.ctx, *original, s, exact[w], exact_input[w]); });
+      for_each_window(x, [&](std::size_t w) { run_stage(run_.ctx, decoder(), s, x[w], input[w]); });
+      for_each_window(
+          exact, [&](std::size_t w) { run_stage(run_.ctx, exact_decoder, s, exact[w], exact_input[w]); });
       stage_inputs inputs = new_inputs(s);
       add(inputs, s, input, exact_input, 0);
       quantize(s, inputs);
     }
-    for_each_window(exact, [&](std::size_t w) { finish(*original, exact[w], exact_input[w]); });
+    for_each_window(exact, [&](std::size_t w) { finish(exact_decoder, exact[w], exact_input[w]); });
     for_each_window(x, [&](std::size_t w) {
-      finish(weights_, x[w], input[w]);
+      finish(decoder(), x[w], input[w]);
       run_.events.advance();
     });
   }
@@ -176,30 +183,30 @@ class decoder_quantizer {
       std::vector<matrix> exact_input(exact.empty() ? 0 : copies.size());
       for (stage const s : stages) {
         for_each_window(copies,
-                        [&](std::size_t w) { run_stage(run_.ctx, weights_, s, copies[w], input[w]); });
+                        [&](std::size_t w) { run_stage(run_.ctx, decoder(), s, copies[w], input[w]); });
         for_each_window(exact_input, [&](std::size_t w) {
-          run_stage(run_.ctx, weights_, s, exact[first + w], exact_input[w]);
+          run_stage(run_.ctx, decoder(), s, exact[first + w], exact_input[w]);
         });
         add(inputs[static_cast<std::size_t>(s)], s, input, exact_input, first);
       }
       for_each_window(exact_input,
-                      [&](std::size_t w) { finish(weights_, exact[first + w], exact_input[w]); });
+                      [&](std::size_t w) { finish(decoder(), exact[first + w], exact_input[w]); });
     }
     for (stage const s : stages) quantize(s, inputs[static_cast<std::size_t>(s)]);
     for_each_window(x, [&](std::size_t w) {
-      run_layer(run_.ctx, weights_, x[w]);
+      run_layer(run_.ctx, decoder(), x[w]);
       run_.events.advance();
     });
   }
 
   /// All of it is there already.
   void take_saved(std::vector<matrix>& x, std::vector<matrix>& exact) {
-    for_each_window(exact, [&](std::size_t w) { run_layer(run_.ctx, weights_, exact[w]); });
+    for_each_window(exact, [&](std::size_t w) { run_layer(run_.ctx, decoder(), exact[w]); });
     for (stage const s : stages) {
       for (linear const l : linears_of(s)) take_saved(l);
     }
     for_each_window(x, [&](std::size_t w) {
-      run_layer(run_.ctx, weights_, x[w]);
+      run_layer(run_.ctx, decoder(), x[w]);
       run_.events.advance();
     });
   }
@@ -213,10 +220,18 @@ class decoder_quantizer {
     }
   }
 
+  static decoder_layer const& either(std::optional<device_layer> const& on_device, float_layer const& layer) {
+    if (on_device) return *on_device;
+    return layer;
+  }
+  /// With what is quantized so far.
+  decoder_layer const& decoder() const { return either(on_device_, weights_); }
+
   linear_report const& take_saved(linear l) {
     auto& packed = saved_->packed[static_cast<std::size_t>(l)];
     linear_report const& report = saved_->reports[static_cast<std::size_t>(l)];
     packed->dequantize(weights_[l].data());
+    if (on_device_) on_device_->replace(l, weights_[l]);
     run_.m.replace(index_, l, std::move(packed));
     run_.events.done(report);
     return report;
@@ -287,6 +302,7 @@ class decoder_quantizer {
         report.quality = result.report;
         weights_[l].resize(report.out, report.in);
         result.packed->dequantize(weights_[l].data());
+        if (on_device_) on_device_->replace(l, weights_[l]);
         measure_int8(report, l, inputs.sample, exact, result.packed->parts().order);
         run_.m.replace(index_, l, std::move(result.packed));
         observe(l, inputs, report);
@@ -342,6 +358,7 @@ class decoder_quantizer {
   run_state& run_;
   std::int64_t index_;
   float_layer weights_;
+  std::optional<device_layer> on_device_;  ///< the same, where a GPU makes the products of whole windows
   std::optional<unfinished_run::saved_layer> saved_;
   std::vector<linear_report> reports_;
 };
