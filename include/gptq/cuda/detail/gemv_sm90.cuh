@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), 2)
   if (warp == stage_chunks) {  // copies weights, which do not depend on the kernel before
     if (lane < slots) {
       initialize_barrier(full + lane, 1 + 32 + (Format::has_zero_point ? 32 : 0));
-      initialize_barrier(empty + lane, stage_chunks);
+      initialize_barrier(empty + lane, 32 * stage_chunks);
     }
     publish_barriers();
     __syncthreads();
@@ -245,8 +245,8 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), 2)
         multiply_chunks<bare, Format, T>(
             words, [&](int h) { return *reinterpret_cast<uint4 const*>(column + 64 * h); }, sums);
       }
-      __syncwarp();
-      if (lane == 0) arrive(empty + slot);
+      __syncwarp();          // or arrivals of a lane that is late cost an instruction of their own
+      arrive(empty + slot);  // each lane for its own reads, which is what racecheck understands
       if (++slot == slots) slot = 0, parity ^= 1;
     }
 
