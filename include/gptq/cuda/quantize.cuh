@@ -9,6 +9,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -119,6 +121,27 @@ struct sweep_result {
   std::vector<quantize_report> reports;
 };
 
+/// Sorts `order`, 0, 1, ..., by values[order], stably. By digits, since the device waits for it.
+inline void sort_descending(std::span<float const> values, std::vector<std::int32_t>& order) {
+  std::vector<std::uint32_t> keys(values.size());  // they grow as values fall; the same for 0 and -0
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    auto const bits = std::bit_cast<std::uint32_t>(values[i] + 0.0F);
+    keys[i] = bits >> 31 != 0 ? bits : ~(bits | 0x80000000u);
+  }
+  std::vector<std::int32_t> sorted(order.size());
+  constexpr int digit_bits = 8;
+  for (int shift = 0; shift < 32; shift += digit_bits) {
+    auto const digit = [&](std::int32_t i) {
+      return keys[static_cast<std::size_t>(i)] >> shift & ((1u << digit_bits) - 1);
+    };
+    std::array<std::size_t, (1u << digit_bits) + 1> first{};
+    for (std::int32_t const i : order) ++first[digit(i) + 1];
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    for (std::int32_t const i : order) sorted[first[digit(i)]++] = i;
+    order.swap(sorted);
+  }
+}
+
 /// GPTQ of the rows of several layers.
 class sweeper {
  public:
@@ -180,8 +203,6 @@ class sweeper {
           "copying a diagonal");
     std::vector<float> diagonal(at(columns_));
     diagonal_.download(diagonal.data());
-    order_host_.resize(at(columns_));
-    std::iota(order_host_.begin(), order_host_.end(), 0);
     double sum = 0.0;
     for (index_t i = 0; i < columns_; ++i) {
       float const d = diagonal[at(i)];
@@ -191,10 +212,9 @@ class sweeper {
     }
     // A dead input counts as an average one, so that no choice of unit for the activations matters.
     dead_diagonal_ = dead_columns_ == columns_ ? 1.0 : sum / static_cast<double>(columns_ - dead_columns_);
-    if (options_.act_order) {
-      std::stable_sort(order_host_.begin(), order_host_.end(),
-                       [&](std::int32_t a, std::int32_t b) { return diagonal[at(a)] > diagonal[at(b)]; });
-    }
+    order_host_.resize(at(columns_));
+    std::iota(order_host_.begin(), order_host_.end(), 0);
+    if (options_.act_order) sort_descending(diagonal, order_host_);
     order_ = device_array<std::int32_t>(ctx_, columns_);
     order_.upload(order_host_.data());
     group_of_host_.resize(at(columns_));
