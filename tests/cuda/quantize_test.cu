@@ -71,9 +71,8 @@ struct totals {
 
   void print(char const* what) const {
     std::printf(
-        "%s: %.4f %% of the codes equal to the CPU's, loss %+.1e; %d codes other than in float64, by %.1e of "
-        "a "
-        "step at most; loss within %.1e, output error within %.1e\n",
+        "%s: %.4f %% of the codes equal to the CPU's, loss %+.1e; %d codes other than in float64, "
+        "by %.1e of a step at most; loss within %.1e, output error within %.1e\n",
         what, 100.0 * codes.share(), losses / rows - 1.0, ties, farthest, loss_error, output_error_error);
   }
 };
