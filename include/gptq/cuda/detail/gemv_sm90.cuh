@@ -151,15 +151,11 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
   int const end_tile = static_cast<int>(in_turn ? all_tiles : all_tiles * (blockIdx.x + 1) / gridDim.x);
   int const tile_step = in_turn ? block_tiles * static_cast<int>(gridDim.x) : block_tiles;
   int const total = (end_tile - first_tile + tile_step - 1) / tile_step * steps;
-  // Bulk copies are of whole 16 bytes; zeros need not be.
-  bool const bulk_zeros =
-      Format::has_zero_point && Format::group_size != whole_row && Format::group_size <= chunk_columns &&
-      (s::zero_bytes % 16 == 0 || groups % 2 == 0) && reinterpret_cast<std::uintptr_t>(w.zeros) % 16 == 0;
   auto const group_of = [&](int chunk) { return static_cast<int>(layout{}.group_of(chunk)); };
 
   if (warp == gemv_sm90_warps) {  // copies weights, which do not depend on the kernel before
     if (lane < slots) {
-      initialize_barrier(full + lane, 1 + 32 + (bulk_zeros || !Format::has_zero_point ? 0 : 32));
+      initialize_barrier(full + lane, 1 + 32 + (Format::has_zero_point ? 32 : 0));
       initialize_barrier(empty + lane, multiplying);
     }
     publish_barriers();
@@ -182,9 +178,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
         --left;
         wait_for(empty + slot, parity);
         if (one_of_warp()) {
-          int const zero_count = bulk_zeros ? stage_groups * layout::zero_bytes : 0;
-          arrive_expecting(barrier,
-                           present * (count * s::code_bytes + stage_groups * scale_unit + zero_count));
+          arrive_expecting(barrier, present * (count * s::code_bytes + stage_groups * scale_unit));
 #pragma unroll
           for (int r = 0; r < block_tiles; ++r) {
             if (r < present) {
@@ -193,22 +187,18 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
               copy_bulk(stage + block_tiles * m::code_bytes + r * m::scale_bytes,
                         scales + (index_t{r} * groups + first_group) * scale_unit, stage_groups * scale_unit,
                         barrier);
-              if (bulk_zeros) {
-                copy_bulk(stage + block_tiles * (m::code_bytes + m::scale_bytes) + r * m::zero_bytes,
-                          zeros + (index_t{r} * groups + first_group) * layout::zero_bytes, zero_count,
-                          barrier);
-              }
             }
           }
         }
-        if (Format::has_zero_point && !bulk_zeros) {  // 4 bytes at a time
+        if constexpr (Format::has_zero_point) {     // 4 bytes at a time: they are aligned to no more
+          constexpr int words = m::zero_bytes / 4;  // of a row tile
           char* const to = stage + block_tiles * (m::code_bytes + m::scale_bytes);
-#pragma unroll 1
-          for (int r = 0; r < present; ++r) {
-#pragma unroll 1
-            for (int i = 4 * lane; i < stage_groups * layout::zero_bytes; i += 4 * 32) {
-              copy_async<4>(to + r * m::zero_bytes + i,
-                            zeros + (index_t{r} * groups + first_group) * layout::zero_bytes + i);
+#pragma unroll
+          for (int first_word = 0; first_word < block_tiles * words; first_word += 32) {
+            int const r = (first_word + lane) / words, at = 4 * ((first_word + lane) % words);
+            if (r < present && at < stage_groups * layout::zero_bytes) {
+              copy_async<4>(to + r * m::zero_bytes + at,
+                            zeros + (index_t{r} * groups + first_group) * layout::zero_bytes + at);
             }
           }
           arrive_when_copied(barrier);
