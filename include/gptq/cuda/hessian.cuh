@@ -37,7 +37,7 @@ class hessian {
   void merge(hessian const& other);
 
   /// Replaces what has been seen by a sum from elsewhere, [K, K] on the host or the device, of which the
-  /// lower triangle by columns (the upper one by rows) is used.
+  /// lower triangle by columns (the upper one by rows) is used. It has been copied when this returns.
   void assign(float const* sum, double tokens, index_t sequences);
   /// Copies S, both triangles, to [K, K] floats on the host, and waits for them.
   void download(float* sum) const { sum_.download(sum); }
@@ -149,6 +149,7 @@ inline void hessian::assign(float const* sum, double tokens, index_t sequences) 
   check(cudaMemcpyAsync(sum_.data(), sum, static_cast<std::size_t>(in_ * in_) * sizeof(float),
                         cudaMemcpyDefault, ctx_.stream()),
         "copying a Hessian");
+  ctx_.synchronize();
   mirror();
   tokens_ = tokens;
   sequences_ = sequences;

@@ -9,6 +9,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -80,7 +82,8 @@ class quantized_layers {
 
 /// Quantizes the layers that share an input by GPTQ, on one factorization, and waits until that is done. The
 /// weights stay as they are. Memory besides arguments and result: 2 N K floats, N K bytes and K^2 floats, for
-/// N rows in all layers together (and N x group size floats where dynamic groups are larger than 128).
+/// N rows in all layers together (and N x group size floats where dynamic groups are larger than 128); or N K
+/// and K^2 floats and K^2 doubles, while H is factorized, where that is more.
 ///
 /// Of the options, `quality` has to be plain: the published algorithm without its defects. block_size and
 /// threads are ignored. Deterministic: the same bits in every run on the same kind of device.
@@ -118,6 +121,27 @@ struct sweep_result {
   std::vector<quantize_report> reports;
 };
 
+/// Sorts `order`, 0, 1, ..., by values[order], stably. By digits, since the device waits for it.
+inline void sort_descending(std::span<float const> values, std::vector<std::int32_t>& order) {
+  std::vector<std::uint32_t> keys(values.size());  // they grow as values fall; the same for 0 and -0
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    auto const bits = std::bit_cast<std::uint32_t>(values[i] + 0.0F);
+    keys[i] = bits >> 31 != 0 ? bits : ~(bits | 0x80000000u);
+  }
+  std::vector<std::int32_t> sorted(order.size());
+  constexpr int digit_bits = 8;
+  for (int shift = 0; shift < 32; shift += digit_bits) {
+    auto const digit = [&](std::int32_t i) {
+      return keys[static_cast<std::size_t>(i)] >> shift & ((1u << digit_bits) - 1);
+    };
+    std::array<std::size_t, (1u << digit_bits) + 1> first{};
+    for (std::int32_t const i : order) ++first[digit(i) + 1];
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    for (std::int32_t const i : order) sorted[first[digit(i)]++] = i;
+    order.swap(sorted);
+  }
+}
+
 /// GPTQ of the rows of several layers.
 class sweeper {
  public:
@@ -139,6 +163,7 @@ class sweeper {
     order_columns();
     gather_weights();
     factorize();
+    prepare_results();
     factorized_.record(ctx_.stream());
     if (!dynamic_groups()) {
       visit_weights([&](weight_view const& w, index_t first_row) {
@@ -178,8 +203,6 @@ class sweeper {
           "copying a diagonal");
     std::vector<float> diagonal(at(columns_));
     diagonal_.download(diagonal.data());
-    order_host_.resize(at(columns_));
-    std::iota(order_host_.begin(), order_host_.end(), 0);
     double sum = 0.0;
     for (index_t i = 0; i < columns_; ++i) {
       float const d = diagonal[at(i)];
@@ -189,19 +212,18 @@ class sweeper {
     }
     // A dead input counts as an average one, so that no choice of unit for the activations matters.
     dead_diagonal_ = dead_columns_ == columns_ ? 1.0 : sum / static_cast<double>(columns_ - dead_columns_);
-    if (options_.act_order) {
-      std::stable_sort(order_host_.begin(), order_host_.end(),
-                       [&](std::int32_t a, std::int32_t b) { return diagonal[at(a)] > diagonal[at(b)]; });
-    }
+    order_host_.resize(at(columns_));
+    std::iota(order_host_.begin(), order_host_.end(), 0);
+    if (options_.act_order) sort_descending(diagonal, order_host_);
     order_ = device_array<std::int32_t>(ctx_, columns_);
     order_.upload(order_host_.data());
-    std::vector<std::int32_t> groups(at(columns_));
+    group_of_host_.resize(at(columns_));
     for (index_t p = 0; p < columns_; ++p) {
-      groups[at(p)] = static_cast<std::int32_t>((dynamic_groups() ? p : index_t{order_host_[at(p)]}) /
-                                                format_.group_columns);
+      group_of_host_[at(p)] = static_cast<std::int32_t>((dynamic_groups() ? p : index_t{order_host_[at(p)]}) /
+                                                        format_.group_columns);
     }
     group_of_ = device_array<std::int32_t>(ctx_, columns_);
-    group_of_.upload(groups.data());
+    group_of_.upload(group_of_host_.data());
     if (keeps_order()) result_.order = order_host_;
   }
 
@@ -213,6 +235,9 @@ class sweeper {
       launch(gather_weight<>, {.grid = grid_of(w.out), .block = 256, .stream = ctx_.stream()}, w.data,
              diagonal_.data(), order_.data(), work_.data() + first_row * ld_, columns_, ld_, found_.data());
     });
+  }
+
+  void prepare_results() {
     feedback_ = device_array<float>(ctx_, rows_ * ld_);
     codes_by_position_ = device_array<std::uint8_t>(ctx_, rows_ * ld_);
     losses_ = device_array<double>(ctx_, rows_);
@@ -224,27 +249,45 @@ class sweeper {
     grids_ = {result_.scales.data(), result_.zeros.data(), format_.groups, found_.data()};
   }
 
-  /// factor_ becomes L of the reversed, damped Hessian.
+  /// factor_ becomes L of the reversed, damped Hessian. In float32 its rounding errors are the largest of all
+  /// and decide ties; tensor cores factorize float64 as fast, where there are such.
   void factorize() {
     factor_ = device_array<float>(ctx_, ld_ * ld_);
     factor_.fill_bytes(0);  // the upper triangle, too, which libraries may read
-    float* const corner = factor_.data() + (ld_ - columns_) * (ld_ + 1);
+    index_t const pad = ld_ - columns_;
+    int ratio = 0;
+    check(cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device::current().id),
+          "asking for a device's speed");
+    if (ratio > 2) {
+      factorize_in_place(factor_.data() + pad * (ld_ + 1), ld_);
+      return;
+    }
+    device_array<double> wide(ctx_, columns_ * columns_);
+    wide.fill_bytes(0);
+    factorize_in_place(wide.data(), columns_);
+    launch(narrow_factor<>, {.grid = grid_of(columns_), .block = 256, .stream = ctx_.stream()}, wide.data(),
+           factor_.data(), columns_, ld_);
+  }
+
+  /// The lower triangle of matrix[columns, columns] becomes L.
+  template <class T>
+  void factorize_in_place(T* matrix, index_t stride) {
+    constexpr cudaDataType_t type = sizeof(T) == 4 ? CUDA_R_32F : CUDA_R_64F;
     std::size_t device_bytes = 0;
     std::size_t host_bytes = 0;
-    check(
-        cusolverDnXpotrf_bufferSize(ctx_.solver(), ctx_.solver_parameters(), CUBLAS_FILL_MODE_LOWER, columns_,
-                                    CUDA_R_32F, corner, ld_, CUDA_R_32F, &device_bytes, &host_bytes),
-        "sizing a Cholesky factorization");
+    check(cusolverDnXpotrf_bufferSize(ctx_.solver(), ctx_.solver_parameters(), CUBLAS_FILL_MODE_LOWER,
+                                      columns_, type, matrix, stride, type, &device_bytes, &host_bytes),
+          "sizing a Cholesky factorization");
     device_array<char> device_workspace(ctx_, static_cast<index_t>(device_bytes));
     std::vector<char> host_workspace(host_bytes);
     device_array<int> info(ctx_, 1);
     for (damping_ = options_.damping;; ++damping_raised_) {
       added_diagonal_ = damping_ * dead_diagonal_;  // the mean of the diagonal, dead inputs included
-      launch(gather_hessian<>, {.grid = grid_of(columns_), .block = 256, .stream = ctx_.stream()},
-             hessian_.sum(), order_.data(), factor_.data(), columns_, ld_,
-             static_cast<float>(hessian_.scale()), dead_diagonal_, added_diagonal_, found_.data());
-      check(cusolverDnXpotrf(ctx_.solver(), ctx_.solver_parameters(), CUBLAS_FILL_MODE_LOWER, columns_,
-                             CUDA_R_32F, corner, ld_, CUDA_R_32F, device_workspace.data(), device_bytes,
+      launch(gather_hessian<T>, {.grid = grid_of(columns_), .block = 256, .stream = ctx_.stream()},
+             hessian_.sum(), order_.data(), matrix, columns_, stride, static_cast<float>(hessian_.scale()),
+             dead_diagonal_, added_diagonal_, found_.data());
+      check(cusolverDnXpotrf(ctx_.solver(), ctx_.solver_parameters(), CUBLAS_FILL_MODE_LOWER, columns_, type,
+                             matrix, stride, type, device_workspace.data(), device_bytes,
                              host_workspace.data(), host_bytes, info.data()),
             "factorizing the Hessian");
       int minor = 0;
@@ -498,7 +541,8 @@ class sweeper {
   event start_{cudaEventDefault};
   event factorized_{cudaEventDefault};
   event swept_{cudaEventDefault};
-  std::vector<std::int32_t> order_host_;  ///< original column of each position
+  std::vector<std::int32_t> order_host_;     ///< original column of each position
+  std::vector<std::int32_t> group_of_host_;  ///< here, because copies may be made later
   device_array<std::int32_t> order_;
   device_array<std::int32_t> group_of_;
   device_array<float> diagonal_;

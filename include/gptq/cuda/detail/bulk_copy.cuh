@@ -74,6 +74,10 @@ __device__ __forceinline__ void copy_bulk(void* to, void const* from, int bytes,
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
+/// What this thread has written lies before what bulk copies will.
+__device__ __forceinline__ void write_before_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 /// Barriers that this thread has initialized are there for copies.
 __device__ __forceinline__ void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

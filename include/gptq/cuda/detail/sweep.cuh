@@ -196,16 +196,15 @@ __global__ void gather_weight(float const* weight, float const* diagonal, int co
   }
 }
 
-/// The lower triangle of the reversed, damped Hessian. A block a column.
+/// The lower triangle of the reversed, damped Hessian, which is of float32 in any case. A block a column.
 /// @param dead_diagonal   what a dead input counts as
 /// @param added_diagonal  damping
-template <int Threads = 256>
-__global__ void gather_hessian(float const* sum, int const* order, float* factor, index_t columns, index_t ld,
+template <class T>
+__global__ void gather_hessian(float const* sum, int const* order, T* matrix, index_t columns, index_t stride,
                                float scale, double dead_diagonal, double added_diagonal, faults* found) {
-  index_t const pad = ld - columns;
   index_t const b = blockIdx.x;
   index_t const j = order[columns - 1 - b];
-  for (index_t a = b + threadIdx.x; a < columns; a += Threads) {
+  for (index_t a = b + threadIdx.x; a < columns; a += blockDim.x) {
     index_t const i = order[columns - 1 - a];
     float const given = sum[j * columns + i];
     if (!isfinite(given)) atomicMin(&found->hessian, static_cast<unsigned long long>(j * columns + i));
@@ -214,7 +213,17 @@ __global__ void gather_hessian(float const* sum, int const* order, float* factor
       double const live = given == 0.0F ? dead_diagonal : double{value};
       value = static_cast<float>(live + added_diagonal);
     }
-    factor[(b + pad) * ld + a + pad] = value;
+    matrix[b * stride + a] = value;
+  }
+}
+
+/// The lower triangle of `wide` as float32, padded at the upper left. A block a column.
+template <int Threads = 256>
+__global__ void narrow_factor(double const* wide, float* factor, index_t columns, index_t ld) {
+  index_t const pad = ld - columns;
+  index_t const b = blockIdx.x;
+  for (index_t a = b + threadIdx.x; a < columns; a += Threads) {
+    factor[(b + pad) * ld + a + pad] = static_cast<float>(wide[b * columns + a]);
   }
 }
 
