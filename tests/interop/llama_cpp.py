@@ -63,10 +63,11 @@ class Model:
         self.windows = tokens[: count * arguments.window].reshape(count, arguments.window)
 
     def quantize(self, name, scheme, bits, *options):
-        """A directory that quantize_llama has written."""
+        """A directory that quantize_llama has written, as well as it can in these bytes."""
         output = self.work / name
         quantize_llama(self.arguments, "--scheme", scheme, "--bits", bits, "--group-size", 32, "--window",
-                       self.arguments.window, "--true-sequential", "--output", output, *options)
+                       self.arguments.window, "--true-sequential", "--quality", "best", "--propagate", 0.5, "--output", output,
+                       *options)
         return output
 
     def llama_cpp_perplexity(self, path, windows):
