@@ -96,6 +96,16 @@ void check_packed(gptq_view const& view, gptq_version version) {
     CHECK(same(packed.scales(), expected.scales(), shape.scale_count()));
     CHECK(same(packed.zeros(), expected.zeros(), shape.zero_bytes()));
   }
+  // Codes and zeros may be anywhere, and nothing is written behind them.
+  auto const bytes = [](index_t count) { return std::vector<std::uint8_t>(at(count) + 2, 0xa5); };
+  auto codes = bytes(shape.code_bytes());
+  auto zeros = bytes(shape.zero_bytes());
+  std::vector<typename Format::scale> scales(at(shape.scale_count()));
+  gptq::checkpoint::gptq_packer<Format> const packer(view, version);
+  packer.pack(0, shape.row_blocks(), codes.data() + 1, scales.data(), zeros.data() + 1);
+  CHECK(same(codes.data() + 1, expected.codes(), shape.code_bytes()));
+  CHECK(same(zeros.data() + 1, expected.zeros(), shape.zero_bytes()));
+  CHECK((codes.front() == 0xa5 && codes.back() == 0xa5 && zeros.front() == 0xa5 && zeros.back() == 0xa5));
 }
 
 template <class Format>

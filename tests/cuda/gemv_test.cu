@@ -69,7 +69,7 @@ void check_shares(test::random& random) {
                 for (bool const in_turn : {false, true}) {
                   for (bool const halves : {true, false}) {
                     cuda::check(cudaMemset(y, 0xff, first.size()), "poisoning");
-                    if (!launcher({row_tiles, row_warps, halves, in_turn})) continue;
+                    if (!launcher({{row_tiles, row_warps}, halves, in_turn})) continue;
                     cuda::check(cudaMemcpy(other.data(), y, first.size(), cudaMemcpyDeviceToHost), "copying");
                     if (launched) CHECK(first == other);  // a sum does not depend on who makes it
                     launched = true;

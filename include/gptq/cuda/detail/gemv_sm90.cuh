@@ -314,10 +314,17 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
 #endif
 }
 
+/// How many row tiles a warp has, and how many warps share a chunk.
+struct block_shape {
+  int row_tiles;
+  int row_warps;
+
+  bool operator==(block_shape const&) const = default;
+};
+
 /// How gemv_sm90() is launched.
 struct gemv_plan {
-  int row_tiles;  ///< of a warp
-  int row_warps;  ///< that share a chunk
+  block_shape shape;
   /// A block has half of a multiprocessor's memory: the other half is the next kernel's, whose ring is full
   /// by the time it may start.
   bool halves;
@@ -333,33 +340,18 @@ class gemv_launcher {
 
   /// Launches, unless the ring would have fewer than two slots or there is no such kernel.
   bool operator()(gemv_plan const& plan) const {
-    if (x_.columns > 8) {
-      switch (plan.row_tiles * 10 + plan.row_warps) {
-        case 41:
-          return run<4, 1, 2>(plan);
-        case 32:
-          return run<3, 2, 2>(plan);
-        case 42:
-          return run<4, 2, 2>(plan);
-        default:
-          return false;
-      }
-    }
-    switch (plan.row_tiles * 10 + plan.row_warps) {
-      case 21:
-        return run<2, 1, 1>(plan);
-      case 31:
-        return run<3, 1, 1>(plan);
-      case 41:
-        return run<4, 1, 1>(plan);
-      case 32:
-        return run<3, 2, 1>(plan);
-      default:
-        return false;
-    }
+    return x_.columns > 8
+               ? run_in<2, block_shape{4, 1}, block_shape{3, 2}, block_shape{4, 2}>(plan)
+               : run_in<1, block_shape{2, 1}, block_shape{3, 1}, block_shape{4, 1}, block_shape{3, 2}>(plan);
   }
 
  private:
+  /// The plan's shape is one of these, or there is no such kernel.
+  template <int Tiles, block_shape... Shapes>
+  bool run_in(gemv_plan const& plan) const {
+    return ((plan.shape == Shapes && run<Shapes.row_tiles, Shapes.row_warps, Tiles>(plan)) || ...);
+  }
+
   template <int RowTiles, int RowWarps, int Tiles>
   bool run(gemv_plan const& plan) const {
     using m = gemv_memory<Format, RowTiles, RowWarps>;
@@ -406,15 +398,12 @@ bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* 
   index_t const tiles = w.layout().row_tiles(), sms = gpu.multiprocessors;
   bool const few = tiles <= 2 * sms, many_columns = x.columns > 8;
   if (many_columns && few) return false;
-  struct shape {
-    int row_tiles, row_warps;
-  };
-  auto const cost = [&](shape s) {
+  auto const cost = [&](block_shape s) {
     int const block_tiles = s.row_tiles * s.row_warps;
     return over(over(tiles, block_tiles), sms) * (5 * block_tiles + (many_columns ? 7 : 3));
   };
-  shape best{4, 1};
-  auto const consider = [&](shape s) {
+  block_shape best{4, 1};
+  auto const consider = [&](block_shape s) {
     if (cost(s) < cost(best)) best = s;
   };
   consider({3, 2});
@@ -426,10 +415,8 @@ bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* 
   }
   gemv_launcher<Format, T, Parts, Y> const launcher(w, x, y, stream, overlap, gpu);
   bool const brief = tiles * w.layout().chunks() * staged<Format>::code_bytes < sms * (512 * 1024);
-  if (brief && (few || x.columns <= 4) && launcher({best.row_tiles, best.row_warps, true, false}))
-    return true;
-  return launcher({best.row_tiles, best.row_warps, false, true}) ||
-         launcher({many_columns ? 4 : 2, 1, false, true});
+  if (brief && (few || x.columns <= 4) && launcher({best, true, false})) return true;
+  return launcher({best, false, true}) || launcher({{many_columns ? 4 : 2, 1}, false, true});
 }
 
 }  // namespace gptq::cuda::detail
