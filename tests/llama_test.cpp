@@ -376,10 +376,28 @@ TEST_CASE("a token sees nothing that comes after it") {
   CHECK(before.row(changed) != after.row(changed));
 }
 
+TEST_CASE("the output layer of a token, whatever its type, its size and the threads") {
+  scratch const dir;
+  json config = small_config();
+  config["vocab_size"] = GENERATE(1, 2, 81, 130);
+  config["hidden_size"] = GENERATE(32, 52);
+  config["head_dim"] = 8;
+  write_model(dir.path, config, GENERATE(dtype::f32, dtype::f16, dtype::bf16));
+  llama::model const m(dir.path);
+  auto const vocab = m.config().vocab_size;
+  llama::row_vector const x = llama::row_vector::Random(m.config().hidden_size);
+  llama::row_vector const expected = x * m.output_rows(0, vocab).transpose();
+  for (int const threads : {1, 2, 5}) {
+    CHECK((m.logits(x, threads) - expected).cwiseAbs().maxCoeff() < 1e-5F);
+  }
+}
+
 TEST_CASE("tokens one by one through the cache are the same as all at once") {
   scratch const dir;
   json config = small_config();
   config["num_key_value_heads"] = 2;
+  config["head_dim"] = GENERATE(8, 32, 20);
+  int const threads = GENERATE(1, 3);
   write_model(dir.path, config, dtype::f32);
   llama::model const m(dir.path);
   auto const& c = m.config();
@@ -387,13 +405,12 @@ TEST_CASE("tokens one by one through the cache are the same as all at once") {
   auto const angles = llama::make_rotations(c, 20);
 
   gptq::matrix whole = m.embed(tokens);
-  std::vector<gptq::matrix> pieces;
   std::vector<llama::kv_cache> caches(2);
   for (std::int64_t i = 0; i < 2; ++i) llama::run_layer({c, angles}, m.load(i, 1), whole);
   for (std::size_t t = 0; t < tokens.size(); t += t == 0 ? 5 : 1) {
     gptq::matrix x = m.embed(std::span(tokens).subspan(t, t == 0 ? 5 : 1));
     for (std::int64_t i = 0; i < 2; ++i) {
-      llama::run_layer({c, angles}, m.load(i, 1), x, &caches[static_cast<std::size_t>(i)]);
+      llama::run_layer({c, angles, threads}, m.load(i, 1), x, &caches[static_cast<std::size_t>(i)]);
     }
     CHECK((x - whole.middleRows(static_cast<Eigen::Index>(t), x.rows())).cwiseAbs().maxCoeff() < 1e-4F);
   }
@@ -415,7 +432,9 @@ TEST_CASE("tokens one by one through the cache are the same as all at once") {
     auto const generated = llama::generate(m, text, 12, {}, {float32, 1, false}).tokens;
     config["eos_token_id"] = json::array({7, generated[3]});
     write_file(dir.path / "config.json", config.dump());
-    auto const until = std::find(generated.begin(), generated.end(), generated[3]) - generated.begin();
+    std::array const ends{token{7}, generated[3]};
+    auto const until =
+        std::find_first_of(generated.begin(), generated.end(), ends.begin(), ends.end()) - generated.begin();
     auto const shorter = llama::generate(llama::model(dir.path), text, 12, {}, {}).tokens;
     CHECK(shorter == std::vector<token>(generated.begin(), generated.begin() + until));
   }

@@ -46,7 +46,7 @@ double perplexity(model const& m, std::span<token_window const> windows, arithme
   for_each(count, threads, [&](std::ptrdiff_t w) { at(x, w) = m.embed(at(windows, w)); });
   for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
     std::unique_ptr<decoder_layer> const layer =
-        device == nullptr ? m.load(i, how, threads)
+        device == nullptr ? m.load(i, how, how == arithmetic::float32 ? threads : 1)
                           : std::make_unique<device_layer>(*device, m.load(i, threads));
     for_each(count, threads, [&](std::ptrdiff_t w) {
       run_layer(ctx, *layer, at(x, w));

@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numbers>
+
+#include "threads.hpp"
+#include "vectors.hpp"
 
 namespace llama {
 namespace {
@@ -36,29 +40,73 @@ void causal_softmax(matrix& scores, Index seen) {
   }
 }
 
+/// softmax(q k') v of one query, q[1, query_size], for some of the heads. Position by position, as keys and
+/// values lie in memory: head by head, each would wait for it.
+/// @param weights  [heads, positions], those of these heads overwritten
+/// @param result   [1, query_size]
+void attend(config const& c, matrix const& q, rows_of const& k, rows_of const& v, gptq::index_range heads,
+            matrix& weights, matrix& result) {
+  Index const size = c.head_dim, sharing = c.num_attention_heads / c.num_key_value_heads;
+  for (Index p = 0; p < k.rows(); ++p) {
+    for (Index head = heads.first; head < heads.last; ++head) {
+      float const* const query = q.data() + head * size;
+      float const* const key = k.row(p).data() + head / sharing * size;
+      vector sum{};
+      for_each_vector(size, [&](Index i, std::size_t count) {
+        vector a{}, b{};
+        load(query + i, count, a);
+        load(key + i, count, b);
+        sum += a * b;
+      });
+      weights(head, p) = sum_of(sum);
+    }
+  }
+  for (Index head = heads.first; head < heads.last; ++head) {
+    auto all = weights.row(head).array();
+    all = (all - all.maxCoeff()).exp();
+    all *= 1.0F / all.sum();
+    result.row(0).segment(head * size, size).setZero();
+  }
+  for (Index p = 0; p < v.rows(); ++p) {
+    for (Index head = heads.first; head < heads.last; ++head) {
+      float* const sums = result.data() + head * size;
+      float const* const value = v.row(p).data() + head / sharing * size;
+      float const weight = weights(head, p);
+      for_each_vector(size, [&](Index i, std::size_t count) {
+        vector sum{}, more{};
+        load(sums + i, count, sum);
+        load(value + i, count, more);
+        sum += weight * more;
+        std::memcpy(sums + i, &sum, count * sizeof(float));
+      });
+    }
+  }
+}
+
 /// softmax(q k' / sqrt(head_dim)) v for each head; the last query sees all keys, each one before it one key
 /// less.
 /// @param q     [tokens, query_size], consumed
 /// @param k, v  [positions, key_value_size]; several heads of q share one of k and v
-matrix attention(config const& c, matrix q, rows_of const& k, rows_of const& v) {
+matrix attention(context const& ctx, matrix q, rows_of const& k, rows_of const& v) {
+  config const& c = ctx.c;
   constexpr Index block = 128;  // of queries: keys after a block's last one are not multiplied at all
   Index const size = c.head_dim;
   Index const sharing = c.num_attention_heads / c.num_key_value_heads;
   Index const earlier = k.rows() - q.rows();
   q *= 1.0F / std::sqrt(static_cast<float>(size));
-
   matrix result(q.rows(), q.cols());
-  matrix scores;
-  for (Index head = 0; head < c.num_attention_heads; ++head) {
+
+  if (q.rows() == 1) {
+    matrix weights(c.num_attention_heads, k.rows());
+    run_parts(ctx.threads, [&](int part) noexcept {
+      attend(c, q, k, v, gptq::token_share(c.num_attention_heads, part, ctx.threads), weights, result);
+    });
+    return result;
+  }
+  gptq::detail::parallel_for(c.num_attention_heads, ctx.threads, [&](Index head) {
     Index const column = head * size;
     Index const shared_column = head / sharing * size;
-    if (q.rows() == 1) {  // products with vectors, which a BLAS would else make as those of matrices
-      row_vector weights = q.row(0).segment(column, size) * k.middleCols(shared_column, size).transpose();
-      weights.array() = (weights.array() - weights.maxCoeff()).exp();
-      weights *= 1.0F / weights.sum();
-      result.row(0).segment(column, size).noalias() = weights * v.middleCols(shared_column, size);
-      continue;
-    }
+    matrix scores;
     for (Index first = 0; first < q.rows(); first += block) {
       Index const rows = std::min(block, q.rows() - first);
       Index const keys = earlier + first + rows;
@@ -67,7 +115,7 @@ matrix attention(config const& c, matrix q, rows_of const& k, rows_of const& v) 
       causal_softmax(scores, earlier + first + 1);
       result.block(first, column, rows, size).noalias() = scores * v.block(0, shared_column, keys, size);
     }
-  }
+  });
   return result;
 }
 
@@ -84,11 +132,11 @@ matrix self_attention(context const& ctx, decoder_layer const& layer, matrix con
   auto& [q, k, v] = products;
   rotate(q, ctx.angles, ctx.c.head_dim, first);
   rotate(k, ctx.angles, ctx.c.head_dim, first);
-  if (cache == nullptr) return attention(ctx.c, std::move(q), k, v);
+  if (cache == nullptr) return attention(ctx, std::move(q), k, v);
   append(cache->keys, first, k);
   append(cache->values, first, v);
   cache->positions += input.rows();
-  return attention(ctx.c, std::move(q), cache->keys.topRows(cache->positions),
+  return attention(ctx, std::move(q), cache->keys.topRows(cache->positions),
                    cache->values.topRows(cache->positions));
 }
 

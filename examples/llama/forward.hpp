@@ -41,6 +41,7 @@ matrix rms_norm(matrix const& x, row_vector const& weight, double epsilon);
 struct context {
   config const& c;
   rotations const& angles;  ///< for every position that is asked for
+  int threads = 1;          ///< for attention, each some of the heads
 };
 
 /// Runs one stage: afterwards `input` is the input of the stage's linear layers.

@@ -3,6 +3,7 @@
 #include "model.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <unistd.h>
 #include <utility>
@@ -17,6 +18,7 @@
 #include "gguf_model.hpp"
 #include "gptq_model.hpp"
 #include "threads.hpp"
+#include "vectors.hpp"
 
 namespace llama {
 namespace {
@@ -99,65 +101,56 @@ matrix rows(stored_weight const& weight, std::int64_t first, std::int64_t count)
   return values;
 }
 
-constexpr Eigen::Index lanes = 16;
-using vector [[gnu::vector_size(4 * lanes)]] = float;
-
-/// values = the first `count` of `lanes` numbers, and zeros, maybe not aligned. By reference, because how
-/// vectors are passed by value depends on the architecture.
-void load(float const* from, std::size_t count, vector& values) {
-  std::memcpy(&values, from, count * sizeof(float));
-}
-void load(gptq::bfloat16 const* from, std::size_t count, vector& values) {
-  using words [[gnu::vector_size(2 * lanes)]] = std::uint16_t;
-  using wide_words [[gnu::vector_size(4 * lanes)]] = std::uint32_t;
-  words bits{};
-  std::memcpy(&bits, from, count * sizeof(gptq::bfloat16));
-  wide_words const wide = __builtin_convertvector(bits, wide_words) << 16;
-  std::memcpy(&values, &wide, sizeof values);
-}
-void load(gptq::float16 const* from, std::size_t count, vector& values) {
-  gptq::float16 halves[lanes] = {};
-  std::memcpy(halves, from, count * sizeof(gptq::float16));
-  for (Eigen::Index i = 0; i < lanes; ++i) values[i] = static_cast<float>(halves[i]);
-}
-
-/// Sum of w[i] x[i] for w as it is stored. Conversion and products in one loop: then it takes little longer
-/// than reading w. (sgemv of OpenBLAS 0.3.21 takes two to three times as long.)
+/// The products of two rows, as they are stored, with x. Conversion and products in one loop: then they take
+/// little longer than reading the rows. (sgemv of OpenBLAS 0.3.21 takes two to three times as long.)
 template <class Stored>
-float dot(std::byte const* w, row_vector const& x) {
-  auto const* const stored = reinterpret_cast<Stored const*>(w);
-  vector sums[4] = {};  // so many that none waits for its last addition
-  auto const add = [&](vector& sum, Eigen::Index i, std::size_t count) {
-    vector weights{};
-    vector inputs{};
-    load(stored + i, count, weights);
-    load(x.data() + i, count, inputs);
-    sum += weights * inputs;
-  };
+std::array<float, 2> dot_two(std::array<std::byte const*, 2> rows, row_vector const& x) {
   constexpr auto size = static_cast<Eigen::Index>(sizeof(Stored));
-  Eigen::Index i = 0;
-  for (; i + 4 * lanes <= x.size(); i += 4 * lanes) {
-    for (Eigen::Index line = 0; line < 4 * lanes * size; line += 64) {
-      __builtin_prefetch(w + i * size + 512 + line, 0, 2);
+  vector sums[2][2] = {};  // of each row two, or each addition would wait for the last
+  auto const add = [&](std::size_t j, Eigen::Index i, Eigen::Index count) {
+    vector inputs{};
+    load(x.data() + i, static_cast<std::size_t>(count), inputs);
+    for (std::size_t r = 0; r < 2; ++r) {
+      vector weights{};
+      load(reinterpret_cast<Stored const*>(rows[r]) + i, static_cast<std::size_t>(count), weights);
+      sums[r][j] += weights * inputs;
     }
-    for (int j = 0; j < 4; ++j) add(sums[j], i + j * lanes, lanes);
+  };
+  Eigen::Index i = 0;
+  for (; i + 2 * lanes <= x.size(); i += 2 * lanes) {
+    for (std::byte const* const row : rows) {
+      for (Eigen::Index line = 0; line < 2 * lanes * size; line += 64) {
+        __builtin_prefetch(row + i * size + 512 + line, 0, 2);
+      }
+    }
+    add(0, i, lanes);
+    add(1, i + lanes, lanes);
   }
-  for (; i + lanes <= x.size(); i += lanes) add(sums[0], i, lanes);
-  if (i < x.size()) add(sums[1], i, static_cast<std::size_t>(x.size() - i));
-  vector const all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  float sum[lanes];
-  std::memcpy(sum, &all, sizeof sum);
-  for (Eigen::Index half = lanes / 2; half > 0; half /= 2) {
-    for (Eigen::Index j = 0; j < half; ++j) sum[j] += sum[j + half];
-  }
-  return sum[0];
+  for (; i < x.size(); i += lanes) add(0, i, std::min(lanes, x.size() - i));
+  return {sum_of(sums[0][0] + sums[0][1]), sum_of(sums[1][0] + sums[1][1])};
 }
 
-float dot(gptq::checkpoint::dtype type, std::byte const* w, row_vector const& x) {
+/// y = W x for rows as they are stored, one after another: those of the first half beside those of the
+/// second, because two places in turn are read faster than one.
+template <class Stored>
+void multiply_rows(std::byte const* w, row_vector const& x, std::span<float> y) {
+  std::size_t const row_bytes = static_cast<std::size_t>(x.size()) * sizeof(Stored), half = y.size() / 2;
+  for (std::size_t i = 0; i < half; ++i) {
+    auto const two = dot_two<Stored>({w + i * row_bytes, w + (half + i) * row_bytes}, x);
+    y[i] = two[0], y[half + i] = two[1];
+  }
+  if (y.size() % 2 == 1) {
+    std::byte const* const last = w + 2 * half * row_bytes;
+    y.back() = dot_two<Stored>({last, last}, x)[0];
+  }
+}
+
+void multiply_rows(gptq::checkpoint::dtype type, std::byte const* w, row_vector const& x,
+                   std::span<float> y) {
   using gptq::checkpoint::dtype;
-  return type == dtype::f32   ? dot<float>(w, x)
-         : type == dtype::f16 ? dot<gptq::float16>(w, x)
-                              : dot<gptq::bfloat16>(w, x);
+  type == dtype::f32   ? multiply_rows<float>(w, x, y)
+  : type == dtype::f16 ? multiply_rows<gptq::float16>(w, x, y)
+                       : multiply_rows<gptq::bfloat16>(w, x, y);
 }
 
 }  // namespace
@@ -351,20 +344,19 @@ void packed_layer::multiply_all(std::span<linear const> some, matrix const& x, m
     return weights[static_cast<std::size_t>(some[i])];
   };
   for (std::size_t i = 0; i < some.size(); ++i) y[i].resize(x.rows(), entry_of(i).weight.out);
-  auto const run_part = [&](int part, int parts) noexcept {
+  constexpr gptq::index_t cached =
+      256;  // rows: of few enough bytes to be read from memory for the first token only
+  run_parts(threads, [&](int part) noexcept {
     for (std::size_t i = 0; i < some.size(); ++i) {
       auto const& [weight, gemv] = entry_of(i);
-      auto const rows = gptq::row_share(weight.out, part, parts);
-      for (Eigen::Index t = 0; t < x.rows(); ++t) {
-        gemv(weight, x.row(t).data(), y[i].row(t).data(), rows.first, rows.last);
+      auto const share = gptq::row_share(weight.out, part, threads);
+      for (gptq::index_t first = share.first; first < share.last; first += cached) {
+        for (Eigen::Index t = 0; t < x.rows(); ++t) {
+          gemv(weight, x.row(t).data(), y[i].row(t).data(), first, std::min(first + cached, share.last));
+        }
       }
     }
-  };
-  if (x.rows() == 1) {
-    run_parts(threads, [&](int part) noexcept { run_part(part, threads); });
-  } else {
-    run_part(0, 1);
-  }
+  });
 }
 
 std::size_t packed_layer::bytes() const {
@@ -471,14 +463,16 @@ row_vector model::logits(row_vector const& x, int threads) const {
                                   row_vector(config_.hidden_size));
   run_parts(parts, [&](int part) noexcept {
     auto const share = gptq::row_share(config_.vocab_size, part, parts);
-    for (std::int64_t i = share.first; i < share.last; ++i) {
-      if (type) {
-        y(i) = dot(*type, weight.bytes().data() + static_cast<std::size_t>(i) * row_bytes, x);
-      } else {
-        row_vector& row = decoded[static_cast<std::size_t>(part)];
-        weight.rows(i, 1, row.data());
-        y(i) = dot<float>(reinterpret_cast<std::byte const*>(row.data()), x);
-      }
+    std::span<float> const logits(y.data() + share.first, static_cast<std::size_t>(share.last - share.first));
+    if (type) {
+      multiply_rows(*type, weight.bytes().data() + static_cast<std::size_t>(share.first) * row_bytes, x,
+                    logits);
+      return;
+    }
+    row_vector& row = decoded[static_cast<std::size_t>(part)];
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      weight.rows(share.first + static_cast<std::int64_t>(i), 1, row.data());
+      multiply_rows<float>(reinterpret_cast<std::byte const*>(row.data()), x, logits.subspan(i, 1));
     }
   });
   return y;

@@ -55,7 +55,7 @@ struct decoder_layer {
     multiply_all(std::span(&l, 1), x, &y);
     return y;
   }
-  /// The same for several linear layers with the same input: for a single token threads meet only once.
+  /// The same for several linear layers with the same input: threads meet only once.
   template <std::size_t N>
   std::array<matrix, N> multiply(linear const (&some)[N], matrix const& x) const {
     std::array<matrix, N> y;
@@ -88,7 +88,7 @@ struct packed_layer final : decoder_layer {
     gemv_kernel gemv = nullptr;
   };
   std::array<entry, linears> weights;
-  int threads = 1;  ///< for a single token; several tokens are one thread's work
+  int threads = 1;
 
   std::size_t bytes() const override;
 
@@ -133,8 +133,9 @@ class model {
   bool has_kernels() const;
   /// A decoder layer in float32, decoding what is packed; on `threads` threads.
   float_layer load(std::int64_t layer, int threads) const;
-  /// A decoder layer in the arithmetic asked for, which packed layers share with this model. Throws
-  /// gptq::error when one of its linear layers is not packed, or in a format without kernels.
+  /// A decoder layer in the arithmetic asked for, which packed layers share with this model, and whose
+  /// products they make on `threads` threads. Throws gptq::error when one of its linear layers is not packed,
+  /// or in a format without kernels.
   std::unique_ptr<decoder_layer> load(std::int64_t layer, arithmetic how, int threads) const;
   /// A linear layer as the model directory has it: [out, in].
   matrix original(std::int64_t layer, linear l) const;
