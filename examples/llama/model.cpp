@@ -106,7 +106,8 @@ matrix rows(stored_weight const& weight, std::int64_t first, std::int64_t count)
 template <class Stored>
 std::array<float, 2> dot_two(std::array<std::byte const*, 2> rows, row_vector const& x) {
   constexpr auto size = static_cast<Eigen::Index>(sizeof(Stored));
-  vector sums[2][2] = {};  // of each row two, or each addition would wait for the last
+  constexpr Eigen::Index ahead = 4096;  // bytes that processors do not ask for by themselves: past a page
+  vector sums[2][2] = {};               // of each row two, or each addition would wait for the last
   auto const add = [&](std::size_t j, Eigen::Index i, Eigen::Index count) {
     vector inputs{};
     load(x.data() + i, static_cast<std::size_t>(count), inputs);
@@ -120,7 +121,7 @@ std::array<float, 2> dot_two(std::array<std::byte const*, 2> rows, row_vector co
   for (; i + 2 * lanes <= x.size(); i += 2 * lanes) {
     for (std::byte const* const row : rows) {
       for (Eigen::Index line = 0; line < 2 * lanes * size; line += 64) {
-        __builtin_prefetch(row + i * size + 512 + line, 0, 2);
+        __builtin_prefetch(row + i * size + ahead + line, 0, 2);
       }
     }
     add(0, i, lanes);
