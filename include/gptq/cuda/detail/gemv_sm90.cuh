@@ -130,7 +130,8 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
 /// many row tiles each in turn, or (not in_turn) block b of n those from b / n of all to (b + 1) / n. The
 /// next kernel may start when `late` stages are left to copy.
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int RowWarps, int Tiles>
-__global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1 ? 2 : 1)
+__global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
+                                  Tiles == 1 && RowTiles * RowWarps < 8 ? 2 : 1)
     gemv_sm90(prepacked_view<Format> w, operands<T> x, Y* y, int slots, int late, bool in_turn) {
 #if GPTQ_BULK_COPIES
   using m = gemv_memory<Format, RowTiles, RowWarps, Tiles>;
@@ -232,7 +233,16 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
           }
           write_before_copies();
         }
-        if (one_of_warp()) {  // lanes would take turns
+        // Lanes take turns at copies, so one had better make many of them. In these blocks lanes are as fast
+        // with 8 columns and a little faster with one.
+        if constexpr (RowWarps == 1 && Tiles == 1) {
+          if (lane < x.columns) {
+            arrive_expecting(full + slot, bytes);
+            copy_bulk(to + lane * m::column_bytes, from + lane * x.stride, bytes, full + slot);
+          } else {
+            arrive(full + slot);
+          }
+        } else if (one_of_warp()) {
           arrive_expecting(full + slot, x.columns * bytes);
 #pragma unroll
           for (int c = 0; c < 8 * Tiles; ++c) {
@@ -414,9 +424,10 @@ class gemv_launcher {
 ///
 /// What has been fastest on an H200: as many row tiles a block at once as make rounds of the blocks cheapest;
 /// what a chunk's columns take is that of 0.6 row tiles with 8 of them and of 1.4 with 16. With more columns
-/// than one, equal shares of row tiles, eight at once, may be cheaper than whole blocks in turn. A matrix
-/// that takes long, or more columns than a few, are for blocks with all of a multiprocessor's memory. 16
-/// columns of fewer row tiles than multiprocessors are not for this kernel: each block reads them all.
+/// than one, or than 8 where there are zero points, equal shares of row tiles, eight at once, may be cheaper
+/// than whole blocks in turn. A matrix that takes long, or more columns than a few, are for blocks with all
+/// of a multiprocessor's memory. 16 columns of fewer row tiles than multiprocessors are not for this kernel:
+/// each block reads them all.
 template <device_format Format, class T, int Parts, class Y>
 bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* y, cudaStream_t stream,
                       bool overlap, device const& gpu) {
@@ -442,7 +453,8 @@ bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* 
   bool const brief = tiles * w.layout().chunks() * staged<Format>::code_bytes < sms * (512 * 1024);
   if (brief && !many_columns && (few || x.columns <= 4) && launcher({best, true, false})) return true;
   index_t const share = over(tiles, sms);
-  bool const even = x.columns > 1 && 5 * share + column_cost * over(share, 8) < cost(best);
+  bool const even =
+      x.columns > (Format::has_zero_point ? 8 : 1) && 5 * share + column_cost * over(share, 8) < cost(best);
   return (even && launcher({{4, 2}, false, false})) || launcher({best, false, true}) ||
          launcher({{2, 1}, false, true});
 }
