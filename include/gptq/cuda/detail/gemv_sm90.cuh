@@ -422,12 +422,13 @@ class gemv_launcher {
 /// y = W x for up to 16 columns, where this program has gemv_sm90() for this device, memory for it, and
 /// nothing faster.
 ///
-/// What has been fastest on an H200: as many row tiles a block at once as make rounds of the blocks cheapest;
-/// what a chunk's columns take is that of 0.6 row tiles with 8 of them and of 1.4 with 16. With more columns
-/// than one, or than 8 where there are zero points, equal shares of row tiles, eight at once, may be cheaper
-/// than whole blocks in turn. A matrix that takes long, or more columns than a few, are for blocks with all
-/// of a multiprocessor's memory. 16 columns of fewer row tiles than multiprocessors are not for this kernel:
-/// each block reads them all.
+/// What has been fastest on an H200, for a matrix that takes long or for more columns than a few: as many row
+/// tiles a block at once as make rounds of the blocks cheapest, where what a chunk's columns take is that of
+/// 0.6 row tiles with 8 of them and of 1.4 with 16. With more columns than one, or than 8 where there are
+/// zero points, equal shares of row tiles, eight at once, may be cheaper than whole blocks in turn. Otherwise
+/// a block's share at once if that is possible, or else two row tiles, in half of the memory; all of it where
+/// blocks are fewer than multiprocessors. 16 columns of fewer row tiles than multiprocessors are not for this
+/// kernel: each block reads them all.
 template <device_format Format, class T, int Parts, class Y>
 bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* y, cudaStream_t stream,
                       bool overlap, device const& gpu) {
@@ -451,8 +452,14 @@ bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* 
   if (!many_columns || few) consider({2, 1});
   gemv_launcher<Format, T, Parts, Y> const launcher(w, x, y, stream, overlap, gpu);
   bool const brief = tiles * w.layout().chunks() * staged<Format>::code_bytes < sms * (512 * 1024);
-  if (brief && !many_columns && (few || x.columns <= 4) && launcher({best, true, false})) return true;
   index_t const share = over(tiles, sms);
+  if (brief && share == 1 && launcher({{2, 1}, false, true})) return true;
+  if (brief && !many_columns && (few || x.columns <= 4)) {
+    block_shape const at_once = share == 3                 ? block_shape{3, 1}
+                                : share == 5 || share == 6 ? block_shape{3, 2}
+                                                           : block_shape{2, 1};
+    if (launcher({at_once, true, false})) return true;
+  }
   bool const even =
       x.columns > (Format::has_zero_point ? 8 : 1) && 5 * share + column_cost * over(share, 8) < cost(best);
   return (even && launcher({{4, 2}, false, false})) || launcher({best, false, true}) ||
