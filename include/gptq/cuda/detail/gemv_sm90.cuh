@@ -14,7 +14,7 @@ inline constexpr int gemv_sm90_warps = 8;
 inline constexpr int gemv_sm90_threads = 32 * (gemv_sm90_warps + 2);
 
 /// Shared memory: barriers, zeros in place of columns that are not there, the ring, and sums of the warps.
-template <device_format Format, int RowTiles, int RowWarps>
+template <device_format Format, int RowTiles, int RowWarps, int Tiles>
 struct gemv_memory {
   using s = staged<Format>;
   static constexpr int stage_chunks = gemv_sm90_warps / RowWarps;
@@ -36,8 +36,13 @@ struct gemv_memory {
   }
   /// Of a row's sums: an odd number of floats, for the banks' sake.
   GPTQ_HOST_DEVICE static constexpr int pitch(int columns) { return columns | 1; }
+  /// Whether warps get as many row tiles each where a block has fewer than all.
+  static constexpr bool uneven = RowTiles == 4 && RowWarps == 2;
+  /// Row tiles of each warp that are added up at once. Sums of 16 columns of all of four in a row would take
+  /// a slot of the ring.
+  static constexpr int pass_tiles = Tiles == 2 && RowTiles == 4 && RowWarps == 1 ? 2 : RowTiles;
   static constexpr int sum_bytes(int columns) {
-    return stage_chunks * block_tiles * tile_rows * pitch(columns) * int{sizeof(float)};
+    return stage_chunks * RowWarps * pass_tiles * tile_rows * pitch(columns) * int{sizeof(float)};
   }
   /// Slots of the ring in so many bytes of shared memory.
   static constexpr int slots(int bytes, int columns) {
@@ -125,10 +130,11 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
 /// many row tiles each in turn, or (not in_turn) block b of n those from b / n of all to (b + 1) / n. The
 /// next kernel may start when `late` stages are left to copy.
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int RowWarps, int Tiles>
-__global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1 ? 2 : 1)
+__global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
+                                  Tiles == 1 && RowTiles * RowWarps < 8 ? 2 : 1)
     gemv_sm90(prepacked_view<Format> w, operands<T> x, Y* y, int slots, int late, bool in_turn) {
 #if GPTQ_BULK_COPIES
-  using m = gemv_memory<Format, RowTiles, RowWarps>;
+  using m = gemv_memory<Format, RowTiles, RowWarps, Tiles>;
   using s = staged<Format>;
   using layout = prepacked_layout<Format>;
   constexpr int stage_chunks = m::stage_chunks, block_tiles = m::block_tiles,
@@ -215,21 +221,33 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
     constexpr int most = stage_chunks * chunk_columns;
     int slot = 0, parity = 1;
     for (int tile = first_tile; tile < end_tile; tile += tile_step) {
-      T const* from = x.data + lane * x.stride;
+      T const* from = x.data;
       int left = static_cast<int>(x.width);
       for (int step = 0; step < steps; ++step) {
-        char* const to = ring + slot * stage_bytes + m::weight_bytes + lane * m::column_bytes;
+        char* const to = ring + slot * stage_bytes + m::weight_bytes;
         int const bytes = 2 * min(left, most);
         wait_for(empty + slot, parity);
         if (bytes < 2 * most && lane < x.columns) {
           for (int i = bytes; i < 2 * most; i += 16) {
-            *reinterpret_cast<uint4*>(to + i) = make_uint4(0, 0, 0, 0);
+            *reinterpret_cast<uint4*>(to + lane * m::column_bytes + i) = make_uint4(0, 0, 0, 0);
           }
           write_before_copies();
         }
-        if (lane < x.columns) {
-          arrive_expecting(full + slot, bytes);
-          copy_bulk(to, from, bytes, full + slot);
+        // Lanes take turns at copies, so one had better make many of them. In these blocks lanes are as fast
+        // with 8 columns and a little faster with one.
+        if constexpr (RowWarps == 1 && Tiles == 1) {
+          if (lane < x.columns) {
+            arrive_expecting(full + slot, bytes);
+            copy_bulk(to + lane * m::column_bytes, from + lane * x.stride, bytes, full + slot);
+          } else {
+            arrive(full + slot);
+          }
+        } else if (one_of_warp()) {
+          arrive_expecting(full + slot, x.columns * bytes);
+#pragma unroll
+          for (int c = 0; c < 8 * Tiles; ++c) {
+            if (c < x.columns) copy_bulk(to + c * m::column_bytes, from + c * x.stride, bytes, full + slot);
+          }
         } else {
           arrive(full + slot);
         }
@@ -254,32 +272,46 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
   int const pitch = m::pitch(x.columns);
   for (int tile = first_tile; tile < end_tile; tile += tile_step) {
     float sums[RowTiles][Tiles][4] = {};
+    int const present = min(block_tiles, end_tile - tile);
+    int const own_tiles = m::uneven ? (present + RowWarps - 1) / RowWarps : RowTiles;
+    int const row_tile = row_warp * own_tiles;
     for (int step = 0; step < steps; ++step) {
       int const chunk = step * stage_chunks + chunk_of_stage;
       char* const stage = ring + slot * stage_bytes;
       wait_for(full + slot, parity);
       if (chunk < chunks) {
         int const group = group_of(chunk) - group_of(step * stage_chunks);
-        int const row_tile = row_warp * RowTiles;
         char const* const codes = stage + row_tile * m::code_bytes + chunk_of_stage * s::code_bytes;
         char const* const scales =
             stage + block_tiles * m::code_bytes + row_tile * m::scale_bytes + group * scale_unit;
         char const* const zeros = stage + block_tiles * (m::code_bytes + m::scale_bytes) +
                                   row_tile * m::zero_bytes + group * layout::zero_bytes;
-        lane_chunk<Format> words[RowTiles];
+        auto const multiply_tiles = [&]<int Count>(float(&count_sums)[Count][Tiles][4]) {
+          lane_chunk<Format> words[Count];
 #pragma unroll
-        for (int r = 0; r < RowTiles; ++r) {
-          words[r].load(codes + r * m::code_bytes, scales + r * m::scale_bytes, zeros + r * m::zero_bytes,
-                        lane);
-        }
-        char const* column[Tiles];
+          for (int r = 0; r < Count; ++r) {
+            words[r].load(codes + r * m::code_bytes, scales + r * m::scale_bytes, zeros + r * m::zero_bytes,
+                          lane);
+          }
+          char const* column[Tiles];
 #pragma unroll
-        for (int n = 0; n < Tiles; ++n) {
-          bool const there = lane / 4 + 8 * n < x.columns;
-          column[n] = there ? stage + column_offset + 8 * n * m::column_bytes : no_column;
+          for (int n = 0; n < Tiles; ++n) {
+            bool const there = lane / 4 + 8 * n < x.columns;
+            column[n] = there ? stage + column_offset + 8 * n * m::column_bytes : no_column;
+          }
+          multiply_chunks<bare, Format, T>(
+              words, [&](int n, int h) { return *reinterpret_cast<uint4 const*>(column[n] + 64 * h); },
+              count_sums);
+        };
+        if constexpr (m::uneven) {
+          if (own_tiles < RowTiles) {
+            multiply_tiles(reinterpret_cast<float(&)[RowTiles - 1][Tiles][4]>(sums));
+          } else {
+            multiply_tiles(sums);
+          }
+        } else {
+          multiply_tiles(sums);
         }
-        multiply_chunks<bare, Format, T>(
-            words, [&](int n, int h) { return *reinterpret_cast<uint4 const*>(column[n] + 64 * h); }, sums);
       }
       __syncwarp();          // or arrivals of a lane that is late cost an instruction of their own
       arrive(empty + slot);  // each lane for its own reads, which is what racecheck understands
@@ -287,29 +319,33 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads), Tiles == 1
     }
 
     // The warps' sums: [chunk of a stage][row][column].
-    constexpr int rows = block_tiles * tile_rows;
-    if (tile != first_tile) wait_for_threads<multiplying>();  // until the last have been added up
+    index_t const end_row = min(w.out, index_t{end_tile} * tile_rows);
+    unrolled<0, RowTiles / m::pass_tiles>([&]<int Pass>() {
+      constexpr int first = Pass * m::pass_tiles, rows = RowWarps * m::pass_tiles * tile_rows;
+      if (Pass > 0 || tile != first_tile)
+        wait_for_threads<multiplying>();  // until the last have been added up
 #pragma unroll
-    for (int r = 0; r < RowTiles; ++r) {
+      for (int r = 0; r < m::pass_tiles; ++r) {
+        if (r >= own_tiles) continue;
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
+        for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          int const row =
-              chunk_of_stage * rows + (row_warp * RowTiles + r) * tile_rows + lane / 4 + 8 * (k / 2);
-          int const column = 8 * n + 2 * (lane % 4) + k % 2;
-          if (column < x.columns) shared[row * pitch + column] = sums[r][n][k];
+          for (int k = 0; k < 4; ++k) {
+            int const row = chunk_of_stage * rows + (row_tile + r) * tile_rows + lane / 4 + 8 * (k / 2);
+            int const column = 8 * n + 2 * (lane % 4) + k % 2;
+            if (column < x.columns) shared[row * pitch + column] = sums[first + r][n][k];
+          }
         }
       }
-    }
-    wait_for_threads<multiplying>();
+      wait_for_threads<multiplying>();
 #pragma unroll 1
-    for (int j = threadIdx.x; j < rows * (x.columns / Parts); j += multiplying) {
-      int const row = j % rows, token = j / rows;
-      float const sum = sum_of_warps<stage_chunks, Parts>(shared, rows, pitch, row, token);
-      index_t const at = index_t{tile} * tile_rows + row;
-      if (at < min(w.out, index_t{end_tile} * tile_rows)) y[token * w.out + at] = to<Y>(sum);
-    }
+      for (int j = threadIdx.x; j < rows * (x.columns / Parts); j += multiplying) {
+        int const row = j % rows, token = j / rows;
+        float const sum = sum_of_warps<stage_chunks, Parts>(shared, rows, pitch, row, token);
+        index_t const at = (index_t{tile} + first) * tile_rows + row;
+        if (at < end_row) y[token * w.out + at] = to<Y>(sum);
+      }
+    });
   }
 #endif
 }
@@ -341,8 +377,9 @@ class gemv_launcher {
   /// Launches, unless the ring would have fewer than two slots or there is no such kernel.
   bool operator()(gemv_plan const& plan) const {
     return x_.columns > 8
-               ? run_in<2, block_shape{4, 1}, block_shape{3, 2}, block_shape{4, 2}>(plan)
-               : run_in<1, block_shape{2, 1}, block_shape{3, 1}, block_shape{4, 1}, block_shape{3, 2}>(plan);
+               ? run_in<2, block_shape{2, 1}, block_shape{4, 1}, block_shape{3, 2}, block_shape{4, 2}>(plan)
+               : run_in<1, block_shape{2, 1}, block_shape{3, 1}, block_shape{4, 1}, block_shape{3, 2},
+                        block_shape{4, 2}>(plan);
   }
 
  private:
@@ -354,7 +391,7 @@ class gemv_launcher {
 
   template <int RowTiles, int RowWarps, int Tiles>
   bool run(gemv_plan const& plan) const {
-    using m = gemv_memory<Format, RowTiles, RowWarps>;
+    using m = gemv_memory<Format, RowTiles, RowWarps, Tiles>;
     // The system takes 1 KiB for each block; one block can have all of a multiprocessor's less that.
     int const memory = plan.halves ? (gpu_.shared_memory + 1024) / 2 - 1024 : gpu_.shared_memory;
     int const slots = m::slots(memory, x_.columns);
@@ -385,10 +422,13 @@ class gemv_launcher {
 /// y = W x for up to 16 columns, where this program has gemv_sm90() for this device, memory for it, and
 /// nothing faster.
 ///
-/// What has been fastest on an H200: as many row tiles a block at once as make rounds of the blocks cheapest;
-/// what a chunk's columns take is that of 0.6 row tiles with 8 of them and of 1.4 with 16. A matrix that
-/// takes long, or more columns than a few, are for blocks with all of a multiprocessor's memory. 16 columns
-/// of few row tiles are not for this kernel: each block reads them all.
+/// What has been fastest on an H200, for a matrix that takes long or for more columns than a few: as many row
+/// tiles a block at once as make rounds of the blocks cheapest, where what a chunk's columns take is that of
+/// 0.6 row tiles with 8 of them and of 1.4 with 16. With more columns than one, or than 8 where there are
+/// zero points, equal shares of row tiles, eight at once, may be cheaper than whole blocks in turn. Otherwise
+/// a block's share at once if that is possible, or else two row tiles, in half of the memory; all of it where
+/// blocks are fewer than multiprocessors. 16 columns of fewer row tiles than multiprocessors are not for this
+/// kernel: each block reads them all.
 template <device_format Format, class T, int Parts, class Y>
 bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* y, cudaStream_t stream,
                       bool overlap, device const& gpu) {
@@ -397,26 +437,33 @@ bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* 
   auto const over = [](index_t a, index_t b) { return (a + b - 1) / b; };
   index_t const tiles = w.layout().row_tiles(), sms = gpu.multiprocessors;
   bool const few = tiles <= 2 * sms, many_columns = x.columns > 8;
-  if (many_columns && few) return false;
+  if (many_columns && tiles <= sms) return false;
+  int const column_cost = many_columns ? 7 : 3;
   auto const cost = [&](block_shape s) {
     int const block_tiles = s.row_tiles * s.row_warps;
-    return over(over(tiles, block_tiles), sms) * (5 * block_tiles + (many_columns ? 7 : 3));
+    return over(over(tiles, block_tiles), sms) * (5 * block_tiles + column_cost);
   };
   block_shape best{4, 1};
   auto const consider = [&](block_shape s) {
     if (cost(s) < cost(best)) best = s;
   };
   consider({3, 2});
-  if (many_columns) {
-    consider({4, 2});
-  } else {
-    consider({3, 1});
-    consider({2, 1});
-  }
+  if (!many_columns) consider({3, 1});
+  if (!many_columns || few) consider({2, 1});
   gemv_launcher<Format, T, Parts, Y> const launcher(w, x, y, stream, overlap, gpu);
   bool const brief = tiles * w.layout().chunks() * staged<Format>::code_bytes < sms * (512 * 1024);
-  if (brief && (few || x.columns <= 4) && launcher({best, true, false})) return true;
-  return launcher({best, false, true}) || launcher({{many_columns ? 4 : 2, 1}, false, true});
+  index_t const share = over(tiles, sms);
+  if (brief && share == 1 && launcher({{2, 1}, false, true})) return true;
+  if (brief && !many_columns && (few || x.columns <= 4)) {
+    block_shape const at_once = share == 3                 ? block_shape{3, 1}
+                                : share == 5 || share == 6 ? block_shape{3, 2}
+                                                           : block_shape{2, 1};
+    if (launcher({at_once, true, false})) return true;
+  }
+  bool const even =
+      x.columns > (Format::has_zero_point ? 8 : 1) && 5 * share + column_cost * over(share, 8) < cost(best);
+  return (even && launcher({{4, 2}, false, false})) || launcher({best, false, true}) ||
+         launcher({{2, 1}, false, true});
 }
 
 }  // namespace gptq::cuda::detail
