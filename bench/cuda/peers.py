@@ -60,7 +60,10 @@ def int4pack(rows, columns, tokens):
 
 # The policy by which Marlin's copies of weights leave the cache first is an illegal instruction on Hopper; weights that
 # are rotated are not in the cache anyway.
-CACHE_HINT = {"createpolicy.fractional.L2::evict_first.b64 p, 1.0;": "", ".L2::cache_hint [%0], [%1], %2, p;": " [%0], [%1], %2;"}
+CACHE_HINT = {
+    "createpolicy.fractional.L2::evict_first.b64 p, 1.0;": "",
+    ".L2::cache_hint [%0], [%1], %2, p;": " [%0], [%1], %2;",
+}
 MARLIN = """
 extern "C" int marlin_product(void const* x, void const* codes, void* y, void* scales, int tokens, int rows,
                               int columns, void* locks, void* stream) {{

@@ -345,15 +345,16 @@ void packed_layer::multiply_all(std::span<linear const> some, matrix const& x, m
     return weights[static_cast<std::size_t>(some[i])];
   };
   for (std::size_t i = 0; i < some.size(); ++i) y[i].resize(x.rows(), entry_of(i).weight.out);
-  constexpr gptq::index_t cached =
-      256;  // rows: of few enough bytes to be read from memory for the first token only
+  // So few bytes that they are read from memory for the first token only; each call arranges x again.
+  constexpr gptq::index_t cached_rows = 256;
   run_parts(threads, [&](int part) noexcept {
     for (std::size_t i = 0; i < some.size(); ++i) {
       auto const& [weight, gemv] = entry_of(i);
       auto const share = gptq::row_share(weight.out, part, threads);
-      for (gptq::index_t first = share.first; first < share.last; first += cached) {
+      gptq::index_t const step = x.rows() == 1 ? weight.out : cached_rows;
+      for (gptq::index_t first = share.first; first < share.last; first += step) {
         for (Eigen::Index t = 0; t < x.rows(); ++t) {
-          gemv(weight, x.row(t).data(), y[i].row(t).data(), first, std::min(first + cached, share.last));
+          gemv(weight, x.row(t).data(), y[i].row(t).data(), first, std::min(first + step, share.last));
         }
       }
     }
