@@ -31,7 +31,7 @@ constexpr int rounds = 15;
 struct arguments {
   std::filesystem::path model;
   std::int64_t tokens = 128;
-  std::int64_t windows = 8;
+  std::int64_t windows = 128;  // as quantize_llama has them
   int threads = 0;
 };
 
