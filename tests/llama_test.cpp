@@ -465,6 +465,35 @@ TEST_CASE("choosing a token") {
   CHECK(llama::choose(logits, how, 0.54) == 3);
 }
 
+TEST_CASE("packed layers make the same of a prompt as their decoded weights, on any number of threads") {
+  scratch const dir;
+  json config = small_config();
+  config["intermediate_size"] = 600;  // more rows than stay in a cache for all tokens of a prompt
+  write_model(dir.path, config, dtype::f32);
+  auto const tokens = random_tokens(2 * 24, 80);
+  llama::quantization how;
+  how.quantize.format = {"asymmetric", 4, 32};
+  how.quantize.round_to_nearest = true;
+  llama::model m(dir.path);
+  llama::quantize_model(m, llama::cut_windows(tokens, 24, 0), how, {});
+  auto const prompt = std::span(tokens).first(7);
+  auto const angles = llama::make_rotations(m.config(), 7);
+  gptq::matrix expected = m.embed(prompt);
+  llama::run_layer({m.config(), angles}, m.load(0, 1), expected);
+  for (int const threads : {1, 2, 3}) {
+    auto const packed = m.load(0, llama::arithmetic::int15, threads);
+    gptq::matrix whole = m.embed(prompt);
+    llama::run_layer({m.config(), angles, threads}, *packed, whole);
+    CHECK((whole - expected).cwiseAbs().maxCoeff() < 1e-3F * expected.cwiseAbs().maxCoeff());
+    llama::kv_cache cache;
+    for (Eigen::Index t = 0; t < whole.rows(); ++t) {
+      gptq::matrix x = m.embed(prompt.subspan(static_cast<std::size_t>(t), 1));
+      llama::run_layer({m.config(), angles, threads}, *packed, x, &cache);
+      CHECK((x - whole.row(t)).cwiseAbs().maxCoeff() < 1e-4F * whole.cwiseAbs().maxCoeff());
+    }
+  }
+}
+
 TEST_CASE("quantizing a model") {
   scratch const dir;
   json config = small_config();

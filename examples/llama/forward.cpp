@@ -30,12 +30,18 @@ void rotate(matrix& rows, rotations const& angles, Index head_dim, Index first) 
   }
 }
 
+/// In place, of one row.
+template <class Row>
+void softmax(Row&& row) {
+  auto values = row.array();
+  values = (values - values.maxCoeff()).exp();
+  values *= 1.0F / values.sum();
+}
+
 /// Turns scores[rows, keys] into attention weights in place; row r sees the first `seen + r` keys.
 void causal_softmax(matrix& scores, Index seen) {
   for (Index r = 0; r < scores.rows(); ++r) {
-    auto visible = scores.row(r).head(seen + r).array();
-    visible = (visible - visible.maxCoeff()).exp();
-    visible *= 1.0F / visible.sum();
+    softmax(scores.row(r).head(seen + r));
     scores.row(r).tail(scores.cols() - seen - r).setZero();
   }
 }
@@ -62,9 +68,7 @@ void attend(config const& c, matrix const& q, rows_of const& k, rows_of const& v
     }
   }
   for (Index head = heads.first; head < heads.last; ++head) {
-    auto all = weights.row(head).array();
-    all = (all - all.maxCoeff()).exp();
-    all *= 1.0F / all.sum();
+    softmax(weights.row(head));
     result.row(0).segment(head * size, size).setZero();
   }
   for (Index p = 0; p < v.rows(); ++p) {
