@@ -98,6 +98,31 @@ TEST_CASE("gemv on compute capability 9.0, however its work is shared out") {
   check_shares<format<gptq::asymmetric, 2, 256>, __nv_bfloat16, float>(random);
 }
 
+TEST_CASE("gemv on compute capability 9.0 keeps multiprocessors about equally busy") {
+  auto const over = [](index_t a, index_t b) { return (a + b - 1) / b; };
+  int uneven = 0, missing = 0;
+  for (index_t const sms : {78, 132, 148}) {
+    for (index_t tiles = 1; tiles < 3000; ++tiles) {
+      for (index_t const chunks : {2, 32, 48, 64, 65, 224}) {
+        for (int const columns : {1, 2, 3, 4, 8, 9, 16}) {
+          auto const plan = cuda::detail::plan_gemv(tiles, chunks, tiles * chunks * 1024, columns, sms);
+          index_t const share = over(tiles, sms);
+          if (!plan) {
+            uneven += share > 1;
+            continue;
+          }
+          auto const [row_tiles, row_warps] = plan->shape;
+          index_t const at_once = row_tiles * row_warps;
+          uneven += plan->in_turn && over(over(tiles, at_once), sms) * at_once > share + 5;
+          missing += columns > 8 && (plan->halves || plan->shape == cuda::detail::block_shape{3, 1});
+        }
+      }
+    }
+  }
+  CHECK(uneven == 0);
+  CHECK(missing == 0);  // of these there is no kernel
+}
+
 TEST_CASE("gemv in a graph, one kernel starting while another runs") {
   if (!test::have_gpu()) return;
   using q4 = format<gptq::asymmetric, 4, 128>;

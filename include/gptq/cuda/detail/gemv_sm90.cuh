@@ -4,6 +4,8 @@
 // the row tiles.
 #pragma once
 
+#include <optional>
+
 #include <gptq/cuda/detail/bulk_copy.cuh>
 #include <gptq/cuda/fragments.cuh>
 
@@ -419,51 +421,60 @@ class gemv_launcher {
   device const& gpu_;
 };
 
+/// What has been fastest, or close to it, on an H200 for 41 shapes from 1024 x 4096 to 128256 x 4096, of all
+/// plans there are; null where the kernel of older devices is faster: few rows, and short ones or many
+/// columns.
+///
+/// As many row tiles at once as leave the block that has most of them the fewest: its share, up to four, or
+/// else six or eight in turn. Kernels that take a few microseconds gain by the next one's ring in the other
+/// half of the memory, as long as few columns leave the ring its depth. Equal shares keep all blocks busy to
+/// the end; of short rows the ends are taken by the next kernel anyway.
+inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t code_bytes, int columns,
+                                          index_t multiprocessors) {
+  auto const over = [](index_t a, index_t b) { return (a + b - 1) / b; };
+  auto const most = [&](int at_once) { return over(over(tiles, at_once), multiprocessors) * at_once; };
+  index_t const share = over(tiles, multiprocessors);
+  bool const many_columns = columns > 8, brief = code_bytes < multiprocessors * (384 * 1024);
+  bool const short_rows = chunks <= 32, long_rows = chunks > 64;
+  if (share == 1) {
+    if (many_columns || short_rows) return std::nullopt;
+    return gemv_plan{.shape = {2, 1}, .halves = false, .in_turn = true};
+  }
+  if (share <= 4) {
+    if (!many_columns && brief && (short_rows || columns <= (share == 4 ? 2 : 4))) {
+      if (share == 3) return gemv_plan{.shape = {3, 1}, .halves = true, .in_turn = long_rows};
+      return gemv_plan{.shape = {2, 1}, .halves = true, .in_turn = false};
+    }
+    int const row_tiles = share == 2 || (share == 4 && brief && columns <= 4) ? 2
+                          : share == 3 && !many_columns                       ? 3
+                                                                              : 4;
+    return gemv_plan{.shape = {row_tiles, 1}, .halves = false, .in_turn = true};
+  }
+  bool const six = most(6) < most(8);
+  block_shape const shape{six ? 3 : 4, 2};
+  if (brief && columns == 1 && share > 8 && most(3) <= most(six ? 6 : 8)) {
+    return gemv_plan{.shape = {3, 1}, .halves = true, .in_turn = long_rows};
+  }
+  if (brief && share <= 8 && columns <= (share == 6 ? 4 : 2)) {
+    return gemv_plan{.shape = shape, .halves = true, .in_turn = !six};
+  }
+  bool const even = !six && share < most(8) && (many_columns || !short_rows);
+  return gemv_plan{.shape = shape, .halves = false, .in_turn = !even};
+}
+
 /// y = W x for up to 16 columns, where this program has gemv_sm90() for this device, memory for it, and
 /// nothing faster.
-///
-/// What has been fastest on an H200, for a matrix that takes long or for more columns than a few: as many row
-/// tiles a block at once as make rounds of the blocks cheapest, where what a chunk's columns take is that of
-/// 0.6 row tiles with 8 of them and of 1.4 with 16. With more columns than one, or than 8 where there are
-/// zero points, equal shares of row tiles, eight at once, may be cheaper than whole blocks in turn. Otherwise
-/// a block's share at once if that is possible, or else two row tiles, in half of the memory; all of it where
-/// blocks are fewer than multiprocessors. 16 columns of fewer row tiles than multiprocessors are not for this
-/// kernel: each block reads them all.
 template <device_format Format, class T, int Parts, class Y>
 bool launch_gemv_sm90(prepacked_view<Format> const& w, operands<T> const& x, Y* y, cudaStream_t stream,
                       bool overlap, device const& gpu) {
   if (gpu.capability < 90) return false;
   if (!compiled_for(gemv_sm90<Format, T, Parts, Y, 2, 1, 1>, gemv_sm90_threads)) return false;
-  auto const over = [](index_t a, index_t b) { return (a + b - 1) / b; };
-  index_t const tiles = w.layout().row_tiles(), sms = gpu.multiprocessors;
-  bool const few = tiles <= 2 * sms, many_columns = x.columns > 8;
-  if (many_columns && tiles <= sms) return false;
-  int const column_cost = many_columns ? 7 : 3;
-  auto const cost = [&](block_shape s) {
-    int const block_tiles = s.row_tiles * s.row_warps;
-    return over(over(tiles, block_tiles), sms) * (5 * block_tiles + column_cost);
-  };
-  block_shape best{4, 1};
-  auto const consider = [&](block_shape s) {
-    if (cost(s) < cost(best)) best = s;
-  };
-  consider({3, 2});
-  if (!many_columns) consider({3, 1});
-  if (!many_columns || few) consider({2, 1});
+  index_t const tiles = w.layout().row_tiles(), chunks = w.layout().chunks();
+  auto const plan =
+      plan_gemv(tiles, chunks, tiles * chunks * staged<Format>::code_bytes, x.columns, gpu.multiprocessors);
+  if (!plan) return false;
   gemv_launcher<Format, T, Parts, Y> const launcher(w, x, y, stream, overlap, gpu);
-  bool const brief = tiles * w.layout().chunks() * staged<Format>::code_bytes < sms * (512 * 1024);
-  index_t const share = over(tiles, sms);
-  if (brief && share == 1 && launcher({{2, 1}, false, true})) return true;
-  if (brief && !many_columns && (few || x.columns <= 4)) {
-    block_shape const at_once = share == 3                 ? block_shape{3, 1}
-                                : share == 5 || share == 6 ? block_shape{3, 2}
-                                                           : block_shape{2, 1};
-    if (launcher({at_once, true, false})) return true;
-  }
-  bool const even =
-      x.columns > (Format::has_zero_point ? 8 : 1) && 5 * share + column_cost * over(share, 8) < cost(best);
-  return (even && launcher({{4, 2}, false, false})) || launcher({best, false, true}) ||
-         launcher({{2, 1}, false, true});
+  return launcher(*plan) || launcher({plan->shape, false, true}) || launcher({{2, 1}, false, true});
 }
 
 }  // namespace gptq::cuda::detail
