@@ -266,20 +266,22 @@ struct chunk_reader {
   }
 };
 
-/// A chunk of a row tile in registers: the words of this lane, and for each group the scales of rows g and
-/// g+8 and their zero points.
+/// What this lane reads of a chunk of a row tile, as it lies: its words, and for each group the scales of
+/// rows g and g+8 and their zero points.
 template <device_format Format>
-struct lane_chunk {
+struct raw_chunk {
   using s = staged<Format>;
+  using scale_pair = std::conditional_t<sizeof(typename Format::scale) == 2, __half2, float2>;
+  using zero_pair = std::conditional_t<Format::bits == 8, uchar2, unsigned char>;  // as it lies
+  static constexpr int count = prepacked_layout<Format>::lane_words;
 
-  std::uint32_t words[prepacked_layout<Format>::lane_words];
-  float scales[s::groups][2];
-  std::uint32_t zeros[s::groups][2];
+  std::uint32_t words[count];
+  scale_pair scales[s::groups];
+  std::conditional_t<Format::bits == 8, uchar2, std::uint32_t> zeros[s::groups];
 
   /// From where a chunk_reader has copied it, or from a prepacked matrix.
   __device__ __forceinline__ void load(char const* codes, char const* group_scales, char const* group_zeros,
                                        int lane) {
-    constexpr int count = prepacked_layout<Format>::lane_words;
 #pragma unroll
     for (int part = 0; part < count / 4; ++part) {
       auto const v = *reinterpret_cast<uint4 const*>(codes + 512 * part + 16 * lane);
@@ -292,23 +294,47 @@ struct lane_chunk {
 #pragma unroll
     for (int j = 0; j < s::groups; ++j) {
       int const at = 8 * j + lane / 4;
+      scales[j] = reinterpret_cast<scale_pair const*>(group_scales)[at];
+      if constexpr (Format::has_zero_point) zeros[j] = reinterpret_cast<zero_pair const*>(group_zeros)[at];
+    }
+  }
+};
+
+/// A chunk of a row tile as it is multiplied: the words of this lane, and for each group the scales of rows g
+/// and g+8 and their zero points.
+template <device_format Format>
+struct lane_chunk {
+  using s = staged<Format>;
+
+  std::uint32_t words[prepacked_layout<Format>::lane_words];
+  float scales[s::groups][2];
+  std::uint32_t zeros[s::groups][2];
+
+  __device__ __forceinline__ void unpack(raw_chunk<Format> const& raw) {
+#pragma unroll
+    for (int k = 0; k < raw.count; ++k) words[k] = raw.words[k];
+#pragma unroll
+    for (int j = 0; j < s::groups; ++j) {
+      auto const pair = raw.scales[j];
       if constexpr (sizeof(typename Format::scale) == 2) {
-        auto const pair = reinterpret_cast<__half2 const*>(group_scales)[at];
         scales[j][0] = __low2float(pair), scales[j][1] = __high2float(pair);
       } else {
-        auto const pair = reinterpret_cast<float2 const*>(group_scales)[at];
         scales[j][0] = pair.x, scales[j][1] = pair.y;
       }
       if constexpr (Format::has_zero_point && Format::bits == 8) {
-        auto const pair = reinterpret_cast<uchar2 const*>(group_zeros)[at];
-        zeros[j][0] = pair.x, zeros[j][1] = pair.y;
+        zeros[j][0] = raw.zeros[j].x, zeros[j][1] = raw.zeros[j].y;
       } else if constexpr (Format::has_zero_point) {
-        std::uint32_t const pair = reinterpret_cast<unsigned char const*>(group_zeros)[at];
-        zeros[j][0] = pair & 15u, zeros[j][1] = pair >> 4;
+        zeros[j][0] = raw.zeros[j] & 15u, zeros[j][1] = raw.zeros[j] >> 4;
       } else {
         zeros[j][0] = zeros[j][1] = 0;
       }
     }
+  }
+  __device__ __forceinline__ void load(char const* codes, char const* group_scales, char const* group_zeros,
+                                       int lane) {
+    raw_chunk<Format> raw;
+    raw.load(codes, group_scales, group_zeros, lane);
+    unpack(raw);
   }
   __device__ __forceinline__ void load(char const* slot, int lane) {
     load(slot, slot + s::code_bytes, slot + s::code_bytes + s::scale_bytes, lane);

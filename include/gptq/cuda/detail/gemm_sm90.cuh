@@ -1,10 +1,14 @@
 // The product for many columns on compute capability 9.0: products of warpgroups, A decoded to registers, B
 // in shared memory.
 //
-// A block has two warpgroups that multiply, 128 rows each, and one that copies: codes as they lie,
-// activations as prepare_stages() has arranged them, into a ring of stages of 128 columns of W. While one
-// warpgroup decodes, the tensor cores have the other's products.
+// A block has two warpgroups that multiply, 128 rows each, and a thread that copies activations, as
+// prepare_stages() has arranged them, into a ring of stages of 128 columns of W. Each warp reads its codes a
+// few stages ahead, straight into registers, as nobody else needs them. While one warpgroup decodes, the
+// tensor cores have the other's products.
 #pragma once
+
+#include <algorithm>
+#include <utility>
 
 #include <gptq/cuda/detail/warpgroup.cuh>
 #include <gptq/cuda/gemv.cuh>
@@ -18,7 +22,7 @@ inline constexpr int warpgroup_rows = multiplying_warpgroups * warpgroup_row_til
 inline constexpr int warpgroup_threads = (multiplying_warpgroups + 1) * warpgroup_size;
 /// Registers of a thread that copies and of one that multiplies. All of them come from what the block started
 /// with: more would be waited for forever.
-inline constexpr int copying_registers = 56, multiplying_registers = 224;
+inline constexpr int copying_registers = 24, multiplying_registers = 240;
 static_assert(copying_registers + multiplying_warpgroups * multiplying_registers <=
               (multiplying_warpgroups + 1) * (65536 / warpgroup_threads / 8 * 8));
 
@@ -31,16 +35,21 @@ struct warpgroup_shape {
   static constexpr bool rounded = Rounded;
 };
 
-template <device_format Format, class Shape>
+template <class Shape>
 struct warpgroup_ring {
-  static constexpr int activation_bytes = Shape::columns * chunk_columns * 2;
-  static constexpr int stage_bytes =
-      (activation_bytes + warpgroup_rows / tile_rows * staged<Format>::bytes + 1023) / 1024 * 1024;
+  static constexpr int stage_bytes = Shape::columns * chunk_columns * 2;
   /// Of the 227 KiB of a block, less the barriers and what aligns the ring.
   static constexpr int depth = std::min(8, (227 * 1024 - 1024 - 256) / stage_bytes);
   static constexpr std::size_t bytes = std::size_t{depth} * stage_bytes + 1024 + 256;
   static_assert(depth >= 3);
 };
+
+/// Chunks of each row tile that are read ahead, in what registers the sums leave.
+template <device_format Format, class Shape>
+inline constexpr int chunks_ahead = [] {
+  constexpr int registers = Shape::columns <= 32 ? 100 : 60;
+  return std::clamp(registers * 4 / (warpgroup_row_tiles * int{sizeof(raw_chunk<Format>)}), 1, 6);
+}();
 
 /// Activations as stages of the ring have them: for each `columns` columns of the product and each chunk,
 /// [half][column][unit of 16 bytes], `columns` * 256 bytes; columns that are not there are 0.
@@ -130,7 +139,9 @@ template <device_format Format, class T, class Y, class Shape>
 __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
     warpgroup_gemm(prepacked_view<Format> w, T const* stages, int columns, Y* y, float* partial) {
 #if GPTQ_WARPGROUPS
-  using ring = warpgroup_ring<Format, Shape>;
+  using ring = warpgroup_ring<Shape>;
+  using s = staged<Format>;
+  using prepacked = prepacked_layout<Format>;
   constexpr int depth = ring::depth, row_tiles = warpgroup_row_tiles, column_tiles = Shape::column_tiles;
   extern __shared__ char unaligned[];
   char* const memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
@@ -147,96 +158,93 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
   let_successor_start();
   if (threadIdx.x == 0) {
     for (int i = 0; i < depth; ++i) {
-      initialize_barrier(full + i, warpgroup_size + 1);
+      initialize_barrier(full + i, 1);
       initialize_barrier(empty + i, warpgroup_size * multiplying_warpgroups);
     }
-    publish_to_tensor_cores();
+    publish_barriers();
   }
   __syncthreads();
 
   if (group == 0) {
     shrink_to<copying_registers>();
-    // Each warp has an equal part of the row tiles; those beyond the last repeat it.
-    constexpr int own_tiles = warpgroup_rows / tile_rows / 4;
-    index_t const last_tile = layout.row_tiles() - 1;
-    index_t const own_first = min(first_tile + warp * own_tiles, last_tile);
-    int const inside = static_cast<int>(min(last_tile - own_first, index_t{own_tiles - 1}));
-    chunk_reader<Format> codes(w, own_first, first, lane);
-    T const* const activations =
-        stages + (blockIdx.x * index_t{chunks} + first) * (Shape::columns * chunk_columns);
-    auto const copy_codes = [&](int slot) {
-      char* const target = memory + slot * ring::stage_bytes + ring::activation_bytes;
-#pragma unroll
-      for (int r = 0; r < own_tiles; ++r) {
-        codes.copy(target + (warp * own_tiles + r) * staged<Format>::bytes, min(r, inside));
-      }
-      codes.advance(1);
-    };
-    constexpr int behind = depth - 2;  // stages that are being copied when the next one is begun
-    auto const tell = [&](int slot) {
-      publish_to_tensor_cores();
-      arrive(full + slot);
-    };
-    for (int i = 0; i < depth && i < count; ++i) copy_codes(i);
+    if (warp != 0 || !one_of_warp()) return;
     wait_for_predecessor();
-    int slot = 0, ready = 0, parity = 1;
+    T const* activations = stages + (blockIdx.x * index_t{chunks} + first) * (Shape::columns * chunk_columns);
+    int slot = 0, parity = 1;
     for (int i = 0; i < count; ++i) {
-      if (i >= depth) {
-        wait_for(empty + slot, parity);
-        copy_codes(slot);
-      }
-      if (threadIdx.x == 0) {
-        arrive_expecting(full + slot, ring::activation_bytes);
-        copy_bulk(memory + slot * ring::stage_bytes, activations + i * (Shape::columns * chunk_columns),
-                  ring::activation_bytes, full + slot);
-      }
-      commit_copies();  // the first group has all codes so far
-      if (i >= behind) {
-        wait_copies<behind>();
-        tell(ready);
-        if (++ready == depth) ready = 0;
-      }
+      wait_for(empty + slot, parity);
+      arrive_expecting(full + slot, ring::stage_bytes);
+      copy_bulk(memory + slot * ring::stage_bytes, activations, ring::stage_bytes, full + slot);
+      activations += Shape::columns * chunk_columns;
       if (++slot == depth) slot = 0, parity ^= 1;
-    }
-    wait_copies<0>();
-    for (int i = max(count - behind, 0); i < count; ++i) {
-      tell(ready);
-      if (++ready == depth) ready = 0;
     }
     return;
   }
 
   grow_to<multiplying_registers>();
-  wait_for_predecessor();
+  constexpr int ahead = chunks_ahead<Format, Shape>;
+  constexpr int scale_unit = tile_rows * int{sizeof(typename Format::scale)};  // of a row tile and group
   int const own = (group - 1) * row_tiles * 4 + warp;  // row tile of the block; the next is 4 on
-  float sums[row_tiles][column_tiles][4] = {};
-  float c[row_tiles][column_tiles][4] = {};  // of a group, where scales are not part of A
-  auto const release = [&](int slot) { arrive(empty + slot); };
-  int slot = 0, parity = 0;
-  for (int i = 0; i < count; ++i) {
-    char const* const stage = memory + slot * ring::stage_bytes;
-    std::uint32_t const address = shared_address(stage);
-    wait_for(full + slot, parity);
-    lane_chunk<Format> chunk[row_tiles];
+  raw_chunk<Format> raw[ahead][row_tiles];
+  char const *codes[row_tiles], *scales[row_tiles], *zeros[row_tiles];
+#pragma unroll
+  for (int r = 0; r < row_tiles; ++r) {  // row tiles beyond the last repeat it
+    index_t const tile = min(first_tile + own + 4 * r, layout.row_tiles() - 1);
+    codes[r] = reinterpret_cast<char const*>(w.codes) + (tile * chunks + first) * s::code_bytes;
+    scales[r] = reinterpret_cast<char const*>(w.scales) + tile * layout.groups() * scale_unit;
+    zeros[r] = reinterpret_cast<char const*>(w.zeros) + tile * layout.groups() * prepacked::zero_bytes;
+  }
+  auto const read = [&](raw_chunk<Format>(&to)[row_tiles], int i) {  // those beyond the last repeat it
+    int const chunk = min(i, count - 1), of_group = static_cast<int>(layout.group_of(first + chunk));
 #pragma unroll
     for (int r = 0; r < row_tiles; ++r) {
-      chunk[r].load(stage + ring::activation_bytes + (own + 4 * r) * staged<Format>::bytes, lane);
+      to[r].load(codes[r] + chunk * s::code_bytes, scales[r] + of_group * scale_unit,
+                 zeros[r] + of_group * prepacked::zero_bytes, lane);
     }
-    constexpr int groups = staged<Format>::groups;
+  };
+  unrolled<0, ahead>([&]<int P>() { read(raw[P], P); });
+  wait_for_predecessor();
+  float sums[row_tiles][column_tiles][4];
+  float c[row_tiles][column_tiles][4];  // of a group, where scales are not part of A
+#pragma unroll
+  for (int r = 0; r < row_tiles; ++r) {
+    if constexpr (Shape::rounded) {
+      leave_undefined(sums[r]);
+    } else {
+      leave_undefined(c[r]);
+#pragma unroll
+      for (int n = 0; n < column_tiles; ++n) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sums[r][n][k] = 0.0F;
+      }
+    }
+  }
+  int i = 0, slot = 0, parity = 0;
+  wait_for(full, 0);
+  auto const step = [&]<int P>() {  // chunk i, which is the P-th of those read ahead
+    lane_chunk<Format> chunk[row_tiles];
+#pragma unroll
+    for (int r = 0; r < row_tiles; ++r) chunk[r].unpack(raw[P][r]);
+    std::uint32_t const address = shared_address(memory + slot * ring::stage_bytes);
+    int const before = (slot > 0 ? slot : depth) - 1, next = slot + 1 < depth ? slot + 1 : 0;
+    constexpr int groups = s::groups;
     unrolled<0, groups>([&]<int J>() {
       constexpr int first_half = 4 / groups * J, last_half = first_half + 4 / groups;
       unrolled<first_half, last_half>([&]<int H>() {
         wait_products<1>();  // A operands are two halves old
+        if constexpr (Shape::rounded && H == 1) {
+          if (i > 0) arrive(empty + before);
+        }
         std::uint32_t a[row_tiles][2][4];
 #pragma unroll
         for (int r = 0; r < row_tiles; ++r) {
           chunk[r].template decode<T, 2 * H>(a[r][0]);
           chunk[r].template decode<T, 2 * H + 1>(a[r][1]);
           if constexpr (Shape::rounded) {
-            row_scale<Format, T> const scales[] = {row_scale<Format, T>(chunk[r].scales[J][0]),
-                                                   row_scale<Format, T>(chunk[r].scales[J][1])};
+            row_scale<Format, T> const of_rows[] = {row_scale<Format, T>(chunk[r].scales[J][0]),
+                                                    row_scale<Format, T>(chunk[r].scales[J][1])};
 #pragma unroll
-            for (int k = 0; k < 8; ++k) a[r][k / 4][k % 4] = scales[k % 2].times(a[r][k / 4][k % 4]);
+            for (int k = 0; k < 8; ++k) a[r][k / 4][k % 4] = of_rows[k % 2].times(a[r][k / 4][k % 4]);
           }
         }
         begin_products();
@@ -246,16 +254,19 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
 #pragma unroll
         for (int r = 0; r < row_tiles; ++r) {
           auto& target = Shape::rounded ? sums[r] : c[r];
-          start_product<T, Shape::rounded || H != first_half>(target, a[r][0], b(2 * H));
-          start_product<T, true>(target, a[r][1], b(2 * H + 1));
+          start_product<T>(target, a[r][0], b(2 * H), Shape::rounded ? H > 0 || i > 0 : H > first_half);
+          start_product<T>(target, a[r][1], b(2 * H + 1), true);
         }
         commit_products();
+        // Here, so that the next chunk begins without waiting.
+        if constexpr (H == 1) {
+          if (i + 1 < count) wait_for(full + next, next > 0 ? parity : parity ^ 1);
+        }
+        if constexpr (H == 3) read(raw[P], i + ahead);
       });
       if constexpr (!Shape::rounded) {
         wait_products<0>();
-        if constexpr (J == groups - 1) {
-          release(slot);
-        }
+        if constexpr (J == groups - 1) arrive(empty + slot);
 #pragma unroll
         for (int r = 0; r < row_tiles; ++r) {
           pin(c[r]);
@@ -269,14 +280,18 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
         }
       }
     });
-    if constexpr (Shape::rounded) {
-      wait_products<0>();
-      release(slot);
-#pragma unroll
-      for (int r = 0; r < row_tiles; ++r) pin(sums[r]);
-    }
-    if (++slot == depth) slot = 0, parity ^= 1;
+    slot = next;
+    if (next == 0) parity ^= 1;
+    return ++i < count;
+  };
+  auto const round = [&]<int... P>(std::integer_sequence<int, P...>) {
+    return (step.template operator()<P>() && ...);
+  };
+  while (round(std::make_integer_sequence<int, ahead>())) {
   }
+  wait_products<0>();
+#pragma unroll
+  for (int r = 0; r < row_tiles; ++r) pin(sums[r]);
 #pragma unroll
   for (int r = 0; r < row_tiles; ++r) {
     store_sums(sums[r], (first_tile + own + 4 * r) * tile_rows, w.out, first_column, columns, y,
@@ -328,7 +343,7 @@ void launch_warpgroups(prepacked_view<Format> const& w, T const* stages, int col
                        static_cast<unsigned>((w.out + warpgroup_rows - 1) / warpgroup_rows),
                        static_cast<unsigned>(shares)),
           .block = warpgroup_threads,
-          .shared_memory = warpgroup_ring<Format, Shape>::bytes,
+          .shared_memory = warpgroup_ring<Shape>::bytes,
           .stream = where.stream,
           .overlap = where.overlap},
          w, stages, columns, y, partial);

@@ -22,11 +22,6 @@ GPTQ_HOST_DEVICE constexpr int warpgroup_bound(int threads) { return GPTQ_WARPGR
 
 #if GPTQ_WARPGROUPS
 
-/// What this thread has written to shared memory is there for the tensor cores of those that it tells.
-__device__ __forceinline__ void publish_to_tensor_cores() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 template <int Registers>
 __device__ __forceinline__ void shrink_to() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
@@ -77,13 +72,13 @@ __device__ __forceinline__ void wait_products() {
       ", adding, 1, 1, 0;\n"                                                                                \
       "}"                                                                                                   \
       : __VA_ARGS__                                                                                         \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(Adding ? 1 : 0))
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)))
 
-/// Starts c = a b, or c += a b: 64 x 16, rows 16w and on from warp w, times 16 x 8 * Tiles. Registers are as
-/// in multiply().
-template <class T, bool Adding, int Tiles>
+/// Starts c = a b, or, to add, c += a b: 64 x 16, rows 16w and on from warp w, times 16 x 8 * Tiles.
+/// Registers are as in multiply().
+template <class T, int Tiles>
 __device__ __forceinline__ void start_product(float (&c)[Tiles][4], std::uint32_t const (&a)[4],
-                                              std::uint64_t b) {
+                                              std::uint64_t b, bool add) {
   constexpr bool half = number<T>::fraction == 10;
   static_assert(Tiles == 4 || Tiles == 8 || Tiles == 16);
   if constexpr (Tiles == 4 && half) {
@@ -108,6 +103,17 @@ __device__ __forceinline__ void start_product(float (&c)[Tiles][4], std::uint32_
 #undef GPTQ_NAMES_16
 #undef GPTQ_C4
 #undef GPTQ_C
+
+/// Accumulators of products before the first, which does not add: had anything else written to them, products
+/// would no longer overlap.
+template <int Tiles>
+__device__ __forceinline__ void leave_undefined(float (&c)[Tiles][4]) {
+#pragma unroll
+  for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "=f"(c[n][i]));
+  }
+}
 
 /// Accumulators are read after this and not before: wait_products() does not say so of registers.
 template <int Tiles>
