@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -150,7 +151,7 @@ index_t parse_tokens(std::string const& text) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   std::string json;
   std::vector<std::pair<index_t, index_t>> shapes;
   std::vector<index_t> counts;
@@ -233,4 +234,7 @@ int main(int argc, char** argv) {
       return 1;
     }
   }
+} catch (std::exception const& error) {
+  std::fprintf(stderr, "bench_cuda_products: %s\n", error.what());
+  return 1;
 }

@@ -421,9 +421,8 @@ class gemv_launcher {
   device const& gpu_;
 };
 
-/// What has been fastest, or close to it, on an H200 for 41 shapes from 1024 x 4096 to 128256 x 4096, of all
-/// plans there are; null where the kernel of older devices is faster: few rows, and short ones or many
-/// columns.
+/// What has been fastest, or close to it, on an H200 for the shapes of bench_cuda_plans, of all plans there
+/// are; null where the kernel of older devices is faster: few rows, and short ones or many columns.
 ///
 /// As many row tiles at once as leave the block that has most of them the fewest: its share, up to four, or
 /// else six or eight in turn. Kernels that take a few microseconds gain by the next one's ring in the other
