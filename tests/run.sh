@@ -2,7 +2,7 @@
 # Everything a change has to survive, from a fresh Debian 12 on:
 #   tests/run.sh            all of it
 #   tests/run.sh --quick    g++ only: no clang, no sanitizers, no linters, no AArch64
-#   tests/run.sh --cuda     the tests that need a GPU, and nothing else
+#   tests/run.sh --cuda     what needs a GPU, and nothing else: tests, compute-sanitizer, measurements
 # Installs what is missing with apt; builds under build/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -49,16 +49,33 @@ phase "install what is missing"
 if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
 
 if $cuda; then
-  phase "nvcc: build with warnings as errors, test on the GPU"
+  phase "nvcc: build with warnings as errors"
+  PATH=$PATH:/usr/local/cuda/bin
   nvidia-smi -L
-  cmake --preset cuda
-  cmake --build --preset cuda --target cuda_tests
+  cmake --preset cuda -DCMAKE_CUDA_FLAGS=-Xptxas=-v
+  report=build/cuda/compiler.txt
+  cmake --build --preset cuda --target cuda_tests bench_cuda_products bench_cuda_quantize >$report 2>&1 ||
+    { grep -v 'ptxas info' $report; exit 1; }
+  # What the compiler says of registers and spills of what it has just compiled.
+  awk -F"'" '/Compiling entry function/ { kernel = $2; ++kernels }
+       /Potential Performance Loss/ { print; ++slow }
+       /bytes spill/ && !/ 0 bytes spill stores/ { print kernel "\n" $0; ++spill }
+       match($0, /Used [0-9]+/) { used = substr($0, RSTART + 5, RLENGTH - 5) + 0; if (used > most) most = used }
+       END { printf "%d kernels, at most %d registers; %d spill, %d are slowed down\n", kernels, most, spill, slow }' \
+    $report | c++filt | sed 's/>(gptq::.*/>/'
+
+  phase "test on the GPU"
   ctest --preset cuda
   for tool in memcheck racecheck initcheck; do
     phase "compute-sanitizer: $tool"
     for test in build/cuda/tests/cuda/cuda_*_test; do
       compute-sanitizer --tool $tool --error-exitcode 1 "$test" "~[slow]~[refused]"
     done
+  done
+
+  phase "measure: build/cuda/*.json"
+  for bench in products quantize; do
+    build/cuda/bench/bench_cuda_$bench --json build/cuda/$bench.json
   done
   phase ""
   exit
