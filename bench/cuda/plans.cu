@@ -13,17 +13,18 @@
 
 #include <gptq/cuda/gemv.cuh>
 
-#include "floor.cuh"
+#include "matrices.cuh"
 
 namespace cuda = gptq::cuda;
 namespace detail = gptq::cuda::detail;
+using bench::allocate;
 using bench::check;
 using gptq::index_t;
 
 namespace {
 
-constexpr std::size_t rotated = std::size_t{600} << 20, largest = std::size_t{400} << 20;
-constexpr index_t widest = 1 << 17;  // rows or columns of a matrix
+constexpr std::size_t largest = std::size_t{400} << 20;  // bytes of a matrix, or fewer
+constexpr index_t widest = 1 << 17;                      // rows or columns of a matrix
 constexpr int most_tokens = 16;
 
 // Of LLaMA, Qwen, Mistral and TinyLlama models, and some between them.
@@ -43,13 +44,6 @@ struct machine {
   __half *x, *y;
 };
 
-template <class T>
-T* allocate(std::size_t count) {
-  void* p = nullptr;
-  check(cudaMalloc(&p, count * sizeof(T)), "allocating");
-  return static_cast<T*>(p);
-}
-
 struct plan_time {
   double microseconds;
   std::string name;
@@ -58,31 +52,26 @@ struct plan_time {
 /// How many times as long as with the best plan gemv takes.
 template <class Format>
 double measure(machine const& m, char const* scheme, index_t out, index_t in, int tokens) {
-  cuda::prepacked_layout<Format> const layout{out, in};
-  std::size_t const bytes = static_cast<std::size_t>(layout.bytes(false));
-  int const copies = static_cast<int>(rotated / bytes) + 1;
-  auto const matrix = [&](int i) {
-    return cuda::prepacked_at(m.weights + static_cast<std::size_t>(i % copies) * bytes, layout, false);
-  };
+  bench::matrices<Format> const w(m.stream, m.weights, out, in);
   detail::operands<__half> const x{m.x, tokens, in, in};
   auto const time = [&](auto&& product) {
     return bench::microseconds(
-        m.stream, std::max(copies, 24), [&](int i) { product(matrix(i)); }, 9);
+        m.stream, std::max(w.count(), 24), [&](int i) { product(w[i]); }, 9);
   };
-  auto const launch = [&](cuda::prepacked_view<Format> const& w, detail::gemv_plan const& plan) {
-    return detail::gemv_launcher<Format, __half, 1, __half>(w, x, m.y, m.stream, true, m.gpu)(plan);
+  auto const launch = [&](cuda::prepacked_view<Format> const& matrix, detail::gemv_plan const& plan) {
+    return detail::gemv_launcher<Format, __half, 1, __half>(matrix, x, m.y, m.stream, true, m.gpu)(plan);
   };
 
-  double const chosen = time([&](auto const& w) {
-    cuda::gemv(w, m.x, index_t{tokens}, m.y, {.stream = m.stream, .overlap = true});
+  double const chosen = time([&](auto const& matrix) {
+    cuda::gemv(matrix, m.x, index_t{tokens}, m.y, {.stream = m.stream, .overlap = true});
   });
   std::vector<plan_time> plans;
   for (detail::block_shape const shape : {detail::block_shape{2, 1}, {3, 1}, {4, 1}, {3, 2}, {4, 2}}) {
     for (bool const halves : {false, true}) {
       for (bool const in_turn : {false, true}) {
         detail::gemv_plan const plan{shape, halves, in_turn};
-        if (!launch(matrix(0), plan)) continue;
-        plans.push_back({time([&](auto const& w) { launch(w, plan); }),
+        if (!launch(w[0], plan)) continue;
+        plans.push_back({time([&](auto const& matrix) { launch(matrix, plan); }),
                          std::to_string(shape.row_tiles) + " x " + std::to_string(shape.row_warps) +
                              (halves ? ", half of the memory" : "") +
                              (in_turn ? ", in turn" : ", equal shares")});
@@ -90,9 +79,9 @@ double measure(machine const& m, char const* scheme, index_t out, index_t in, in
     }
   }
   auto const older = [&]<int RowTiles, int Tiles>() {
-    plans.push_back({time([&](auto const& w) {
+    plans.push_back({time([&](auto const& matrix) {
                        detail::launch_gemv<Format, __half, 1, __half, RowTiles, Tiles>(
-                           w, x, m.y, {.stream = m.stream, .overlap = true}, m.gpu);
+                           matrix, x, m.y, {.stream = m.stream, .overlap = true}, m.gpu);
                      }),
                      "older devices', " + std::to_string(RowTiles)});
   };
@@ -125,13 +114,9 @@ int main() try {
     return 1;
   }
   check(cudaStreamCreateWithFlags(&m.stream, cudaStreamNonBlocking), "a stream");
-  m.weights = allocate<char>(rotated + largest);
+  m.weights = allocate<char>(bench::rotated + largest);
   m.x = allocate<__half>(most_tokens * widest), m.y = allocate<__half>(most_tokens * widest);
-  // Scales are any bits of small float16 numbers, activations between 1/2 and 1, of either sign.
-  bench::fill<<<1024, 256, 0, m.stream>>>(reinterpret_cast<std::uint64_t*>(m.weights),
-                                          (rotated + largest) / 8, 0x0fff0fff0fff0fffull, 0);
-  bench::fill<<<1024, 256, 0, m.stream>>>(reinterpret_cast<std::uint64_t*>(m.x), most_tokens * widest / 4,
-                                          0x83ff83ff83ff83ffull, 0x3800380038003800ull);
+  bench::fill_activations(m.stream, m.x, most_tokens * widest);
 
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, m.gpu.id), "the device's name");

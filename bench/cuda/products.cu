@@ -15,17 +15,16 @@
 
 #include <gptq/cuda/gemm.cuh>
 
-#include "floor.cuh"
+#include "matrices.cuh"
 
 namespace cuda = gptq::cuda;
+using bench::allocate;
 using bench::check;
 using gptq::index_t;
 using symmetric = gptq::format<gptq::symmetric, 4, 128>;
 using asymmetric = gptq::format<gptq::asymmetric, 4, 128>;
 
 namespace {
-
-constexpr std::size_t rotated = std::size_t{600} << 20;
 
 struct machine {
   cudaStream_t stream;
@@ -39,13 +38,6 @@ struct machine {
   unsigned* sink;
 };
 
-template <class T>
-T* allocate(std::size_t count) {
-  void* p = nullptr;
-  check(cudaMalloc(&p, count * sizeof(T)), "allocating");
-  return static_cast<T*>(p);
-}
-
 struct row {
   index_t out, in, tokens;
   double reading, ours, with_zeros, blas;
@@ -54,24 +46,11 @@ struct row {
 /// Microseconds of our product with W rotated, checked against cuBLAS on the decoded weights first.
 template <class Format>
 double ours(machine const& m, index_t out, index_t in, index_t tokens) {
-  cuda::prepacked_layout<Format> const layout{out, in};
-  std::size_t const bytes = static_cast<std::size_t>(layout.bytes(false));
-  int const copies = static_cast<int>(rotated / bytes) + 1;
-  auto const matrix = [&](int i) {
-    return cuda::prepacked_at(m.weights + i % copies * bytes, layout, false);
-  };
-  bench::fill<<<1024, 256, 0, m.stream>>>(reinterpret_cast<std::uint64_t*>(m.weights), copies * bytes / 8,
-                                          ~0ull, 0);
-  for (int i = 0; i < copies; ++i) {  // scales between 2^-8 and 2^-7
-    bench::fill<<<64, 256, 0, m.stream>>>(
-        reinterpret_cast<std::uint64_t*>(m.weights + i * bytes + layout.scale_offset()),
-        static_cast<std::size_t>(layout.zero_offset() - layout.scale_offset()) / 8, 0x03ff03ff03ff03ffull,
-        0x1c001c001c001c00ull);
-  }
+  bench::matrices<Format> const w(m.stream, m.weights, out, in);
   cuda::execution const where{m.stream, m.workspace, m.workspace_bytes, m.blas, true};
 
   float const one = 1.0F, zero = 0.0F;
-  cuda::dequantize(matrix(0), m.decoded, m.stream);
+  cuda::dequantize(w[0], m.decoded, m.stream);
   check(cublasGemmEx(m.blas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(out), static_cast<int>(tokens),
                      static_cast<int>(in), &one, m.decoded, CUDA_R_16F, static_cast<int>(in), m.x, CUDA_R_16F,
                      static_cast<int>(in), &zero, m.expected, CUDA_R_16F, static_cast<int>(out),
@@ -79,7 +58,7 @@ double ours(machine const& m, index_t out, index_t in, index_t tokens) {
         "the expected product");
   std::size_t const count = static_cast<std::size_t>(out * tokens);
   check(cudaMemsetAsync(m.y, 0xff, count * 2, m.stream), "poisoning");
-  cuda::gemm(matrix(0), m.x, tokens, m.y, where);
+  cuda::gemm(w[0], m.x, tokens, m.y, where);
   std::vector<__half> y(count), expected(count);
   check(cudaStreamSynchronize(m.stream), "the product");
   check(cudaMemcpy(y.data(), m.y, count * 2, cudaMemcpyDeviceToHost), "copying");
@@ -94,15 +73,14 @@ double ours(machine const& m, index_t out, index_t in, index_t tokens) {
                  std::sqrt(error / size));
     std::exit(1);
   }
-  int const launches = tokens > 128 ? std::max(copies, 4) : std::max(copies, 24);
+  int const launches = tokens > 128 ? std::max(w.count(), 4) : std::max(w.count(), 24);
   return bench::microseconds(
-      m.stream, launches, [&](int i) { cuda::gemm(matrix(i), m.x, tokens, m.y, where); },
-      tokens > 128 ? 9 : 21);
+      m.stream, launches, [&](int i) { cuda::gemm(w[i], m.x, tokens, m.y, where); }, tokens > 128 ? 9 : 21);
 }
 
 double blas(machine const& m, index_t out, index_t in, index_t tokens) {
   std::size_t const bytes = static_cast<std::size_t>(out * in) * 2;
-  int const copies = static_cast<int>(std::max<std::size_t>(rotated / bytes + 1, 2));
+  int const copies = std::max(bench::copies_of(bytes), 2);
   bench::fill<<<1024, 256, 0, m.stream>>>(reinterpret_cast<std::uint64_t*>(m.weights), copies * bytes / 8,
                                           0x83ff83ff83ff83ffull, 0x2000200020002000ull);
   float const one = 1.0F, zero = 0.0F;
@@ -121,7 +99,7 @@ double blas(machine const& m, index_t out, index_t in, index_t tokens) {
 
 double reading(machine const& m, index_t out, index_t in) {
   std::size_t const bytes = static_cast<std::size_t>(cuda::prepacked_layout<symmetric>{out, in}.bytes(false));
-  int const copies = static_cast<int>(rotated / bytes) + 1;
+  int const copies = bench::copies_of(bytes);
   return bench::reading(
       m.stream, m.gpu.multiprocessors, bytes, std::max(copies, 24),
       [&](int i) { return m.weights + i % copies * bytes; }, m.sink);
@@ -181,16 +159,14 @@ int main(int argc, char** argv) try {
   check(cudaStreamCreateWithFlags(&m.stream, cudaStreamNonBlocking), "a stream");
   check(cublasCreate(&m.blas), "cuBLAS");
   check(cublasSetStream(m.blas, m.stream), "cuBLAS");
-  m.capacity = rotated + 2 * largest;
+  m.capacity = bench::rotated + 2 * largest;
   m.weights = allocate<char>(m.capacity);
   m.workspace = allocate<char>(m.workspace_bytes);
   std::size_t const numbers = static_cast<std::size_t>(most_tokens * widest);
   m.x = allocate<__half>(numbers), m.y = allocate<__half>(numbers), m.expected = allocate<__half>(numbers);
   m.decoded = allocate<__half>(largest / 2);
   m.sink = allocate<unsigned>(1);
-  // Activations between 1/2 and 1, of either sign.
-  bench::fill<<<1024, 256, 0, m.stream>>>(reinterpret_cast<std::uint64_t*>(m.x), numbers / 4,
-                                          0x83ff83ff83ff83ffull, 0x3800380038003800ull);
+  bench::fill_activations(m.stream, m.x, numbers);
 
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, m.gpu.id), "the device's name");

@@ -186,7 +186,7 @@ struct staged {
   using scale = typename Format::scale;
   static constexpr int groups = layout::chunk_groups;
   static constexpr int code_bytes = 4 * layout::chunk_words;
-  static constexpr int scale_bytes = groups * tile_rows * int{sizeof(scale)};
+  static constexpr int scale_bytes = groups * layout::scale_bytes;
   static constexpr int zero_bytes = groups * layout::zero_bytes;
   static constexpr int bytes = (code_bytes + scale_bytes + zero_bytes + 15) / 16 * 16;
 };
@@ -217,7 +217,7 @@ template <device_format Format>
 struct chunk_reader {
   using s = staged<Format>;
   using layout = prepacked_layout<Format>;
-  static constexpr int pair_bytes = 2 * int{sizeof(typename Format::scale)};
+  static constexpr int pair_bytes = layout::scale_bytes / 8;
 
   char const* codes;  ///< of this chunk in the first row tile
   char const* scales;
@@ -234,8 +234,8 @@ struct chunk_reader {
         lane(of_lane) {
     codes = reinterpret_cast<char const*>(w.codes) + first_tile * code_stride +
             index_t{chunk} * layout::chunk_words * 4 + 16 * lane;
-    scales =
-        reinterpret_cast<char const*>(w.scales) + first_tile * groups * 8 * pair_bytes + pair_bytes * lane;
+    scales = reinterpret_cast<char const*>(w.scales) + first_tile * groups * layout::scale_bytes +
+             pair_bytes * lane;
     zeros = reinterpret_cast<char const*>(w.zeros) + first_tile * groups * layout::zero_bytes + 4 * lane;
   }
 
@@ -255,7 +255,7 @@ struct chunk_reader {
     int const group = tile * groups + static_cast<int>(layout{}.group_of(chunk));
     if (lane < 8 * s::groups) {
       copy_async<pair_bytes>(slot + s::code_bytes + pair_bytes * lane,
-                             scales + index_t{group} * (8 * pair_bytes));
+                             scales + index_t{group} * layout::scale_bytes);
     }
     if constexpr (Format::has_zero_point) {
       if (lane < s::zero_bytes / 4) {

@@ -59,7 +59,8 @@ struct prepacked_layout {
   static constexpr int chunk_groups = Format::group_size == 32 ? 4 : Format::group_size == 64 ? 2 : 1;
   static constexpr int lane_words = 2 * Format::bits;
   static constexpr int chunk_words = 32 * lane_words;
-  /// Bytes of the zeros of a row tile and group.
+  /// Bytes of the scales and of the zeros of a row tile and group.
+  static constexpr int scale_bytes = tile_rows * int{sizeof(typename Format::scale)};
   static constexpr int zero_bytes = !Format::has_zero_point ? 0 : Format::bits == 8 ? 16 : 8;
 
   GPTQ_HOST_DEVICE constexpr index_t row_tiles() const { return (out + tile_rows - 1) / tile_rows; }
@@ -82,8 +83,7 @@ struct prepacked_layout {
   /// Offsets from the start of the memory, in bytes.
   constexpr index_t scale_offset() const { return aligned(row_tiles() * chunks() * chunk_words * 4); }
   constexpr index_t zero_offset() const {
-    return scale_offset() +
-           aligned(row_tiles() * groups() * tile_rows * index_t{sizeof(typename Format::scale)});
+    return scale_offset() + aligned(row_tiles() * groups() * scale_bytes);
   }
   constexpr index_t order_offset() const {
     return zero_offset() + aligned(row_tiles() * groups() * zero_bytes);

@@ -183,7 +183,6 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
 
   grow_to<multiplying_registers>();
   constexpr int ahead = chunks_ahead<Format, Shape>;
-  constexpr int scale_unit = tile_rows * int{sizeof(typename Format::scale)};  // of a row tile and group
   int const own = (group - 1) * row_tiles * 4 + warp;  // row tile of the block; the next is 4 on
   raw_chunk<Format> raw[ahead][row_tiles];
   char const *codes[row_tiles], *scales[row_tiles], *zeros[row_tiles];
@@ -191,14 +190,14 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
   for (int r = 0; r < row_tiles; ++r) {  // row tiles beyond the last repeat it
     index_t const tile = min(first_tile + own + 4 * r, layout.row_tiles() - 1);
     codes[r] = reinterpret_cast<char const*>(w.codes) + (tile * chunks + first) * s::code_bytes;
-    scales[r] = reinterpret_cast<char const*>(w.scales) + tile * layout.groups() * scale_unit;
+    scales[r] = reinterpret_cast<char const*>(w.scales) + tile * layout.groups() * prepacked::scale_bytes;
     zeros[r] = reinterpret_cast<char const*>(w.zeros) + tile * layout.groups() * prepacked::zero_bytes;
   }
   auto const read = [&](raw_chunk<Format>(&to)[row_tiles], int i) {  // those beyond the last repeat it
     int const chunk = min(i, count - 1), of_group = static_cast<int>(layout.group_of(first + chunk));
 #pragma unroll
     for (int r = 0; r < row_tiles; ++r) {
-      to[r].load(codes[r] + chunk * s::code_bytes, scales[r] + of_group * scale_unit,
+      to[r].load(codes[r] + chunk * s::code_bytes, scales[r] + of_group * prepacked::scale_bytes,
                  zeros[r] + of_group * prepacked::zero_bytes, lane);
     }
   };

@@ -143,7 +143,6 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
                 multiplying = 32 * gemv_sm90_warps;
   // What bare codes lose of a sum's digits float would show.
   constexpr bool bare = takes_bare_codes<T> && sizeof(Y) == 2;
-  constexpr int scale_unit = tile_rows * int{sizeof(typename Format::scale)};  // of a row tile and group
   extern __shared__ __align__(128) char memory[];
   auto* const full = reinterpret_cast<std::uint64_t*>(memory);
   auto* const empty = full + m::most_slots;
@@ -173,7 +172,8 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
     for (int tile = first_tile; tile < end_tile; tile += tile_step) {
       int const present = min(block_tiles, end_tile - tile);
       char const* codes = reinterpret_cast<char const*>(w.codes) + index_t{tile} * chunks * s::code_bytes;
-      auto const scales = reinterpret_cast<char const*>(w.scales) + index_t{tile} * groups * scale_unit;
+      auto const scales =
+          reinterpret_cast<char const*>(w.scales) + index_t{tile} * groups * layout::scale_bytes;
       auto const zeros = reinterpret_cast<char const*>(w.zeros) + index_t{tile} * groups * layout::zero_bytes;
       for (int step = 0; step < steps; ++step) {
         int const first = step * stage_chunks, count = min(stage_chunks, chunks - first);
@@ -186,15 +186,15 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
         --left;
         wait_for(empty + slot, parity);
         if (one_of_warp()) {
-          arrive_expecting(barrier, present * (count * s::code_bytes + stage_groups * scale_unit));
+          arrive_expecting(barrier, present * (count * s::code_bytes + stage_groups * layout::scale_bytes));
 #pragma unroll
           for (int r = 0; r < block_tiles; ++r) {
             if (r < present) {
               copy_bulk(stage + r * m::code_bytes, codes + index_t{r} * chunks * s::code_bytes,
                         count * s::code_bytes, barrier);
               copy_bulk(stage + block_tiles * m::code_bytes + r * m::scale_bytes,
-                        scales + (index_t{r} * groups + first_group) * scale_unit, stage_groups * scale_unit,
-                        barrier);
+                        scales + (index_t{r} * groups + first_group) * layout::scale_bytes,
+                        stage_groups * layout::scale_bytes, barrier);
             }
           }
         }
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
         int const group = group_of(chunk) - group_of(step * stage_chunks);
         char const* const codes = stage + row_tile * m::code_bytes + chunk_of_stage * s::code_bytes;
         char const* const scales =
-            stage + block_tiles * m::code_bytes + row_tile * m::scale_bytes + group * scale_unit;
+            stage + block_tiles * m::code_bytes + row_tile * m::scale_bytes + group * layout::scale_bytes;
         char const* const zeros = stage + block_tiles * (m::code_bytes + m::scale_bytes) +
                                   row_tile * m::zero_bytes + group * layout::zero_bytes;
         auto const multiply_tiles = [&]<int Count>(float(&count_sums)[Count][Tiles][4]) {
