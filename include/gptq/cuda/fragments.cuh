@@ -279,16 +279,17 @@ struct raw_chunk {
   scale_pair scales[s::groups];
   std::conditional_t<Format::bits == 8, uchar2, std::uint32_t> zeros[s::groups];
 
-  /// From where a chunk_reader has copied it, or from a prepacked matrix.
+  /// From where a chunk_reader has copied it, or from a prepacked matrix; read_codes(p) is *p.
+  template <class Read>
   __device__ __forceinline__ void load(char const* codes, char const* group_scales, char const* group_zeros,
-                                       int lane) {
+                                       int lane, Read const& read_codes) {
 #pragma unroll
     for (int part = 0; part < count / 4; ++part) {
-      auto const v = *reinterpret_cast<uint4 const*>(codes + 512 * part + 16 * lane);
+      auto const v = read_codes(reinterpret_cast<uint4 const*>(codes + 512 * part + 16 * lane));
       words[4 * part] = v.x, words[4 * part + 1] = v.y, words[4 * part + 2] = v.z, words[4 * part + 3] = v.w;
     }
     if constexpr (count % 4 != 0) {
-      auto const v = *reinterpret_cast<uint2 const*>(codes + 512 + 8 * lane);
+      auto const v = read_codes(reinterpret_cast<uint2 const*>(codes + 512 + 8 * lane));
       words[4] = v.x, words[5] = v.y;
     }
 #pragma unroll
@@ -333,7 +334,7 @@ struct lane_chunk {
   __device__ __forceinline__ void load(char const* codes, char const* group_scales, char const* group_zeros,
                                        int lane) {
     raw_chunk<Format> raw;
-    raw.load(codes, group_scales, group_zeros, lane);
+    raw.load(codes, group_scales, group_zeros, lane, [](auto const* p) { return *p; });
     unpack(raw);
   }
   __device__ __forceinline__ void load(char const* slot, int lane) {

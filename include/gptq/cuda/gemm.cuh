@@ -11,7 +11,7 @@
 // and on compute capability 9.0, where the program has been compiled for sm_90a (CMAKE_CUDA_ARCHITECTURES=90a
 // or nvcc -gencode=arch=compute_90a,code=sm_90a, among others; sm_90 alone is not enough):
 //   up to 16           gemv
-//   up to 1535         products of warpgroups straight from codes, 32, 64 or 128 columns at a time
+//   up to 4095         products of warpgroups straight from codes, 32, 64 or 128 columns at a time
 //   more               W decoded, and cuBLAS
 // cuBLAS needs a handle in execution::blas, x and y of the same type of 16 bits, and rows whose length is a
 // multiple of 64; otherwise products straight from codes have no limit. For cuBLAS, and by warpgroups for
@@ -31,7 +31,7 @@ namespace gptq::cuda {
 /// Columns (tokens, or three times that with float) from which on gemm() decodes W and calls cuBLAS: without
 /// the kernels for sm_90a, and with them. Found on an H200.
 inline constexpr index_t blas_columns = 257;
-inline constexpr index_t blas_columns_sm90 = 1536;
+inline constexpr index_t blas_columns_sm90 = 4096;
 
 /// Bytes of workspace that gemm() of `tokens` tokens of type X into Y may need on the current device, with
 /// cuBLAS and without.

@@ -47,8 +47,10 @@ struct warpgroup_ring {
 /// Chunks of each row tile that are read ahead, in what registers the sums leave.
 template <device_format Format, class Shape>
 inline constexpr int chunks_ahead = [] {
-  constexpr int registers = Shape::columns <= 32 ? 100 : 60;
-  return std::clamp(registers * 4 / (warpgroup_row_tiles * int{sizeof(raw_chunk<Format>)}), 1, 6);
+  using raw = raw_chunk<Format>;
+  constexpr int bytes = int{sizeof(raw)} - (Format::has_zero_point ? 0 : int{sizeof(raw::zeros)});
+  constexpr int registers = Shape::columns <= 32 ? 100 : 58;
+  return std::clamp(registers * 4 / (warpgroup_row_tiles * bytes), 1, 6);
 }();
 
 /// Activations as stages of the ring have them: for each `columns` columns of the product and each chunk,
@@ -198,7 +200,8 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
 #pragma unroll
     for (int r = 0; r < row_tiles; ++r) {
       to[r].load(codes[r] + chunk * s::code_bytes, scales[r] + of_group * prepacked::scale_bytes,
-                 zeros[r] + of_group * prepacked::zero_bytes, lane);
+                 zeros[r] + of_group * prepacked::zero_bytes, lane,
+                 [](auto const* p) { return __ldcs(p); });  // read once: makes way first
     }
   };
   unrolled<0, ahead>([&]<int P>() { read(raw[P], P); });
