@@ -69,12 +69,14 @@ double measure(machine const& m, char const* scheme, index_t out, index_t in, in
   for (detail::block_shape const shape : {detail::block_shape{2, 1}, {3, 1}, {4, 1}, {3, 2}, {4, 2}}) {
     for (bool const halves : {false, true}) {
       for (bool const in_turn : {false, true}) {
-        detail::gemv_plan const plan{shape, halves, in_turn};
-        if (!launch(w[0], plan)) continue;
-        plans.push_back({time([&](auto const& matrix) { launch(matrix, plan); }),
-                         std::to_string(shape.row_tiles) + " x " + std::to_string(shape.row_warps) +
-                             (halves ? ", half of the memory" : "") +
-                             (in_turn ? ", in turn" : ", equal shares")});
+        for (int const pause : {0, 300}) {
+          detail::gemv_plan const plan{shape, halves, in_turn, pause};
+          if ((pause > 0 && !halves) || !launch(w[0], plan)) continue;
+          plans.push_back({time([&](auto const& matrix) { launch(matrix, plan); }),
+                           std::to_string(shape.row_tiles) + " x " + std::to_string(shape.row_warps) +
+                               (halves ? ", half of the memory" : "") + (pause > 0 ? ", a pause" : "") +
+                               (in_turn ? ", in turn" : ", equal shares")});
+        }
       }
     }
   }
@@ -97,7 +99,7 @@ double measure(machine const& m, char const* scheme, index_t out, index_t in, in
     return a.microseconds < b.microseconds;
   });
   double const ratio = chosen / best.microseconds;
-  std::printf("| %-10s | %6td x %5td | %6d | %6.2f | %5.2f | %6.2f | %-37s |\n", scheme, out, in, tokens,
+  std::printf("| %-10s | %6td x %5td | %6d | %6.2f | %5.2f | %6.2f | %-48s |\n", scheme, out, in, tokens,
               chosen, ratio, best.microseconds, best.name.c_str());
   std::fflush(stdout);
   return ratio;
@@ -121,10 +123,10 @@ int main() try {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, m.gpu.id), "the device's name");
   std::printf("%s; 4 bits, groups of 128, float16; microseconds\n\n", properties.name);
-  std::printf("| %-10s | %14s | tokens | %6s | ratio | %6s | %-37s |\n", "scheme", "out x in", "ours", "best",
+  std::printf("| %-10s | %14s | tokens | %6s | ratio | %6s | %-48s |\n", "scheme", "out x in", "ours", "best",
               "row tiles of a warp x warps of a chunk");
   std::printf("|------------|----------------|--------|--------|-------|--------|%s|\n",
-              std::string(39, '-').c_str());
+              std::string(50, '-').c_str());
   double logarithms = 0.0, most = 0.0;
   int count = 0;
   for (auto const& [out, in] : shapes) {

@@ -393,14 +393,14 @@ __device__ __forceinline__ T to(float value) {
   }
 }
 
-/// The warps' sums of a token in a row, from sums[warp][rows][pitch] with Parts columns a token.
+/// The warps' sums of a token in a row, added up; `sums` are the first warp's, with Parts columns a token.
 template <int Warps, int Parts>
-__device__ __forceinline__ float sum_of_warps(float const* sums, int rows, int pitch, int row, int token) {
+__device__ __forceinline__ float sum_of_warps(float const* sums, int warp_stride, int column_stride) {
   float sum = 0.0F;
 #pragma unroll
   for (int warp = 0; warp < Warps; ++warp) {
 #pragma unroll
-    for (int part = 0; part < Parts; ++part) sum += sums[(warp * rows + row) * pitch + token * Parts + part];
+    for (int part = 0; part < Parts; ++part) sum += sums[warp * warp_stride + part * column_stride];
   }
   return sum;
 }

@@ -291,7 +291,7 @@ __global__ void __launch_bounds__(32 * gemv_warps, gemv_blocks<Format, RowTiles,
   constexpr int rows = RowTiles * tile_rows;
   for (int i = threadIdx.x; i < rows * (x.columns / Parts); i += blockDim.x) {
     int const row = i % rows, token = i / rows;
-    float const sum = sum_of_warps<gemv_warps, Parts>(shared, rows, pitch, row, token);
+    float const sum = sum_of_warps<gemv_warps, Parts>(shared + row * pitch + token * Parts, rows * pitch, 1);
     index_t const at = first_tile * tile_rows + row;
     if (at < w.out) y[token * w.out + at] = to<Y>(sum);
   }

@@ -43,6 +43,12 @@ __device__ __forceinline__ void initialize_barrier(std::uint64_t* barrier, int c
 __device__ __forceinline__ void arrive(std::uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
+/// Arrives as so many threads would.
+template <int Threads>
+__device__ __forceinline__ void arrive_for(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "n"(Threads)
+               : "memory");
+}
 /// Arrives; and the phase is not complete before so many bytes have been copied.
 __device__ __forceinline__ void arrive_expecting(std::uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
@@ -73,6 +79,21 @@ __device__ __forceinline__ void copy_bulk(void* to, void const* from, int bytes,
           shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
+}
+/// The same, with what the cache does with the bytes.
+__device__ __forceinline__ void copy_bulk(void* to, void const* from, int bytes, std::uint64_t* barrier,
+                                          std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "[%3], %4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+/// The policy for bytes that are read once: they make way first.
+__device__ __forceinline__ std::uint64_t read_once() {
+  std::uint64_t policy = 0;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
 }
 /// What this thread has written lies before what bulk copies will.
 __device__ __forceinline__ void write_before_copies() {

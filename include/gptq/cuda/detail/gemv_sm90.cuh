@@ -36,33 +36,32 @@ struct gemv_memory {
   GPTQ_HOST_DEVICE static constexpr int stage_bytes(int columns) {
     return (weight_bytes + columns * column_bytes + 127) / 128 * 128;
   }
-  /// Of a row's sums: an odd number of floats, for the banks' sake.
-  GPTQ_HOST_DEVICE static constexpr int pitch(int columns) { return columns | 1; }
   /// Whether warps get as many row tiles each where a block has fewer than all.
   static constexpr bool uneven = RowTiles == 4 && RowWarps == 2;
   /// Row tiles of each warp that are added up at once. Sums of 16 columns of all of four in a row would take
   /// a slot of the ring.
   static constexpr int pass_tiles = Tiles == 2 && RowTiles == 4 && RowWarps == 1 ? 2 : RowTiles;
-  static constexpr int sum_bytes(int columns) {
-    return stage_chunks * RowWarps * pass_tiles * tile_rows * pitch(columns) * int{sizeof(float)};
-  }
+  static constexpr int sum_rows = RowWarps * pass_tiles * tile_rows;
+  /// Sums of a column, [chunk of a stage][row], such that four that are written at once find different banks.
+  static constexpr int column_sums = stage_chunks * sum_rows + 4;
+  static constexpr int sum_bytes(int columns) { return columns * column_sums * int{sizeof(float)}; }
   /// Slots of the ring in so many bytes of shared memory.
   static constexpr int slots(int bytes, int columns) {
     return std::clamp((bytes - ring_offset - sum_bytes(columns)) / stage_bytes(columns), 0, most_slots);
   }
 };
 
-/// A whole number below 2^23: two operations at full speed, which a conversion is not.
-__device__ __forceinline__ float float_of(std::uint32_t n) {
-  return __uint_as_float(0x4b000000u | n) - 0x1p23F;
+/// n * 2^-24 in one operation: n below 2^10 as bits of a float16 that is subnormal.
+__device__ __forceinline__ float subnormal(std::uint32_t n) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(n)));
 }
 
 /// Adds a chunk of each of RowTiles row tiles, times Tiles * 8 columns, to `sums`. operand(n, h) is 16
 /// bytes of a column of n: fragments 2h and 2h+1.
 ///
 /// Bare codes are multiplied as they are, and so are ones: a group's sum of code * x, less zero point * sum
-/// of x, is what the scale applies to. Fragments are the outer loop: products that wait for one another are
-/// as far apart as they can be.
+/// of x, is what the scale applies to; sums stay in the units of bare codes. Fragments are the outer loop:
+/// products that wait for one another are as far apart as they can be.
 template <bool Bare, device_format Format, class T, int RowTiles, int Tiles, class Operand>
 __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[RowTiles], Operand&& operand,
                                                 float (&sums)[RowTiles][Tiles][4]) {
@@ -70,7 +69,7 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
   unrolled<0, groups>([&]<int J>() {
     constexpr int first = 8 / groups * J, last = first + 8 / groups;
     float c[RowTiles][Tiles][4] = {};
-    [[maybe_unused]] float of_x[Tiles][4] = {};
+    [[maybe_unused]] float of_x[Tiles][4] = {};  // x as the A operand: rows are columns, in two halves
     uint4 b[Tiles];
     unrolled<first, last>([&]<int F>() {
       std::uint32_t b0[Tiles], b1[Tiles];
@@ -78,9 +77,9 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
       for (int n = 0; n < Tiles; ++n) {
         if (F % 2 == 0) b[n] = operand(n, F / 2);
         b0[n] = F % 2 == 0 ? b[n].x : b[n].z, b1[n] = F % 2 == 0 ? b[n].y : b[n].w;
-        if constexpr (Bare) {
-          std::uint32_t const ones[4] = {twice(1), twice(1), twice(1), twice(1)};
-          multiply<T>(of_x[n], ones, b0[n], b1[n]);
+        if constexpr (Bare && F % 2 == 0) {
+          std::uint32_t const a[4] = {b[n].x, b[n].z, b[n].y, b[n].w};
+          multiply<T>(of_x[n], a, twice(number<T>::one), twice(number<T>::one));
         }
       }
       std::uint32_t a[RowTiles][4];
@@ -98,23 +97,38 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
         for (int r = 0; r < RowTiles; ++r) multiply<T>(c[r][n], a[r], b0[n], b1[n]);
       }
     });
+    [[maybe_unused]] float column_sums[Tiles][2];
+    if constexpr (Bare) {
+#pragma unroll
+      for (int n = 0; n < Tiles; ++n) {
+        float const sum = of_x[n][0] + of_x[n][2];  // of column 8n + g
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          column_sums[n][i] = __shfl_sync(0xffffffff, sum, 8 * (threadIdx.x % 4) + 4 * i);
+        }
+      }
+    }
 #pragma unroll
     for (int r = 0; r < RowTiles; ++r) {
       if constexpr (Bare) {
-        constexpr float unit = 0x1p24F, factor = bare_factor<bits>;
-        float const scales[2] = {unit * w[r].scales[J][0], unit / factor * w[r].scales[J][1]};
-        float zeros[2] = {Format::levels.zero, Format::levels.zero};
+        constexpr bool overlap = bare_rows_overlap<bits>;
+        constexpr int factor = bare_factor<bits>;
+        float zeros[2] = {0x1p-24F * Format::levels.zero,
+                          0x1p-24F * (factor + (overlap ? 1 : 0)) * Format::levels.zero};
         if constexpr (Format::has_zero_point) {
-          zeros[0] = float_of(w[r].zeros[J][0]), zeros[1] = float_of(w[r].zeros[J][1]);
+          std::uint32_t const(&stored)[2] = w[r].zeros[J];
+          zeros[0] = subnormal(stored[0]);
+          zeros[1] = subnormal(factor * stored[1] + (overlap ? stored[0] : 0));
         }
 #pragma unroll
         for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {  // columns; rows g and g+8 of each
-            float const lower = c[r][n][i], upper = c[r][n][2 + i] - (bare_rows_overlap<bits> ? lower : 0.0F);
+            float const lower = fmaf(-zeros[0], column_sums[n][i], c[r][n][i]);
+            float const upper = fmaf(-zeros[1], column_sums[n][i], c[r][n][2 + i]) - (overlap ? lower : 0.0F);
             float(&sum)[4] = sums[r][n];
-            sum[i] = fmaf(scales[0], fmaf(-zeros[0], of_x[n][i], lower), sum[i]);
-            sum[2 + i] = fmaf(scales[1], fmaf(-factor * zeros[1], of_x[n][2 + i], upper), sum[2 + i]);
+            sum[i] = fmaf(w[r].scales[J][0], lower, sum[i]);
+            sum[2 + i] = fmaf(w[r].scales[J][1], upper, sum[2 + i]);
           }
         }
       } else {
@@ -129,12 +143,14 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
 }
 
 /// RowWarps warps share a chunk, and have RowTiles of its row tiles each; Tiles * 8 columns. Blocks have so
-/// many row tiles each in turn, or (not in_turn) block b of n those from b / n of all to (b + 1) / n. The
-/// next kernel may start when `late` stages are left to copy.
+/// many row tiles each in turn, or (not in_turn) all of a share one after the other. In either case a block
+/// has `least` of them, and the first `longer` blocks have one more. The next kernel may start when `late`
+/// stages are left to copy; weights are copied after a pause of so many cycles.
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int RowWarps, int Tiles>
 __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
                                   Tiles == 1 && RowTiles * RowWarps < 8 ? 2 : 1)
-    gemv_sm90(prepacked_view<Format> w, operands<T> x, Y* y, int slots, int late, bool in_turn) {
+    gemv_sm90(prepacked_view<Format> w, operands<T> x, Y* y, int slots, int late, bool in_turn, int pause,
+              int least, int longer) {
 #if GPTQ_BULK_COPIES
   using m = gemv_memory<Format, RowTiles, RowWarps, Tiles>;
   using s = staged<Format>;
@@ -152,12 +168,12 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int const chunks = static_cast<int>(w.layout().chunks()), groups = static_cast<int>(w.layout().groups());
   int const steps = (chunks + stage_chunks - 1) / stage_chunks;
-  index_t const all_tiles = w.layout().row_tiles();
-  int const first_tile =
-      static_cast<int>(in_turn ? index_t{blockIdx.x} * block_tiles : all_tiles * blockIdx.x / gridDim.x);
-  int const end_tile = static_cast<int>(in_turn ? all_tiles : all_tiles * (blockIdx.x + 1) / gridDim.x);
+  // No division: a block's first copies wait for this.
+  int const block = static_cast<int>(blockIdx.x), share = least + (block < longer ? 1 : 0);
+  int const first_tile = in_turn ? block * block_tiles : block * least + min(block, longer);
+  int const end_tile = in_turn ? static_cast<int>(w.layout().row_tiles()) : first_tile + share;
   int const tile_step = in_turn ? block_tiles * static_cast<int>(gridDim.x) : block_tiles;
-  int const total = (end_tile - first_tile + tile_step - 1) / tile_step * steps;
+  int const total = (in_turn ? share : (share + block_tiles - 1) / block_tiles) * steps;
   auto const group_of = [&](int chunk) { return static_cast<int>(layout{}.group_of(chunk)); };
 
   if (warp == gemv_sm90_warps) {  // copies weights, which do not depend on the kernel before
@@ -167,6 +183,9 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
     }
     publish_barriers();
     __syncthreads();
+    for (long long const start = clock64(); pause > 0 && clock64() - start < pause;) {
+    }
+    std::uint64_t const once = read_once();  // scales are not: stages share their cache lines
     int slot = 0, parity = 1, left = total;
     late = min(late, total);
     for (int tile = first_tile; tile < end_tile; tile += tile_step) {
@@ -191,7 +210,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
           for (int r = 0; r < block_tiles; ++r) {
             if (r < present) {
               copy_bulk(stage + r * m::code_bytes, codes + index_t{r} * chunks * s::code_bytes,
-                        count * s::code_bytes, barrier);
+                        count * s::code_bytes, barrier, once);
               copy_bulk(stage + block_tiles * m::code_bytes + r * m::scale_bytes,
                         scales + (index_t{r} * groups + first_group) * layout::scale_bytes,
                         stage_groups * layout::scale_bytes, barrier);
@@ -217,46 +236,49 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
     }
     return;
   }
-  if (warp == gemv_sm90_warps + 1) {  // copies columns; what is behind them counts as 0
+  // Everything waits for the first columns: of 2 to 8, those of so many stages are copied by the warps that
+  // multiply, one each.
+  constexpr int stage_columns = stage_chunks * chunk_columns;
+  int const by_all = Tiles == 1 && x.columns > 1 ? min(slots, total) : 0;
+  auto const fill_up = [](char* column, int bytes) {  // what is behind a column in its last chunk counts as 0
+    for (int i = bytes; i % (2 * chunk_columns) != 0; i += 16) {
+      *reinterpret_cast<uint4*>(column + i) = make_uint4(0, 0, 0, 0);
+    }
+    write_before_copies();
+  };
+  if (warp == gemv_sm90_warps + 1) {  // copies all other columns
     __syncthreads();
     wait_for_predecessor();
-    constexpr int most = stage_chunks * chunk_columns;
-    int slot = 0, parity = 1;
-    for (int tile = first_tile; tile < end_tile; tile += tile_step) {
-      T const* from = x.data;
-      int left = static_cast<int>(x.width);
-      for (int step = 0; step < steps; ++step) {
-        char* const to = ring + slot * stage_bytes + m::weight_bytes;
-        int const bytes = 2 * min(left, most);
-        wait_for(empty + slot, parity);
-        if (bytes < 2 * most && lane < x.columns) {
-          for (int i = bytes; i < 2 * most; i += 16) {
-            *reinterpret_cast<uint4*>(to + lane * m::column_bytes + i) = make_uint4(0, 0, 0, 0);
-          }
-          write_before_copies();
-        }
-        // Lanes take turns at copies, so one had better make many of them. In these blocks lanes are as fast
-        // with 8 columns and a little faster with one.
-        if constexpr (RowWarps == 1 && Tiles == 1) {
-          if (lane < x.columns) {
-            arrive_expecting(full + slot, bytes);
-            copy_bulk(to + lane * m::column_bytes, from + lane * x.stride, bytes, full + slot);
-          } else {
-            arrive(full + slot);
-          }
-        } else if (one_of_warp()) {
-          arrive_expecting(full + slot, x.columns * bytes);
-#pragma unroll
-          for (int c = 0; c < 8 * Tiles; ++c) {
-            if (c < x.columns) copy_bulk(to + c * m::column_bytes, from + c * x.stride, bytes, full + slot);
-          }
+    int slot = by_all % slots, parity = by_all < slots ? 1 : 0, step = by_all % steps;
+    T const* from = x.data + step * stage_columns;
+    int left = static_cast<int>(x.width) - step * stage_columns;
+    for (int i = by_all; i < total; ++i) {
+      char* const to = ring + slot * stage_bytes + m::weight_bytes;
+      int const bytes = 2 * min(left, stage_columns);
+      wait_for(empty + slot, parity);
+      if (bytes < 2 * stage_columns && lane < x.columns) fill_up(to + lane * m::column_bytes, bytes);
+      // Lanes take turns at copies, so one had better make many of them. In these blocks lanes are as fast
+      // with 8 columns and a little faster with one.
+      if constexpr (RowWarps == 1 && Tiles == 1) {
+        if (lane < x.columns) {
+          arrive_expecting(full + slot, bytes);
+          copy_bulk(to + lane * m::column_bytes, from + lane * x.stride, bytes, full + slot);
         } else {
           arrive(full + slot);
         }
-        from += most;
-        left -= most;
-        if (++slot == slots) slot = 0, parity ^= 1;
+      } else if (one_of_warp()) {
+        arrive_expecting(full + slot, x.columns * bytes);
+#pragma unroll
+        for (int c = 0; c < 8 * Tiles; ++c) {
+          if (c < x.columns) copy_bulk(to + c * m::column_bytes, from + c * x.stride, bytes, full + slot);
+        }
+      } else {
+        arrive(full + slot);
       }
+      from += stage_columns;
+      left -= stage_columns;
+      if (++step == steps) step = 0, from = x.data, left = static_cast<int>(x.width);
+      if (++slot == slots) slot = 0, parity ^= 1;
     }
     return;
   }
@@ -266,12 +288,31 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
   }
   __syncthreads();
   wait_for_predecessor();
+  if (by_all > 0 && one_of_warp()) {
+    char* to = ring + m::weight_bytes + warp * m::column_bytes;
+    for (int i = 0, step = 0; i < by_all; ++i) {
+      constexpr int arrivals = 32 / gemv_sm90_warps;  // of the warp that copies all others
+      int const first = step * stage_columns,
+                bytes = 2 * min(static_cast<int>(x.width) - first, stage_columns);
+      if (warp < x.columns) {
+        if (bytes < 2 * stage_columns) fill_up(to, bytes);
+        arrive_for<arrivals - 1>(full + i);
+        arrive_expecting(full + i, bytes);
+        copy_bulk(to, x.data + warp * x.stride + first, bytes, full + i);
+      } else {
+        arrive_for<arrivals>(full + i);
+      }
+      to += stage_bytes;
+      if (++step == steps) step = 0;
+    }
+  }
+  __syncwarp();
   int slot = 0, parity = 0;
   int const chunk_of_stage = warp / RowWarps, row_warp = warp % RowWarps;
   int const column_offset =
       m::weight_bytes + lane / 4 * m::column_bytes + chunk_of_stage * 256 + 16 * (lane % 4);
   float* const shared = reinterpret_cast<float*>(ring + slots * stage_bytes);
-  int const pitch = m::pitch(x.columns);
+  constexpr float unit[2] = {bare ? 0x1p24F : 1.0F, bare ? 0x1p24F / bare_factor<Format::bits> : 1.0F};
   for (int tile = first_tile; tile < end_tile; tile += tile_step) {
     float sums[RowTiles][Tiles][4] = {};
     int const present = min(block_tiles, end_tile - tile);
@@ -320,22 +361,23 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
       if (++slot == slots) slot = 0, parity ^= 1;
     }
 
-    // The warps' sums: [chunk of a stage][row][column].
     index_t const end_row = min(w.out, index_t{end_tile} * tile_rows);
     unrolled<0, RowTiles / m::pass_tiles>([&]<int Pass>() {
-      constexpr int first = Pass * m::pass_tiles, rows = RowWarps * m::pass_tiles * tile_rows;
+      constexpr int first = Pass * m::pass_tiles, rows = m::sum_rows;
       if (Pass > 0 || tile != first_tile)
         wait_for_threads<multiplying>();  // until the last have been added up
+      float* const own =
+          shared + 2 * (lane % 4) * m::column_sums + chunk_of_stage * rows + row_tile * tile_rows + lane / 4;
 #pragma unroll
-      for (int r = 0; r < m::pass_tiles; ++r) {
-        if (r >= own_tiles) continue;
+      for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
-        for (int n = 0; n < Tiles; ++n) {
+        for (int i = 0; i < 2; ++i) {
+          if (8 * n + 2 * (lane % 4) + i >= x.columns) continue;
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            int const row = chunk_of_stage * rows + (row_tile + r) * tile_rows + lane / 4 + 8 * (k / 2);
-            int const column = 8 * n + 2 * (lane % 4) + k % 2;
-            if (column < x.columns) shared[row * pitch + column] = sums[first + r][n][k];
+          for (int r = 0; r < m::pass_tiles; ++r) {
+            if (r >= own_tiles) continue;
+            float* const at = own + (8 * n + i) * m::column_sums + r * tile_rows;
+            at[0] = unit[0] * sums[first + r][n][i], at[8] = unit[1] * sums[first + r][n][2 + i];
           }
         }
       }
@@ -343,7 +385,8 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
 #pragma unroll 1
       for (int j = threadIdx.x; j < rows * (x.columns / Parts); j += multiplying) {
         int const row = j % rows, token = j / rows;
-        float const sum = sum_of_warps<stage_chunks, Parts>(shared, rows, pitch, row, token);
+        float const sum = sum_of_warps<stage_chunks, Parts>(shared + token * Parts * m::column_sums + row,
+                                                            rows, m::column_sums);
         index_t const at = (index_t{tile} + first) * tile_rows + row;
         if (at < end_row) y[token * w.out + at] = to<Y>(sum);
       }
@@ -367,6 +410,9 @@ struct gemv_plan {
   /// by the time it may start.
   bool halves;
   bool in_turn;
+  /// Cycles before the first weights are copied: copies queue, and the columns of the kernel before, which
+  /// runs beside this one, should be ahead.
+  int pause = 0;
 };
 
 template <device_format Format, class T, int Parts, class Y>
@@ -403,13 +449,15 @@ class gemv_launcher {
     int const late = plan.halves ? slots - 1 : at_once;
     index_t const tiles = w_.layout().row_tiles();
     index_t const parts = plan.in_turn ? (tiles + m::block_tiles - 1) / m::block_tiles : tiles;
+    index_t const blocks = std::min(parts, index_t{gpu_.multiprocessors});
     launch(gemv_sm90<Format, T, Parts, Y, RowTiles, RowWarps, Tiles>,
-           {.grid = static_cast<unsigned>(std::min(parts, index_t{gpu_.multiprocessors})),
+           {.grid = static_cast<unsigned>(blocks),
             .block = gemv_sm90_threads,
             .shared_memory = static_cast<std::size_t>(memory),
             .stream = stream_,
             .overlap = overlap_},
-           w_, x_, y_, slots, late, plan.in_turn);
+           w_, x_, y_, slots, late, plan.in_turn, plan.pause, static_cast<int>(parts / blocks),
+           static_cast<int>(parts % blocks));
     return true;
   }
 
@@ -427,7 +475,8 @@ class gemv_launcher {
 /// As many row tiles at once as leave the block that has most of them the fewest: its share, up to four, or
 /// else six or eight in turn. Kernels that take a few microseconds gain by the next one's ring in the other
 /// half of the memory, as long as few columns leave the ring its depth. Equal shares keep all blocks busy to
-/// the end; of short rows the ends are taken by the next kernel anyway.
+/// the end; of short rows the ends are taken by the next kernel anyway. A pause pays for blocks of two, six
+/// or eight row tiles with up to four columns.
 inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t code_bytes, int columns,
                                           index_t multiprocessors) {
   auto const over = [](index_t a, index_t b) { return (a + b - 1) / b; };
@@ -435,6 +484,7 @@ inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t
   index_t const share = over(tiles, multiprocessors);
   bool const many_columns = columns > 8, brief = code_bytes < multiprocessors * (384 * 1024);
   bool const short_rows = chunks <= 32, long_rows = chunks > 64;
+  constexpr int pause = 300;
   if (share == 1) {
     if (many_columns || short_rows) return std::nullopt;
     return gemv_plan{.shape = {2, 1}, .halves = false, .in_turn = true};
@@ -442,7 +492,7 @@ inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t
   if (share <= 4) {
     if (!many_columns && brief && (short_rows || columns <= (share == 4 ? 2 : 4))) {
       if (share == 3) return gemv_plan{.shape = {3, 1}, .halves = true, .in_turn = long_rows};
-      return gemv_plan{.shape = {2, 1}, .halves = true, .in_turn = false};
+      return gemv_plan{.shape = {2, 1}, .halves = true, .in_turn = false, .pause = columns <= 4 ? pause : 0};
     }
     int const row_tiles = share == 2 || (share == 4 && brief && columns <= 4) ? 2
                           : share == 3 && !many_columns                       ? 3
@@ -455,7 +505,7 @@ inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t
     return gemv_plan{.shape = {3, 1}, .halves = true, .in_turn = long_rows};
   }
   if (brief && share <= 8 && columns <= (share == 6 ? 4 : 2)) {
-    return gemv_plan{.shape = shape, .halves = true, .in_turn = !six};
+    return gemv_plan{.shape = shape, .halves = true, .in_turn = !six, .pause = pause};
   }
   bool const even = !six && share < most(8) && (many_columns || !short_rows);
   return gemv_plan{.shape = shape, .halves = false, .in_turn = !even};
