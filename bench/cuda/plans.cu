@@ -69,12 +69,12 @@ double measure(machine const& m, char const* scheme, index_t out, index_t in, in
   for (detail::block_shape const shape : {detail::block_shape{2, 1}, {3, 1}, {4, 1}, {3, 2}, {4, 2}}) {
     for (bool const halves : {false, true}) {
       for (bool const in_turn : {false, true}) {
-        for (int const pause : {0, 300}) {
+        for (bool const pause : {false, true}) {
           detail::gemv_plan const plan{shape, halves, in_turn, pause};
-          if ((pause > 0 && !halves) || !launch(w[0], plan)) continue;
+          if ((pause && !halves) || !launch(w[0], plan)) continue;
           plans.push_back({time([&](auto const& matrix) { launch(matrix, plan); }),
                            std::to_string(shape.row_tiles) + " x " + std::to_string(shape.row_warps) +
-                               (halves ? ", half of the memory" : "") + (pause > 0 ? ", a pause" : "") +
+                               (halves ? ", half of the memory" : "") + (pause ? ", a pause" : "") +
                                (in_turn ? ", in turn" : ", equal shares")});
         }
       }

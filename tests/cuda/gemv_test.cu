@@ -68,9 +68,9 @@ void check_shares(test::random& random) {
               bool launched = false;
               for (int const row_tiles : {2, 3, 4}) {
                 for (bool const in_turn : {false, true}) {
-                  for (bool const halves : {true, false}) {
+                  for (auto const& [halves, pause] : {std::pair{true, false}, {true, true}, {false, false}}) {
                     cuda::check(cudaMemset(y, 0xff, first.size()), "poisoning");
-                    if (!launcher({{row_tiles, row_warps}, halves, in_turn})) continue;
+                    if (!launcher({{row_tiles, row_warps}, halves, in_turn, pause})) continue;
                     cuda::check(cudaMemcpy(other.data(), y, first.size(), cudaMemcpyDeviceToHost), "copying");
                     if (launched) CHECK(first == other);  // a sum does not depend on who makes it
                     launched = true;
@@ -115,7 +115,7 @@ TEST_CASE("gemv on compute capability 9.0 keeps multiprocessors about equally bu
           index_t const at_once = row_tiles * row_warps;
           uneven += plan->in_turn && over(over(tiles, at_once), sms) * at_once > share + 5;
           missing += columns > 8 && (plan->halves || plan->shape == cuda::detail::block_shape{3, 1});
-          idle += plan->pause > 0 && !plan->halves;
+          idle += plan->pause && !plan->halves;
         }
       }
     }

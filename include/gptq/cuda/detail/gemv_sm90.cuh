@@ -1,7 +1,7 @@
 // gemv on compute capability 9.0 and newer. Two warps keep a ring of stages filled by bulk copies: one has
 // some chunks of a few row tiles, their scales and zeros, the other the columns of activations that belong to
 // them. The others multiply, each a chunk of some of a stage's row tiles, and add up when they are done with
-// the row tiles.
+// the row tiles; before, they copy the first of a few columns.
 #pragma once
 
 #include <optional>
@@ -410,10 +410,11 @@ struct gemv_plan {
   /// by the time it may start.
   bool halves;
   bool in_turn;
-  /// Cycles before the first weights are copied: copies queue, and the columns of the kernel before, which
-  /// runs beside this one, should be ahead.
-  int pause = 0;
+  /// Weights are copied a little later than they could: copies queue, and the columns of the kernel before,
+  /// which runs beside this one, should be ahead.
+  bool pause = false;
 };
+inline constexpr int gemv_pause = 300;  ///< cycles
 
 template <device_format Format, class T, int Parts, class Y>
 class gemv_launcher {
@@ -456,8 +457,8 @@ class gemv_launcher {
             .shared_memory = static_cast<std::size_t>(memory),
             .stream = stream_,
             .overlap = overlap_},
-           w_, x_, y_, slots, late, plan.in_turn, plan.pause, static_cast<int>(parts / blocks),
-           static_cast<int>(parts % blocks));
+           w_, x_, y_, slots, late, plan.in_turn, plan.pause ? gemv_pause : 0,
+           static_cast<int>(parts / blocks), static_cast<int>(parts % blocks));
     return true;
   }
 
@@ -484,7 +485,6 @@ inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t
   index_t const share = over(tiles, multiprocessors);
   bool const many_columns = columns > 8, brief = code_bytes < multiprocessors * (384 * 1024);
   bool const short_rows = chunks <= 32, long_rows = chunks > 64;
-  constexpr int pause = 300;
   if (share == 1) {
     if (many_columns || short_rows) return std::nullopt;
     return gemv_plan{.shape = {2, 1}, .halves = false, .in_turn = true};
@@ -492,7 +492,7 @@ inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t
   if (share <= 4) {
     if (!many_columns && brief && (short_rows || columns <= (share == 4 ? 2 : 4))) {
       if (share == 3) return gemv_plan{.shape = {3, 1}, .halves = true, .in_turn = long_rows};
-      return gemv_plan{.shape = {2, 1}, .halves = true, .in_turn = false, .pause = columns <= 4 ? pause : 0};
+      return gemv_plan{.shape = {2, 1}, .halves = true, .in_turn = false, .pause = columns <= 4};
     }
     int const row_tiles = share == 2 || (share == 4 && brief && columns <= 4) ? 2
                           : share == 3 && !many_columns                       ? 3
@@ -505,7 +505,7 @@ inline std::optional<gemv_plan> plan_gemv(index_t tiles, index_t chunks, index_t
     return gemv_plan{.shape = {3, 1}, .halves = true, .in_turn = long_rows};
   }
   if (brief && share <= 8 && columns <= (share == 6 ? 4 : 2)) {
-    return gemv_plan{.shape = shape, .halves = true, .in_turn = !six, .pause = pause};
+    return gemv_plan{.shape = shape, .halves = true, .in_turn = !six, .pause = true};
   }
   bool const even = !six && share < most(8) && (many_columns || !short_rows);
   return gemv_plan{.shape = shape, .halves = false, .in_turn = !even};
