@@ -11,6 +11,7 @@
 // vectors.
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 
 #include <gptq/cuda/context.cuh>
@@ -28,7 +29,7 @@ inline constexpr int block_rows = 16;
 /// Floats from one row of the factor to the next in shared memory.
 inline constexpr int tile_stride = block_columns + 4;
 inline constexpr std::size_t sweep_shared_memory =
-    static_cast<std::size_t>(block_columns) * (tile_stride + 1) * sizeof(float);
+    static_cast<std::size_t>(block_columns) * (tile_stride + 2) * sizeof(float);
 
 struct sweep_arguments {
   float* work;            ///< [rows, ld] W, then W - Q
@@ -49,60 +50,83 @@ struct sweep_arguments {
 /// @param find  groups begin where position % group_columns is 0, all of them end within the block, and their
 ///              grids are found here; otherwise they are there already
 template <bool HalfStep>
-__global__ void __launch_bounds__(block_rows* row_lanes)
+__global__ void __launch_bounds__(block_rows* row_lanes, 2)
     sweep_block(sweep_arguments s, index_t first, int width, bool find) {
   extern __shared__ float4 sweep_memory[];
-  // tile[i][j] = R_ij / R_jj for i < j, otherwise 0: what position i passes on to j. The first four positions
-  // of each lane lie before the other four, which keeps lanes out of each other's banks.
+  // tile[i][j] = R_ij for i < j, otherwise 0: what position i passes on to j. The first four positions of
+  // each lane lie before the other four, which keeps lanes out of each other's banks.
   float* const tile = reinterpret_cast<float*>(sweep_memory);
-  float* const pivots = tile + block_columns * tile_stride;
+  float* const pivots = tile + block_columns * tile_stride;  // R_jj, 0 beyond the block
+  float* const shares = pivots + block_columns;              // 1 / R_jj, what w_now has of f; 0 beyond
   index_t const top = s.ld - 1 - first;
-  for (int at = static_cast<int>(threadIdx.x); at < block_columns * block_columns;
-       at += block_rows * row_lanes) {
-    int const i = at % block_columns;
-    int const j = at / block_columns;
-    float value = 0.0F;
-    if (i < j && j < width) {
-      float const* const column = s.factor + (top - j) * s.ld + top;
-      value = column[-i] / column[-j];
-    }
-    tile[i * tile_stride + (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3)] = value;
-  }
-  if (int const i = static_cast<int>(threadIdx.x); i < block_columns) {
-    pivots[i] = i < width ? s.factor[(top - i) * s.ld + top - i] : 1.0F;
-  }
-  __syncthreads();
-
   int const lane = static_cast<int>(threadIdx.x) % row_lanes;
   index_t const row = index_t{blockIdx.x} * block_rows + threadIdx.x / row_lanes;
   int const own = lane * lane_columns;
   bool const live = row < s.rows && own < width;
   index_t const place = row * s.ld + top + 1 - own - lane_columns;  // of the lane's positions, reversed
   float weight[lane_columns];                                       // becomes w - q
-  float now[lane_columns];
-  float scale[lane_columns];
-  float zero[lane_columns];
-  {
+  float feedback[lane_columns];                                     // f; 0 beyond the block
+  auto const load = [&](float const* from, float* to) {
     float4 const none{0.0F, 0.0F, 0.0F, 0.0F};
-    auto const load = [&](float const* from, float* to) {
-      auto const* const vectors = reinterpret_cast<float4 const*>(from + place);
-      float4 const a = live && from != nullptr ? vectors[0] : none;
-      float4 const b = live && from != nullptr ? vectors[1] : none;
-      to[0] = b.w, to[1] = b.z, to[2] = b.y, to[3] = b.x;
-      to[4] = a.w, to[5] = a.z, to[6] = a.y, to[7] = a.x;
-    };
-    load(s.work, weight);
-    load(s.feedback, now);
+    auto const* const vectors = reinterpret_cast<float4 const*>(from + place);
+    float4 const a = live && from != nullptr ? vectors[0] : none;
+    float4 const b = live && from != nullptr ? vectors[1] : none;
+    to[0] = b.w, to[1] = b.z, to[2] = b.y, to[3] = b.x;
+    to[4] = a.w, to[5] = a.z, to[6] = a.y, to[7] = a.x;
+  };
+  load(s.work, weight);
+  load(s.feedback, feedback);
+
+  auto const entry = [&](int i, int j) { return s.factor[(top - j) * s.ld + top - i]; };
+  if (int const i = static_cast<int>(threadIdx.x); i < block_columns) {
+    pivots[i] = i < width ? entry(i, i) : 0.0F;
+    shares[i] = i < width ? 1.0F / pivots[i] : 0.0F;
   }
+  // Many are under way before the first is stored; a warp's, of eight i and four j, go to different banks.
+  constexpr int warps = block_rows * row_lanes / 32, at_once = 16;
+  for (int from = static_cast<int>(threadIdx.x) / 32; from < block_columns * block_columns / 32;
+       from += at_once * warps) {
+    auto const i_of = [&](int k) {
+      return (from + k * warps) % (block_columns / 8) * 8 + static_cast<int>(threadIdx.x) % 8;
+    };
+    auto const j_of = [&](int k) {
+      return (from + k * warps) / (block_columns / 8) * 4 + static_cast<int>(threadIdx.x) / 8 % 4;
+    };
+    float values[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      values[k] = i_of(k) < j_of(k) && j_of(k) < width ? entry(i_of(k), j_of(k)) : 0.0F;
+    }
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) {
+      int const j = j_of(k);
+      tile[i_of(k) * tile_stride + (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3)] = values[k];
+    }
+  }
+  __syncthreads();
+
+  float share[lane_columns];
+  float scale[lane_columns];    // 0 for what is not there: it stays as it is
+  float inverse[lane_columns];  // of the scale
+  float zero[lane_columns];
+  std::uint32_t codes[2] = {0, 0};
+  float loss = 0.0F;
+  auto const use_grid = [&](int r, float its_scale, float its_zero) {
+    scale[r] = its_scale;
+    inverse[r] = its_scale == 0.0F ? 0.0F : fminf(1.0F / its_scale, FLT_MAX);
+    zero[r] = its_zero;
+  };
 #pragma unroll
   for (int r = 0; r < lane_columns; ++r) {
     bool const there = live && own + r < width;
-    now[r] = there ? weight[r] + now[r] / pivots[own + r] : 0.0F;
-    scale[r] = zero[r] = 0.0F;
+    if (!there) feedback[r] = 0.0F;
+    share[r] = shares[own + r];
     if (there && !find) {
       index_t const at = row * s.grids.groups + s.group_of[first + own + r];
-      scale[r] = s.grids.scales[at];
-      zero[r] = s.levels.zero_of({0.0F, s.grids.zeros == nullptr ? 0 : int{s.grids.zeros[at]}});
+      use_grid(r, s.grids.scales[at],
+               s.levels.zero_of({0.0F, s.grids.zeros == nullptr ? 0 : int{s.grids.zeros[at]}}));
+    } else {
+      use_grid(r, 0.0F, 0.0F);
     }
   }
   auto const pass_on = [&](float value, int i, float* to) {
@@ -116,53 +140,57 @@ __global__ void __launch_bounds__(block_rows* row_lanes)
   };
   auto const lowest = static_cast<float>(s.levels.min_code);
   auto const highest = static_cast<float>(s.levels.max_code);
-  std::uint32_t codes[2] = {0, 0};
-  float loss = 0.0F;
 
   for (int owner = 0; owner * lane_columns < width; ++owner) {
     if (find && owner * lane_columns % s.group_columns == 0) {
       // The group's grid is that of the weights it will have when the columns not yet quantized have moved to
-      // where the loss is least: w + d with d R = (w_now - w) R_jj over the group.
+      // where the loss is least: w + d with d R = f over the group.
       int const group_end = min(owner * lane_columns + s.group_columns, width);
       bool const member = own >= owner * lane_columns && own < group_end;
-      float move[lane_columns];
+      float left[lane_columns];  // of f, when the positions before have moved
 #pragma unroll
-      for (int r = 0; r < lane_columns; ++r) move[r] = member ? now[r] - weight[r] : 0.0F;
+      for (int r = 0; r < lane_columns; ++r) left[r] = member ? feedback[r] : 0.0F;
       for (int from = owner; from * lane_columns < group_end; ++from) {
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          pass_on(-__shfl_sync(all_lanes, move[r], from, row_lanes), from * lane_columns + r, move);
+          float const move = __shfl_sync(all_lanes, left[r] * share[r], from, row_lanes);
+          pass_on(-move, from * lane_columns + r, left);
         }
       }
       auto const each = [&](auto&& use) {
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          if (member && own + r < width) use(weight[r] + move[r]);
+          if (member && own + r < width) use(fmaf(left[r], share[r], weight[r]));
         }
       };
       grid const g = find_grid<row_lanes, HalfStep>(each, s.levels, s.options);
       if (member) {
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          scale[r] = g.scale;
-          zero[r] = s.levels.zero_of(g);
+          if (own + r < width) use_grid(r, g.scale, s.levels.zero_of(g));
         }
       }
       if (lane == owner && live) s.grids.set(row, (first + owner * lane_columns) / s.group_columns, g);
     }
     // All lanes do what only the owner's result is taken of.
+    float difference[lane_columns], code[lane_columns];
 #pragma unroll
     for (int r = 0; r < lane_columns; ++r) {
-      int const i = owner * lane_columns + r;
-      float const code = nearest_code<HalfStep>(now[r], divisor_of(scale[r]), zero[r], lowest, highest);
-      float const decoded = scale[r] * (code - zero[r]);
-      float const difference = i < width ? weight[r] - decoded : 0.0F;
-      pass_on(__shfl_sync(all_lanes, difference, owner, row_lanes), i, now);
-      if (lane == owner && i < width) {
-        float const error = (now[r] - decoded) * pivots[i];
-        loss = fmaf(error, error, loss);
-        weight[r] = difference;
-        codes[r / 4] |= static_cast<std::uint32_t>(code) << (8 * (r % 4));
+      float const now = fmaf(feedback[r], share[r], weight[r]);
+      // Its quotient by the scale, rounded correctly, without a division.
+      float const about = now * inverse[r];
+      float const steps = fmaf(fmaf(-about, scale[r], now), inverse[r], about);
+      code[r] = nearest_code<HalfStep>(steps, 1.0F, zero[r], lowest, highest);
+      difference[r] = weight[r] - __fmul_rn(scale[r], code[r] - zero[r]);
+      pass_on(__shfl_sync(all_lanes, difference[r], owner, row_lanes), owner * lane_columns + r, feedback);
+    }
+    if (lane == owner) {
+#pragma unroll
+      for (int r = 0; r < lane_columns; ++r) {
+        float const root = fmaf(difference[r], pivots[own + r], feedback[r]);  // (w_now - q) R_jj
+        loss = fmaf(root, root, loss);
+        codes[r / 4] |= static_cast<std::uint32_t>(code[r]) << (8 * (r % 4));
+        weight[r] = difference[r];
       }
     }
   }
