@@ -32,9 +32,10 @@ double quadratic(Eigen::MatrixXd const& rows, Eigen::MatrixXd const& m) {
   return (rows * m).cwiseProduct(rows).sum();
 }
 
-/// Whether g is what the group's weights give, or what they would if rounding had moved them a little.
-bool is_grid_of(std::vector<float> const& weights, gptq::grid g, gptq::code_levels const& levels,
-                gptq::grid_options const& options) {
+/// Whether g is what the group's weights give, or what they would if rounding had moved them a little: by
+/// some of their own size, and by `rounding`, as they are sums that may have cancelled.
+bool is_grid_of(std::vector<float> const& weights, float rounding, gptq::grid g,
+                gptq::code_levels const& levels, gptq::grid_options const& options) {
   constexpr float little = 1e-4F;
   if (options.mse) {
     auto const error_of = [&](gptq::grid const& its) {
@@ -44,27 +45,31 @@ bool is_grid_of(std::vector<float> const& weights, gptq::grid g, gptq::code_leve
     // The scale that was best may have been rounded to the other side: then another one is, by a little.
     return error_of(g) <= error_of(gptq::find_grid(weights, levels, options)) * 1.01F;
   }
-  auto const with = [&](float below, float above) {
+  auto const with = [&](float below, float above) {  // what negative ones and the others are farther from 0
     std::vector<float> moved = weights;
-    for (float& w : moved) w *= w < 0.0F ? below : above;
+    for (float& w : moved) {
+      float const size = std::abs(w), by = (w < 0.0F ? below : above) * (little * size + rounding);
+      if (w != 0.0F) w = std::copysign(std::max(0.0F, size + by), w);
+    }
     return gptq::find_grid(moved, levels, options);
   };
   float least = INFINITY, most = -INFINITY;
-  for (float const below : {1.0F - little, 1.0F + little}) {
-    for (float const above : {1.0F - little, 1.0F + little}) {
+  for (float const below : {-1.0F, 1.0F}) {
+    for (float const above : {-1.0F, 1.0F}) {
       float const scale = with(below, above).scale;
       least = std::min(least, scale), most = std::max(most, scale);
     }
   }
   if (g.scale < least || g.scale > most) return false;
-  if (!levels.has_zero_point || g.scale == 0.0F) return g.zero == with(1.0F, 1.0F).zero;
+  if (!levels.has_zero_point || g.scale == 0.0F) return g.zero == with(0.0F, 0.0F).zero;
   // The steps from the least weight up to zero, in the scale that it is.
   float const low = std::min(0.0F, *std::min_element(weights.begin(), weights.end()));
   float const high = std::max(0.0F, *std::max_element(weights.begin(), weights.end()));
-  if (low == high) return g.zero == with(1.0F, 1.0F).zero;
+  if (low == high) return g.zero == with(0.0F, 0.0F).zero;
   float const steps = -low / g.scale;
   float const zero = static_cast<float>(g.zero - levels.min_code);
-  return std::abs(steps - zero) <= 0.5F + little * steps || (g.zero == levels.max_code && steps > zero);
+  return std::abs(steps - zero) <= 0.5F + little * steps + rounding / g.scale ||
+         (g.zero == levels.max_code && steps > zero);
 }
 
 }  // namespace
@@ -167,7 +172,7 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
   // A group's weights when the sweep reaches it: w + d with d L = f over the group, f of what is before it.
   for (index_t first = 0; first < n; first += group_columns) {
     index_t const count = std::min(group_columns, n - first);
-    Eigen::MatrixXd expected(rows, count);
+    Eigen::MatrixXd expected(rows, count), size(rows, count);  // of what is added up
     if (dynamic) {
       index_t const a = n - first - count, before = first;
       expected = difference.rightCols(before) *
@@ -175,6 +180,9 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
       factor.block(a, a, count, count)
           .triangularView<Eigen::Lower>()
           .solveInPlace<Eigen::OnTheRight>(expected);
+      size = difference.rightCols(before).cwiseAbs() * factor.block(a + count, a, before, count).cwiseAbs();
+      for (index_t i = 0; i < count; ++i) size.col(i) /= factor(a + i, a + i);
+      size += weight.middleCols(a, count).cwiseAbs();
       expected += weight.middleCols(a, count);
     } else {
       for (index_t i = 0; i < count; ++i) {
@@ -183,11 +191,15 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
           expected(row, i) = dead ? 0.0 : double{weight_of(input)(row, first + i)};
         }
       }
+      size.setZero();  // given as they are
     }
     std::vector<float> group(at(count));
     for (index_t row = 0; row < rows; ++row) {
       for (index_t i = 0; i < count; ++i) group[at(i)] = static_cast<float>(expected(row, i));
-      if (!is_grid_of(group, layer.grid(row, first / group_columns), levels, grids)) ++found.wrong_grids;
+      auto const rounding = static_cast<float>(1e-6 * size.row(row).maxCoeff());
+      if (!is_grid_of(group, rounding, layer.grid(row, first / group_columns), levels, grids)) {
+        ++found.wrong_grids;
+      }
     }
   }
   return found;

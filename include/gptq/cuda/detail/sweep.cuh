@@ -77,30 +77,31 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   load(s.work, weight);
   load(s.feedback, feedback);
 
-  auto const entry = [&](int i, int j) { return s.factor[(top - j) * s.ld + top - i]; };
+  float const* const corner = s.factor + top * (s.ld + 1);  // R_ij is i before it and j rows up
   if (int const i = static_cast<int>(threadIdx.x); i < block_columns) {
-    pivots[i] = i < width ? entry(i, i) : 0.0F;
+    pivots[i] = i < width ? corner[-i * (s.ld + 1)] : 0.0F;
     shares[i] = i < width ? 1.0F / pivots[i] : 0.0F;
   }
-  // Many are under way before the first is stored; a warp's, of eight i and four j, go to different banks.
-  constexpr int warps = block_rows * row_lanes / 32, at_once = 16;
-  for (int from = static_cast<int>(threadIdx.x) / 32; from < block_columns * block_columns / 32;
-       from += at_once * warps) {
-    auto const i_of = [&](int k) {
-      return (from + k * warps) % (block_columns / 8) * 8 + static_cast<int>(threadIdx.x) % 8;
-    };
-    auto const j_of = [&](int k) {
-      return (from + k * warps) / (block_columns / 8) * 4 + static_cast<int>(threadIdx.x) / 8 % 4;
-    };
-    float values[at_once];
+  {
+    // Many are under way before the first is stored. Those of a warp, of eight i and four j, which go to
+    // different banks.
+    constexpr int at_once = 16, j_step = 4;
+    int const i = static_cast<int>(threadIdx.x) / 32 * 8 + static_cast<int>(threadIdx.x) % 8;
+    int const j_low = static_cast<int>(threadIdx.x) / 8 % j_step;
+    static_assert(block_rows * row_lanes / 4 * 2 == block_columns);
+#pragma unroll 1
+    for (int from = j_low; from < block_columns; from += at_once / 2 * j_step) {
+      float values[at_once];
 #pragma unroll
-    for (int k = 0; k < at_once; ++k) {
-      values[k] = i_of(k) < j_of(k) && j_of(k) < width ? entry(i_of(k), j_of(k)) : 0.0F;
-    }
+      for (int k = 0; k < at_once; ++k) {
+        int const j = from + k / 2 * j_step, its = i + k % 2 * (block_columns / 2);
+        values[k] = its < j && j < width ? corner[-its - j * s.ld] : 0.0F;
+      }
 #pragma unroll
-    for (int k = 0; k < at_once; ++k) {
-      int const j = j_of(k);
-      tile[i_of(k) * tile_stride + (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3)] = values[k];
+      for (int k = 0; k < at_once; ++k) {
+        int const j = from + k / 2 * j_step, its = i + k % 2 * (block_columns / 2);
+        tile[its * tile_stride + (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3)] = values[k];
+      }
     }
   }
   __syncthreads();
@@ -141,11 +142,13 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   auto const lowest = static_cast<float>(s.levels.min_code);
   auto const highest = static_cast<float>(s.levels.max_code);
 
+  int next_group = find ? 0 : width;
   for (int owner = 0; owner * lane_columns < width; ++owner) {
-    if (find && owner * lane_columns % s.group_columns == 0) {
+    if (owner * lane_columns == next_group) {
+      next_group += s.group_columns;
       // The group's grid is that of the weights it will have when the columns not yet quantized have moved to
       // where the loss is least: w + d with d R = f over the group.
-      int const group_end = min(owner * lane_columns + s.group_columns, width);
+      int const group_end = min(next_group, width);
       bool const member = own >= owner * lane_columns && own < group_end;
       float left[lane_columns];  // of f, when the positions before have moved
 #pragma unroll
