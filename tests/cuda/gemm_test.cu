@@ -1,4 +1,7 @@
 // gptq::cuda::gemm and dequantize against the reference: what each number of tokens leads to.
+#include <initializer_list>
+#include <utility>
+
 #include <gptq/cuda/gemm.cuh>
 
 #include "product_check.cuh"
@@ -15,42 +18,66 @@ struct blas_handle {
   ~blas_handle() { cublasDestroy(handle); }
 };
 
-/// Every way of computing a product that this device has.
-template <class Format, class X, class Y>
-void check_gemm(cublasHandle_t blas, test::random& random) {
-  namespace detail = cuda::detail;
-  cuda::device const gpu = cuda::device::current();
-  auto const by = [&](detail::gemm_way way) {
-    return [&, way](auto const& w, X const* x, index_t n, Y* y) {
-      auto const plan = detail::plan_gemm<X, Y>(way, w, n, gpu);
-      test::device_vector<std::uint8_t> const workspace(plan.operand_bytes + plan.rest_bytes);
-      detail::run_gemm(plan, w, x, n, y,
-                       {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
-    };
+/// A product computed in a given way.
+template <class X, class Y>
+auto by(cuda::detail::gemm_way way, cublasHandle_t blas) {
+  return [way, blas, gpu = cuda::device::current()](auto const& w, X const* x, index_t n, Y* y) {
+    auto const plan = cuda::detail::plan_gemm<X, Y>(way, w, n, gpu);
+    test::device_vector<std::uint8_t> const workspace(plan.operand_bytes + plan.rest_bytes);
+    cuda::detail::run_gemm(
+        plan, w, x, n, y, {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
   };
-  auto const warps = by(detail::gemm_way::warps);
-  bool const have_warpgroups = detail::warpgroups_run<Format, detail::operand<X>, Y>(gpu);
-  auto const warpgroups = have_warpgroups ? by(detail::gemm_way::warpgroups) : warps;
-  auto const chosen = [&](auto const& w, X const* x, index_t n, Y* y) {
+}
+
+/// As gemm() decides.
+template <class X, class Y>
+auto as_chosen(cublasHandle_t blas) {
+  return [blas](auto const& w, X const* x, index_t n, Y* y) {
     test::device_vector<std::uint8_t> const workspace(cuda::workspace_bytes<X, Y>(w, n));
     cuda::gemm(w, x, n, y,
                {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
   };
-  // The last has more chunks for a block than its ring has stages.
-  index_t const shapes[][2] = {{16, 128}, {40, 264}, {50, 320}, {150, 1000}, {260, 4104}, {24, 20488}};
+}
+
+/// Calls check(out, in, tokens), but for what would take the reference too long.
+void for_each_size(std::initializer_list<std::pair<index_t, index_t>> shapes, auto&& check) {
   for (auto const& [out, in] : shapes) {
     for (index_t const tokens : {6, 17, 33, 64, 100, 200}) {
-      if (out * in * tokens > 50'000'000) continue;  // for the sake of the reference's time
-      auto const by_blas = detail::blas_types<X, Y> && in % 64 == 0 ? by(detail::gemm_way::blas) : warps;
-      bool const permuted = random.below(3) == 0;
-      if (tokens == 6) {
-        test::check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen);
-      } else {
-        test::check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, warps, warpgroups,
-                                          by_blas);
-      }
+      if (out * in * tokens <= 50'000'000) check(out, in, tokens);
     }
   }
+}
+
+/// By this library's kernels, as many as run on this device, and by the one that is chosen.
+template <class Format, class X, class Y>
+void check_gemm(test::random& random) {
+  using cuda::detail::gemm_way;
+  auto const warps = by<X, Y>(gemm_way::warps, nullptr);
+  auto const warpgroups = by<X, Y>(gemm_way::warpgroups, nullptr);
+  bool const have_warpgroups =
+      cuda::detail::warpgroups_run<Format, cuda::detail::operand<X>, Y>(cuda::device::current());
+  auto const chosen = as_chosen<X, Y>(nullptr);
+  // The last has more chunks for a block than its ring has stages.
+  for_each_size({{16, 128}, {40, 264}, {50, 320}, {150, 1000}, {260, 4104}, {24, 20488}},
+                [&](index_t out, index_t in, index_t tokens) {
+                  bool const permuted = random.below(3) == 0;
+                  if (tokens == 6) {
+                    test::check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen);
+                  } else if (have_warpgroups) {
+                    test::check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, warps,
+                                                      warpgroups);
+                  } else {
+                    test::check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, warps);
+                  }
+                });
+}
+
+template <class Format, class X>
+void check_gemm_by_blas(cublasHandle_t blas, test::random& random) {
+  for_each_size({{16, 128}, {50, 320}, {260, 4160}}, [&](index_t out, index_t in, index_t tokens) {
+    test::check_product<Format, X, X>(out, in, tokens, random.below(3) == 0, random,
+                                      by<X, X>(cuda::detail::gemm_way::blas, blas), as_chosen<X, X>(blas));
+  });
 }
 
 template <class Format, class T>
@@ -79,14 +106,23 @@ void check_dequantize(index_t out, index_t in, bool permuted, test::random& rand
 TEST_CASE("gemm agrees with the reference") {
   if (!test::have_gpu()) return;
   auto random = test::fresh_random();
+  check_gemm<format<gptq::symmetric, 4, 128>, __half, __half>(random);
+  check_gemm<format<gptq::asymmetric, 4, 64>, __nv_bfloat16, __nv_bfloat16>(random);
+  check_gemm<format<gptq::half_step, 4, 32>, __half, float>(random);
+  check_gemm<format<gptq::asymmetric, 3, 128, float>, float, float>(random);
+  check_gemm<format<gptq::asymmetric, 8, gptq::whole_row>, __nv_bfloat16, float>(random);
+  check_gemm<format<gptq::half_step, 2, 32>, __half, __half>(random);
+  check_gemm<format<gptq::symmetric, 8, 128, float>, __nv_bfloat16, __nv_bfloat16>(random);
+}
+
+TEST_CASE("gemm by cuBLAS agrees with the reference", "[blas]") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
   blas_handle const blas;
-  check_gemm<format<gptq::symmetric, 4, 128>, __half, __half>(blas.handle, random);
-  check_gemm<format<gptq::asymmetric, 4, 64>, __nv_bfloat16, __nv_bfloat16>(blas.handle, random);
-  check_gemm<format<gptq::half_step, 4, 32>, __half, float>(blas.handle, random);
-  check_gemm<format<gptq::asymmetric, 3, 128, float>, float, float>(blas.handle, random);
-  check_gemm<format<gptq::asymmetric, 8, gptq::whole_row>, __nv_bfloat16, float>(blas.handle, random);
-  check_gemm<format<gptq::half_step, 2, 32>, __half, __half>(blas.handle, random);
-  check_gemm<format<gptq::symmetric, 8, 128, float>, __nv_bfloat16, __nv_bfloat16>(blas.handle, random);
+  check_gemm_by_blas<format<gptq::symmetric, 4, 128>, __half>(blas.handle, random);
+  check_gemm_by_blas<format<gptq::asymmetric, 4, 64>, __nv_bfloat16>(blas.handle, random);
+  check_gemm_by_blas<format<gptq::half_step, 2, 32>, __half>(blas.handle, random);
+  check_gemm_by_blas<format<gptq::symmetric, 8, 128, float>, __nv_bfloat16>(blas.handle, random);
 }
 
 TEST_CASE("dequantize gives the reference's weights, rounded once") {

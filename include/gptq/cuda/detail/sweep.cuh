@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     shares[i] = i < width ? 1.0F / pivots[i] : 0.0F;
   }
   {
-    // Many are under way before the first is stored. Those of a warp, of eight i and four j, which go to
+    // Many are under way before the first is stored. A warp's are of eight i and four j, which go to
     // different banks.
     constexpr int at_once = 16, j_step = 4;
     int const i = static_cast<int>(threadIdx.x) / 32 * 8 + static_cast<int>(threadIdx.x) % 8;
@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   float loss = 0.0F;
   auto const use_grid = [&](int r, float its_scale, float its_zero) {
     scale[r] = its_scale;
-    inverse[r] = its_scale == 0.0F ? 0.0F : fminf(1.0F / its_scale, FLT_MAX);
+    // Infinite for a subnormal scale, and 0 times that is no number.
+    inverse[r] = its_scale == 0.0F ? 0.0F : fmaxf(-FLT_MAX, fminf(1.0F / its_scale, FLT_MAX));
     zero[r] = its_zero;
   };
 #pragma unroll
@@ -131,9 +132,9 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     }
   }
   auto const pass_on = [&](float value, int i, float* to) {
-    auto const* const shares = reinterpret_cast<float4 const*>(tile + i * tile_stride) + lane;
-    float4 const a = shares[0];
-    float4 const b = shares[block_columns / 8];
+    auto const* const its = reinterpret_cast<float4 const*>(tile + i * tile_stride) + lane;
+    float4 const a = its[0];
+    float4 const b = its[block_columns / 8];
     to[0] = fmaf(value, a.x, to[0]), to[1] = fmaf(value, a.y, to[1]);
     to[2] = fmaf(value, a.z, to[2]), to[3] = fmaf(value, a.w, to[3]);
     to[4] = fmaf(value, b.x, to[4]), to[5] = fmaf(value, b.y, to[5]);
