@@ -68,8 +68,10 @@ if $cuda; then
   ctest --preset cuda
   for tool in memcheck racecheck initcheck; do
     phase "compute-sanitizer: $tool"
+    left_out="~[slow]~[refused]"
+    [[ $tool != racecheck ]] || left_out+="~[blas]"  # an error of the tool's own in cuBLAS's kernels
     for test in build/cuda/tests/cuda/cuda_*_test; do
-      compute-sanitizer --tool $tool --error-exitcode 1 "$test" "~[slow]~[refused]"
+      compute-sanitizer --tool $tool --error-exitcode 1 "$test" "$left_out"
     done
   done
 
