@@ -33,23 +33,24 @@ double quadratic(Eigen::MatrixXd const& rows, Eigen::MatrixXd const& m) {
 }
 
 /// Whether g is what the group's weights give, or what they would if rounding had moved them a little: by
-/// some of their own size, and by `rounding`, as they are sums that may have cancelled.
+/// some of their own size, or by `rounding` where that is more, as they are sums that may have cancelled.
 bool is_grid_of(std::vector<float> const& weights, float rounding, gptq::grid g,
                 gptq::code_levels const& levels, gptq::grid_options const& options) {
   constexpr float little = 1e-4F;
+  gptq::grid const exact = gptq::find_grid(weights, levels, options);
   if (options.mse) {
     auto const error_of = [&](gptq::grid const& its) {
       return levels.is_half_step() ? gptq::detail::grid_error<true>(weights, its, levels)
                                    : gptq::detail::grid_error<false>(weights, its, levels);
     };
     // The scale that was best may have been rounded to the other side: then another one is, by a little.
-    return error_of(g) <= error_of(gptq::find_grid(weights, levels, options)) * 1.01F;
+    return error_of(g) <= error_of(exact) * 1.01F;
   }
   auto const with = [&](float below, float above) {  // what negative ones and the others are farther from 0
     std::vector<float> moved = weights;
     for (float& w : moved) {
-      float const size = std::abs(w), by = (w < 0.0F ? below : above) * (little * size + rounding);
-      if (w != 0.0F) w = std::copysign(std::max(0.0F, size + by), w);
+      float const size = std::abs(w), by = std::max(little * size, rounding);
+      if (w != 0.0F) w = std::copysign(std::max(0.0F, size + (w < 0.0F ? below : above) * by), w);
     }
     return gptq::find_grid(moved, levels, options);
   };
@@ -61,14 +62,14 @@ bool is_grid_of(std::vector<float> const& weights, float rounding, gptq::grid g,
     }
   }
   if (g.scale < least || g.scale > most) return false;
-  if (!levels.has_zero_point || g.scale == 0.0F) return g.zero == with(0.0F, 0.0F).zero;
+  if (!levels.has_zero_point || g.scale == 0.0F) return g.zero == exact.zero;
   // The steps from the least weight up to zero, in the scale that it is.
   float const low = std::min(0.0F, *std::min_element(weights.begin(), weights.end()));
   float const high = std::max(0.0F, *std::max_element(weights.begin(), weights.end()));
-  if (low == high) return g.zero == with(0.0F, 0.0F).zero;
+  if (low == high) return g.zero == exact.zero;
   float const steps = -low / g.scale;
   float const zero = static_cast<float>(g.zero - levels.min_code);
-  return std::abs(steps - zero) <= 0.5F + little * steps + rounding / g.scale ||
+  return std::abs(steps - zero) <= 0.5F + std::max(little * steps, rounding / g.scale) ||
          (g.zero == levels.max_code && steps > zero);
 }
 
