@@ -22,13 +22,19 @@ GPTQ_HOST_DEVICE constexpr int warpgroup_bound(int threads) { return GPTQ_WARPGR
 
 #if GPTQ_WARPGROUPS
 
+// Tools that add code to a kernel add registers, too, of which grow_to() then waits for more than there are:
+// for them GPTQ_CUDA_KEEP_REGISTERS leaves every thread its own.
 template <int Registers>
 __device__ __forceinline__ void shrink_to() {
+#ifndef GPTQ_CUDA_KEEP_REGISTERS
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
 }
 template <int Registers>
 __device__ __forceinline__ void grow_to() {
+#ifndef GPTQ_CUDA_KEEP_REGISTERS
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+#endif
 }
 
 // ---- products ----
