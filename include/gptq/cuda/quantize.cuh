@@ -23,6 +23,7 @@
 #include <gptq/cuda/context.cuh>
 #include <gptq/cuda/detail/grids.cuh>
 #include <gptq/cuda/detail/sweep.cuh>
+#include <gptq/cuda/detail/update_sm90.cuh>
 #include <gptq/cuda/error.cuh>
 #include <gptq/cuda/hessian.cuh>
 #include <gptq/format.hpp>
@@ -39,8 +40,8 @@ struct weight_view {
 
 /// How the large products are computed that carry the error of quantized columns to later ones.
 enum class arithmetic {
-  float32,
-  tf32,  ///< tensor cores: faster, and the loss stays within 0.1 %, but not all codes do
+  float32,  ///< on compute capability 9.0 three products of TF32 each, which come as close
+  tf32,     ///< tensor cores: faster, and the loss stays within 0.1 %, but not all codes do
 };
 
 /// Layers of one input, quantized together, on the device.
@@ -153,6 +154,7 @@ class sweeper {
         format_(format),
         options_(options),
         compute_(products == arithmetic::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F),
+        by_warpgroups_(products == arithmetic::float32 && update_sm90_runs(gpu_)),
         columns_(h.in_features()),
         ld_((columns_ + 7) / 8 * 8),
         rows_(std::accumulate(weights.begin(), weights.end(), index_t{0},
@@ -371,16 +373,24 @@ class sweeper {
   }
 
   /// f of positions q0..q1 += what the quantized positions p0..p1 pass on to them; or =, where it is the
-  /// first. Memory is reversed, and cuBLAS sees it transposed.
-  void pass_on(cublasHandle_t blas, index_t p0, index_t p1, index_t q0, index_t q1) {
+  /// first. On the main stream, or on the side stream. Memory is reversed, and cuBLAS sees it transposed.
+  void pass_on(bool beside, index_t p0, index_t p1, index_t q0, index_t q1) {
     if (q0 == q1) return;
+    index_t const a = ld_ - p1;
+    index_t const b = q1 == columns_ ? 0 : ld_ - q1;  // what pads a row is zero in the factor
+    index_t const count = ld_ - q0 - b;
+    if (by_warpgroups_ && (p1 - p0) % update_step == 0 && a % 4 == 0 && b % 2 == 0 && count % 2 == 0) {
+      launch_update_sm90({work_.data() + a, factor_.data() + b * ld_ + a, feedback_.data() + b, ld_, rows_,
+                          static_cast<int>(count), static_cast<int>(p1 - p0), p0 != 0},
+                         gpu_, beside ? ctx_.side_stream() : ctx_.stream());
+      return;
+    }
     float const one = 1.0F;
     float const keep = p0 == 0 ? 0.0F : 1.0F;
-    index_t const a = ld_ - p1;
-    index_t const b = ld_ - q1;
-    check(cublasGemmEx_64(blas, CUBLAS_OP_T, CUBLAS_OP_N, q1 - q0, rows_, p1 - p0, &one,
-                          factor_.data() + b * ld_ + a, CUDA_R_32F, ld_, work_.data() + a, CUDA_R_32F, ld_,
-                          &keep, feedback_.data() + b, CUDA_R_32F, ld_, compute_, CUBLAS_GEMM_DEFAULT),
+    check(cublasGemmEx_64(beside ? ctx_.side_blas() : ctx_.blas(), CUBLAS_OP_T, CUBLAS_OP_N, count, rows_,
+                          p1 - p0, &one, factor_.data() + b * ld_ + a, CUDA_R_32F, ld_, work_.data() + a,
+                          CUDA_R_32F, ld_, &keep, feedback_.data() + b, CUDA_R_32F, ld_, compute_,
+                          CUBLAS_GEMM_DEFAULT),
           "updating later columns");
   }
 
@@ -393,7 +403,7 @@ class sweeper {
       for (index_t at = first; at < end;) {
         index_t const block_end = run_end(at, block_columns, end);
         sweep_one(at, block_end);
-        pass_on(ctx_.blas(), at, block_end, block_end, end);
+        pass_on(false, at, block_end, block_end, end);
         at = block_end;
       }
       if (end < columns_) {
@@ -401,11 +411,11 @@ class sweeper {
         index_t const next_end = panel_end(end);
         swept.record(ctx_.stream());
         if (beside) updated.hold_up(ctx_.stream());
-        pass_on(ctx_.blas(), first, end, end, next_end);
+        pass_on(false, first, end, end, next_end);
         beside = next_end < columns_;
         if (beside) {
           swept.hold_up(ctx_.side_stream());
-          pass_on(ctx_.side_blas(), first, end, next_end, columns_);
+          pass_on(true, first, end, next_end, columns_);
           updated.record(ctx_.side_stream());
         }
       }
@@ -533,7 +543,9 @@ class sweeper {
   hessian const& hessian_;
   sweep_format const& format_;
   quantize_options const& options_;
+  device gpu_ = device::current();
   cublasComputeType_t compute_;
+  bool by_warpgroups_;
   index_t columns_;
   index_t ld_;
   index_t rows_;

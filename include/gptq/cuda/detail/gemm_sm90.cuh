@@ -251,7 +251,8 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
         }
         begin_products();
         auto const b = [&](int fragment) {
-          return operand_in_shared_memory(address + fragment / 4 * (Shape::columns * 128), fragment % 4 * 16);
+          return operand_in_shared_memory(address + fragment / 4 * (Shape::columns * 128) +
+                                          fragment % 4 * 32);
         };
 #pragma unroll
         for (int r = 0; r < row_tiles; ++r) {

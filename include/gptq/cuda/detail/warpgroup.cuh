@@ -39,12 +39,13 @@ __device__ __forceinline__ void grow_to() {
 
 // ---- products ----
 
-/// B in shared memory: rows (of columns of the product) of 128 bytes, 64 numbers of a column, aligned to 1024
-/// bytes; 16-byte unit u of row n lies at u ^ n % 8. This names 16 numbers from number `first` on.
-__device__ __forceinline__ std::uint64_t operand_in_shared_memory(std::uint32_t address, int first) {
+/// B in shared memory: rows (of columns of the product) of 128 bytes, numbers of a column, aligned to 1024
+/// bytes; 16-byte unit u of row n lies at u ^ n % 8. This names 32 bytes of each row, those from `address` on
+/// of the first.
+__device__ __forceinline__ std::uint64_t operand_in_shared_memory(std::uint32_t address) {
   constexpr std::uint64_t layout =
       std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | std::uint64_t{1} << 16;
-  return layout | ((address + 2 * first) & 0x3ffff) >> 4;
+  return layout | (address & 0x3ffff) >> 4;
 }
 
 /// Before products that use registers written since the last.
@@ -67,17 +68,17 @@ __device__ __forceinline__ void wait_products() {
   GPTQ_NAMES_32                                                                                      \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55" \
   ",%56,%57,%58,%59,%60,%61,%62,%63"
-#define GPTQ_PRODUCT(columns, type, accumulators, a_names, b_name, adding, ...)                             \
-  asm volatile(                                                                                             \
-      "{\n"                                                                                                 \
-      ".reg .pred adding;\n"                                                                                \
-      "setp.ne.b32 adding, " adding                                                                         \
-      ", 0;\n"                                                                                              \
-      "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type " {" accumulators "}, {" a_names \
-      "}, " b_name                                                                                          \
-      ", adding, 1, 1, 0;\n"                                                                                \
-      "}"                                                                                                   \
-      : __VA_ARGS__                                                                                         \
+#define GPTQ_PRODUCT(shape, type, accumulators, a_names, b_name, adding, last, ...)                   \
+  asm volatile(                                                                                       \
+      "{\n"                                                                                           \
+      ".reg .pred adding;\n"                                                                          \
+      "setp.ne.b32 adding, " adding                                                                   \
+      ", 0;\n"                                                                                        \
+      "wgmma.mma_async.sync.aligned.m64" shape ".f32." type "." type " {" accumulators "}, {" a_names \
+      "}, " b_name ", adding, 1, 1" last                                                              \
+      ";\n"                                                                                           \
+      "}"                                                                                             \
+      : __VA_ARGS__                                                                                   \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)))
 
 /// Starts c = a b, or, to add, c += a b: 64 x 16, rows 16w and on from warp w, times 16 x 8 * Tiles.
@@ -88,20 +89,29 @@ __device__ __forceinline__ void start_product(float (&c)[Tiles][4], std::uint32_
   constexpr bool half = number<T>::fraction == 10;
   static_assert(Tiles == 4 || Tiles == 8 || Tiles == 16);
   if constexpr (Tiles == 4 && half) {
-    GPTQ_PRODUCT("32", "f16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", GPTQ_C4(0));
+    GPTQ_PRODUCT("n32k16", "f16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", ", 0", GPTQ_C4(0));
   } else if constexpr (Tiles == 4) {
-    GPTQ_PRODUCT("32", "bf16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", GPTQ_C4(0));
+    GPTQ_PRODUCT("n32k16", "bf16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", ", 0", GPTQ_C4(0));
   } else if constexpr (Tiles == 8 && half) {
-    GPTQ_PRODUCT("64", "f16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", GPTQ_C4(0), GPTQ_C4(4));
+    GPTQ_PRODUCT("n64k16", "f16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", ", 0", GPTQ_C4(0),
+                 GPTQ_C4(4));
   } else if constexpr (Tiles == 8) {
-    GPTQ_PRODUCT("64", "bf16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", GPTQ_C4(0), GPTQ_C4(4));
+    GPTQ_PRODUCT("n64k16", "bf16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", ", 0", GPTQ_C4(0),
+                 GPTQ_C4(4));
   } else if constexpr (half) {
-    GPTQ_PRODUCT("128", "f16", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", GPTQ_C4(0), GPTQ_C4(4),
-                 GPTQ_C4(8), GPTQ_C4(12));
+    GPTQ_PRODUCT("n128k16", "f16", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", ", 0", GPTQ_C4(0),
+                 GPTQ_C4(4), GPTQ_C4(8), GPTQ_C4(12));
   } else {
-    GPTQ_PRODUCT("128", "bf16", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", GPTQ_C4(0), GPTQ_C4(4),
-                 GPTQ_C4(8), GPTQ_C4(12));
+    GPTQ_PRODUCT("n128k16", "bf16", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", ", 0", GPTQ_C4(0),
+                 GPTQ_C4(4), GPTQ_C4(8), GPTQ_C4(12));
   }
+}
+
+/// The same of numbers of TF32: 64 x 8 times 8 x 128. Registers are as for 16 bits, each with one number.
+__device__ __forceinline__ void start_product_tf32(float (&c)[16][4], std::uint32_t const (&a)[4],
+                                                   std::uint64_t b, bool add) {
+  GPTQ_PRODUCT("n128k8", "tf32", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", "", GPTQ_C4(0), GPTQ_C4(4),
+               GPTQ_C4(8), GPTQ_C4(12));
 }
 #undef GPTQ_PRODUCT
 #undef GPTQ_NAMES_64
