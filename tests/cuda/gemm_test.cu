@@ -115,7 +115,7 @@ TEST_CASE("gemm agrees with the reference") {
   check_gemm<format<gptq::symmetric, 8, 128, float>, __nv_bfloat16, __nv_bfloat16>(random);
 }
 
-TEST_CASE("gemm by cuBLAS agrees with the reference", "[blas]") {
+TEST_CASE("gemm by cuBLAS agrees with the reference") {
   if (!test::have_gpu()) return;
   auto random = test::fresh_random();
   blas_handle const blas;
