@@ -63,7 +63,8 @@ if $cuda; then
        match($0, /Used [0-9]+/) { used = substr($0, RSTART + 5, RLENGTH - 5) + 0; if (used > most) most = used }
        END { printf "%d kernels, at most %d registers; %d spill, %d are slowed down\n", kernels, most, spill, slow }' \
     $report | c++filt | sed 's/>(gptq::.*/>/'
-  cmake --build --preset cuda --target cuda_racechecks >$report 2>&1 || { grep -v 'ptxas info' $report; exit 1; }
+  cmake --build --preset cuda --target cuda_racechecks >build/cuda/racechecks.txt 2>&1 ||
+    { grep -v 'ptxas info' build/cuda/racechecks.txt; exit 1; }
 
   phase "test on the GPU"
   ctest --preset cuda

@@ -181,6 +181,19 @@ TEST_CASE("the same for odd shapes, and for several panels of columns", "[slow]"
   CHECK(close(total.losses, total.rows, 1e-3));
 }
 
+TEST_CASE("several panels of a layer whose rows are padded") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  totals total;
+  auto const input = random_input(5, 1203, random);
+  gptq::quantize_options const options{.quality = plain, .act_order = true};
+  test::exact_hessian const exact(input, options);
+  same_as_cpu<gptq::format<gptq::asymmetric, 4, 32>>(input, exact, options, ctx, total);
+  same_as_cpu<gptq::format<gptq::half_step, 4, 24>>(input, exact, options, ctx, total);
+  same_as_cpu<gptq::format<test::five_levels, 3, 1024, float>>(input, exact, options, ctx, total);
+}
+
 TEST_CASE("layers that share an input share a factorization") {
   if (!test::have_gpu()) return;
   auto random = test::fresh_random();

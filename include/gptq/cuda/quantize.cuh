@@ -40,8 +40,10 @@ struct weight_view {
 
 /// How the large products are computed that carry the error of quantized columns to later ones.
 enum class arithmetic {
-  float32,  ///< on compute capability 9.0 three products of TF32 each, which come as close
-  tf32,     ///< tensor cores: faster, and the loss stays within 0.1 %, but not all codes do
+  /// Where the program has kernels for sm_90a, and they run, three products of TF32 each, which come as
+  /// close.
+  float32,
+  tf32,  ///< tensor cores: faster, and the loss stays within 0.1 %, but not all codes do
 };
 
 /// Layers of one input, quantized together, on the device.
@@ -258,7 +260,7 @@ class sweeper {
     factor_.fill_bytes(0);  // the upper triangle, too, which libraries may read
     index_t const pad = ld_ - columns_;
     int ratio = 0;
-    check(cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, device::current().id),
+    check(cudaDeviceGetAttribute(&ratio, cudaDevAttrSingleToDoublePrecisionPerfRatio, gpu_.id),
           "asking for a device's speed");
     if (ratio > 2) {
       factorize_in_place(factor_.data() + pad * (ld_ + 1), ld_);
@@ -372,17 +374,24 @@ class sweeper {
     return run_end(first, dynamic_groups() ? std::max(size, format_.group_columns) : size, columns_);
   }
 
+  /// Where products run that the sweep does not wait for.
+  enum class place { main, beside };
+
   /// f of positions q0..q1 += what the quantized positions p0..p1 pass on to them; or =, where it is the
-  /// first. On the main stream, or on the side stream. Memory is reversed, and cuBLAS sees it transposed.
-  void pass_on(bool beside, index_t p0, index_t p1, index_t q0, index_t q1) {
+  /// first. Memory is reversed, and cuBLAS sees it transposed.
+  void pass_on(place where, index_t p0, index_t p1, index_t q0, index_t q1) {
     if (q0 == q1) return;
+    bool const beside = where == place::beside;
     index_t const a = ld_ - p1;
-    index_t const b = q1 == columns_ ? 0 : ld_ - q1;  // what pads a row is zero in the factor
+    // With what pads a row, so that everything begins at 8 floats: the factor is zero there, and f not used.
+    index_t const b = q1 == columns_ ? 0 : ld_ - q1;
     index_t const count = ld_ - q0 - b;
-    if (by_warpgroups_ && (p1 - p0) % update_step == 0 && a % 4 == 0 && b % 2 == 0 && count % 2 == 0) {
+    if (by_warpgroups_ && (p1 - p0) % update_step == 0) {
+      static_assert(block_columns % 8 == 0);  // as groups are, too
       launch_update_sm90({work_.data() + a, factor_.data() + b * ld_ + a, feedback_.data() + b, ld_, rows_,
                           static_cast<int>(count), static_cast<int>(p1 - p0), p0 != 0},
-                         gpu_, beside ? ctx_.side_stream() : ctx_.stream());
+                         beside ? multiprocessors_beside() : gpu_.multiprocessors,
+                         beside ? ctx_.side_stream() : ctx_.stream());
       return;
     }
     float const one = 1.0F;
@@ -394,6 +403,12 @@ class sweeper {
           "updating later columns");
   }
 
+  /// What the sweep of a block leaves free, where that is most of the device.
+  int multiprocessors_beside() const {
+    index_t const swept = (sweep_blocks() + 1) / 2;
+    return gpu_.multiprocessors - static_cast<int>(2 * swept <= gpu_.multiprocessors ? swept : 0);
+  }
+
   void sweep() {
     event swept;    // the panel's last column, on the main stream
     event updated;  // everything that is later than the next panel, on the side stream
@@ -403,7 +418,7 @@ class sweeper {
       for (index_t at = first; at < end;) {
         index_t const block_end = run_end(at, block_columns, end);
         sweep_one(at, block_end);
-        pass_on(false, at, block_end, block_end, end);
+        pass_on(place::main, at, block_end, block_end, end);
         at = block_end;
       }
       if (end < columns_) {
@@ -411,17 +426,19 @@ class sweeper {
         index_t const next_end = panel_end(end);
         swept.record(ctx_.stream());
         if (beside) updated.hold_up(ctx_.stream());
-        pass_on(false, first, end, end, next_end);
+        pass_on(place::main, first, end, end, next_end);
         beside = next_end < columns_;
         if (beside) {
           swept.hold_up(ctx_.side_stream());
-          pass_on(true, first, end, next_end, columns_);
+          pass_on(place::beside, first, end, next_end, columns_);
           updated.record(ctx_.side_stream());
         }
       }
       first = end;
     }
   }
+
+  index_t sweep_blocks() const { return (rows_ + block_rows - 1) / block_rows; }
 
   void sweep_one(index_t first, index_t end) {
     if (dynamic_groups() && !small_groups() && first % format_.group_columns == 0) find_large_group(first);
@@ -438,7 +455,7 @@ class sweeper {
                                     format_.levels,
                                     format_.grids};
     launch(format_.levels.is_half_step() ? sweep_block<true> : sweep_block<false>,
-           {.grid = grid_of((rows_ + block_rows - 1) / block_rows),
+           {.grid = grid_of(sweep_blocks()),
             .block = block_rows * row_lanes,
             .shared_memory = sweep_shared_memory,
             .stream = ctx_.stream()},

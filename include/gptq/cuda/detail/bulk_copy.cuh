@@ -95,8 +95,8 @@ __device__ __forceinline__ std::uint64_t read_once() {
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-/// What this thread has written lies before what bulk copies will.
-__device__ __forceinline__ void write_before_copies() {
+/// What this thread has written to shared memory lies before what bulk copies write and products read there.
+__device__ __forceinline__ void publish_writes() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 /// Barriers that this thread has initialized are there for copies.

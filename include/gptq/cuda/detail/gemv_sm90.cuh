@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
     for (int i = bytes; i % (2 * chunk_columns) != 0; i += 16) {
       *reinterpret_cast<uint4*>(column + i) = make_uint4(0, 0, 0, 0);
     }
-    write_before_copies();
+    publish_writes();
   };
   if (warp == gemv_sm90_warps + 1) {  // copies all other columns
     __syncthreads();

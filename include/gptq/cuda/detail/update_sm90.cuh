@@ -1,10 +1,11 @@
 // What quantized columns pass on to later ones on compute capability 9.0: f += d R by tensor cores, as
 // exactly as in float32.
 //
-// Two numbers of TF32 make up a float32 but for 2^-23 of it; of the four products of two such sums the least
-// is left out. Tensor cores cut off what they add up, so they add up no more than 32 products, and the rest
-// is added as float32. Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores while
-// surpassing the FP32 theoretical peak performance", 2022.
+// Two numbers of TF32 make up a float32 but for 2^-23 of it; of the four products of two such sums the least,
+// up to 2^-22 of the whole, is left out. Of either sign, these errors are no more than those of a sum in
+// float32. Tensor cores cut off what they add up, always towards zero, so they add up the products of no more
+// than 32 columns, and the rest is added as float32. Ootomo and Yokota, "Recovering single precision accuracy
+// from Tensor Cores while surpassing the FP32 theoretical peak performance", 2022.
 //
 // A block has two warpgroups that multiply, 64 rows each, of d, which they read and split themselves, and one
 // that splits 128 columns of R for both, into a ring of stages of 32 of the columns that pass on.
@@ -25,9 +26,10 @@ inline constexpr int update_columns = 128;
 inline constexpr int update_depth = 6;
 inline constexpr int update_step = 32;  ///< columns that pass on, of a stage
 inline constexpr int update_threads = (update_multiplying + 1) * warpgroup_size;
-/// Bytes of one half of R's numbers in a stage, and of the ring with its barriers and what aligns it.
-inline constexpr int update_half = update_columns * update_step * int{sizeof(float)};
-inline constexpr std::size_t update_shared_memory = update_depth * 2 * update_half + 1024 + 256;
+/// Bytes of the high parts of R's numbers in a stage, and as many of the low parts.
+inline constexpr int update_part = update_columns * update_step * int{sizeof(float)};
+/// Bytes of the ring, its barriers and what aligns it.
+inline constexpr std::size_t update_shared_memory = update_depth * 2 * update_part + 1024 + 256;
 /// Registers of a thread that splits and of one that multiplies.
 inline constexpr int splitting_registers = 104, updating_registers = 200;
 static_assert(splitting_registers + update_multiplying * updating_registers <=
@@ -40,9 +42,9 @@ struct update_arguments {
   float* feedback;           ///< f[rows, columns]
   index_t ld;
   index_t rows;
-  int columns;
-  int inner;  ///< a multiple of update_step
-  bool add;   ///< to what is in f
+  int columns;  ///< even
+  int inner;    ///< a multiple of update_step, and not 0
+  bool add;     ///< to what is in f
 
   GPTQ_HOST_DEVICE int row_tiles() const { return static_cast<int>((rows + update_rows - 1) / update_rows); }
   GPTQ_HOST_DEVICE int tiles() const {
@@ -86,17 +88,17 @@ __device__ __forceinline__ void prefetch_feedback(update_arguments const& u, int
 /// A lane t of four has, of every 32 columns that pass on, those from 8t on, to read them 16 bytes at a time.
 /// Tensor cores take columns t and t + 4 of every 8 to be its own: so of R, column 8t + 2s + h of a stage
 /// goes to where 8s + 4h + t would.
-template <int Depth = update_depth>
-__global__ void __launch_bounds__(warpgroup_bound(update_threads), 1) update_sm90(update_arguments u) {
+template <int Threads = update_threads>
+__global__ void __launch_bounds__(warpgroup_bound(Threads), 1) update_sm90(update_arguments u) {
 #if GPTQ_WARPGROUPS
   extern __shared__ char unaligned[];
   char* const memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
-  auto* const full = reinterpret_cast<std::uint64_t*>(memory + Depth * 2 * update_half);
-  auto* const empty = full + Depth;
+  auto* const full = reinterpret_cast<std::uint64_t*>(memory + update_depth * 2 * update_part);
+  auto* const empty = full + update_depth;
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / warpgroup_size;
   int const tiles = u.tiles(), steps = u.inner / update_step;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Depth; ++i) {
+    for (int i = 0; i < update_depth; ++i) {
       initialize_barrier(full + i, warpgroup_size);
       initialize_barrier(empty + i, warpgroup_size * update_multiplying);
     }
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(warpgroup_bound(update_threads), 1) update_sm9
           begin(tile + gridDim.x);
         }
         wait_for(empty + slot, parity);
-        char* const stage = memory + slot * (2 * update_half) + own * 128 + part / 2 * 4;
+        char* const stage = memory + slot * (2 * update_part) + own * 128 + part / 2 * 4;
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           char* const unit = stage + ((part % 2 * 4 + e) ^ own % 8) * 16;
@@ -148,12 +150,12 @@ __global__ void __launch_bounds__(warpgroup_bound(update_threads), 1) update_sm9
           for (int k = 0; k < count; ++k) {
             tf32_pair const pair(now[k][e]);
             *reinterpret_cast<std::uint32_t*>(unit + k * at_once * 128) = pair.high;
-            *reinterpret_cast<std::uint32_t*>(unit + k * at_once * 128 + update_half) = pair.low;
+            *reinterpret_cast<std::uint32_t*>(unit + k * at_once * 128 + update_part) = pair.low;
           }
         }
-        write_before_copies();
+        publish_writes();
         arrive(full + slot);
-        if (++slot == Depth) slot = 0, parity ^= 1;
+        if (++slot == update_depth) slot = 0, parity ^= 1;
       }
     }
     return;
@@ -203,12 +205,12 @@ __global__ void __launch_bounds__(warpgroup_bound(update_threads), 1) update_sm9
         }
       }
       wait_for(full + slot, parity);
-      std::uint32_t const address = shared_address(memory + slot * (2 * update_half));
+      std::uint32_t const address = shared_address(memory + slot * (2 * update_part));
       begin_products();
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
         start_product_tf32(c, low[s], operand_in_shared_memory(address + 32 * s), s > 0);
-        start_product_tf32(c, high[s], operand_in_shared_memory(address + update_half + 32 * s), true);
+        start_product_tf32(c, high[s], operand_in_shared_memory(address + update_part + 32 * s), true);
       }
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
@@ -228,7 +230,7 @@ __global__ void __launch_bounds__(warpgroup_bound(update_threads), 1) update_sm9
 #pragma unroll
         for (int k = 0; k < 4; ++k) sums[n][k] += c[n][k];
       }
-      if (++slot == Depth) slot = 0, parity ^= 1;
+      if (++slot == update_depth) slot = 0, parity ^= 1;
     }
     index_t const row = u.first_row(tile) + own;
     int const column = u.first_column(tile) + lane % 4 * 2;
@@ -269,9 +271,10 @@ inline bool update_sm90_runs(device const& gpu) {
   return gpu.capability == 90 && compiled_for(update_sm90<>, update_threads);
 }
 
-inline void launch_update_sm90(update_arguments const& u, device const& gpu, cudaStream_t stream) {
+/// @param multiprocessors  to run on at most; the rest are free for what runs beside
+inline void launch_update_sm90(update_arguments const& u, int multiprocessors, cudaStream_t stream) {
   launch(update_sm90<>,
-         {.grid = static_cast<unsigned>(std::min(u.tiles(), gpu.multiprocessors)),
+         {.grid = static_cast<unsigned>(std::min(u.tiles(), multiprocessors)),
           .block = update_threads,
           .shared_memory = update_shared_memory,
           .stream = stream},

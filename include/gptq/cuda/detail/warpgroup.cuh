@@ -22,8 +22,9 @@ GPTQ_HOST_DEVICE constexpr int warpgroup_bound(int threads) { return GPTQ_WARPGR
 
 #if GPTQ_WARPGROUPS
 
-// Tools that add code to a kernel add registers, too, of which grow_to() then waits for more than there are:
-// for them GPTQ_CUDA_KEEP_REGISTERS leaves every thread its own.
+// compute-sanitizer's racecheck adds code to a kernel that needs registers of its own, and in some runs
+// grow_to() then waits forever (memcheck and initcheck never did): GPTQ_CUDA_KEEP_REGISTERS leaves every
+// thread what it started with.
 template <int Registers>
 __device__ __forceinline__ void shrink_to() {
 #ifndef GPTQ_CUDA_KEEP_REGISTERS
@@ -40,8 +41,8 @@ __device__ __forceinline__ void grow_to() {
 // ---- products ----
 
 /// B in shared memory: rows (of columns of the product) of 128 bytes, numbers of a column, aligned to 1024
-/// bytes; 16-byte unit u of row n lies at u ^ n % 8. This names 32 bytes of each row, those from `address` on
-/// of the first.
+/// bytes; 16-byte unit u of row n lies at u ^ n % 8. This names 32 bytes of each row; `address` is where
+/// those of row 0 begin.
 __device__ __forceinline__ std::uint64_t operand_in_shared_memory(std::uint32_t address) {
   constexpr std::uint64_t layout =
       std::uint64_t{1} << 62 | std::uint64_t{1024 / 16} << 32 | std::uint64_t{1} << 16;
