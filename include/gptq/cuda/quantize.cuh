@@ -374,7 +374,7 @@ class sweeper {
     return run_end(first, dynamic_groups() ? std::max(size, format_.group_columns) : size, columns_);
   }
 
-  /// Where products run that the sweep does not wait for.
+  /// Where a product runs: in the sweep's stream, which waits for it, or beside.
   enum class place { main, beside };
 
   /// f of positions q0..q1 += what the quantized positions p0..p1 pass on to them; or =, where it is the
@@ -403,7 +403,7 @@ class sweeper {
           "updating later columns");
   }
 
-  /// What the sweep of a block leaves free, where that is most of the device.
+  /// What the sweep, of two blocks to a multiprocessor, leaves free where that is half of the device or more.
   int multiprocessors_beside() const {
     index_t const swept = (sweep_blocks() + 1) / 2;
     return gpu_.multiprocessors - static_cast<int>(2 * swept <= gpu_.multiprocessors ? swept : 0);

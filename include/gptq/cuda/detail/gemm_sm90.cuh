@@ -20,11 +20,10 @@ inline constexpr int multiplying_warpgroups = 2;
 inline constexpr int warpgroup_row_tiles = 2;  ///< of 64 rows
 inline constexpr int warpgroup_rows = multiplying_warpgroups * warpgroup_row_tiles * 64;
 inline constexpr int warpgroup_threads = (multiplying_warpgroups + 1) * warpgroup_size;
-/// Registers of a thread that copies and of one that multiplies. All of them come from what the block started
-/// with: more would be waited for forever.
+/// Registers of a thread that copies and of one that multiplies.
 inline constexpr int copying_registers = 24, multiplying_registers = 240;
 static_assert(copying_registers + multiplying_warpgroups * multiplying_registers <=
-              (multiplying_warpgroups + 1) * (65536 / warpgroup_threads / 8 * 8));
+              (multiplying_warpgroups + 1) * registers_at_start(warpgroup_threads));
 
 /// Columns of a block, in units of 8, and whether scales are part of the A operand, rounded to its type, or
 /// factors of the sums of each group, float32.
@@ -38,9 +37,9 @@ struct warpgroup_shape {
 template <class Shape>
 struct warpgroup_ring {
   static constexpr int stage_bytes = Shape::columns * chunk_columns * 2;
-  /// Of the 227 KiB of a block, less the barriers and what aligns the ring.
-  static constexpr int depth = std::min(8, (227 * 1024 - 1024 - 256) / stage_bytes);
-  static constexpr std::size_t bytes = std::size_t{depth} * stage_bytes + 1024 + 256;
+  /// Of the 227 KiB of a block.
+  static constexpr int depth = std::min(8, (227 * 1024 - ring_overhead) / stage_bytes);
+  static constexpr std::size_t bytes = std::size_t{depth} * stage_bytes + ring_overhead;
   static_assert(depth >= 3);
 };
 
@@ -146,7 +145,8 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
   using prepacked = prepacked_layout<Format>;
   constexpr int depth = ring::depth, row_tiles = warpgroup_row_tiles, column_tiles = Shape::column_tiles;
   extern __shared__ char unaligned[];
-  char* const memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
+  char* const memory =
+      unaligned + (ring_alignment - shared_address(unaligned) % ring_alignment) % ring_alignment;
   auto* const full = reinterpret_cast<std::uint64_t*>(memory + depth * ring::stage_bytes);
   auto* const empty = full + depth;
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / warpgroup_size;

@@ -28,12 +28,11 @@ inline constexpr int update_step = 32;  ///< columns that pass on, of a stage
 inline constexpr int update_threads = (update_multiplying + 1) * warpgroup_size;
 /// Bytes of the high parts of R's numbers in a stage, and as many of the low parts.
 inline constexpr int update_part = update_columns * update_step * int{sizeof(float)};
-/// Bytes of the ring, its barriers and what aligns it.
-inline constexpr std::size_t update_shared_memory = update_depth * 2 * update_part + 1024 + 256;
+inline constexpr std::size_t update_shared_memory = update_depth * 2 * update_part + ring_overhead;
 /// Registers of a thread that splits and of one that multiplies.
 inline constexpr int splitting_registers = 104, updating_registers = 200;
 static_assert(splitting_registers + update_multiplying * updating_registers <=
-              (update_multiplying + 1) * (65536 / update_threads / 8 * 8));
+              (update_multiplying + 1) * registers_at_start(update_threads));
 
 /// All are row-major with `ld` floats from row to row, a multiple of 4, and begin at 16 bytes.
 struct update_arguments {
@@ -92,7 +91,8 @@ template <int Threads = update_threads>
 __global__ void __launch_bounds__(warpgroup_bound(Threads), 1) update_sm90(update_arguments u) {
 #if GPTQ_WARPGROUPS
   extern __shared__ char unaligned[];
-  char* const memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
+  char* const memory =
+      unaligned + (ring_alignment - shared_address(unaligned) % ring_alignment) % ring_alignment;
   auto* const full = reinterpret_cast<std::uint64_t*>(memory + update_depth * 2 * update_part);
   auto* const empty = full + update_depth;
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / warpgroup_size;

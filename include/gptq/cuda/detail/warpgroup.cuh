@@ -20,6 +20,13 @@ inline constexpr int warpgroup_size = 128;
 /// The launch bound of a kernel of `threads` threads that needs sm_90a.
 GPTQ_HOST_DEVICE constexpr int warpgroup_bound(int threads) { return GPTQ_WARPGROUPS ? threads : 32; }
 
+/// Registers that a thread begins with in a block of `threads` that has a multiprocessor to itself. What some
+/// get beyond that, others have to give: more would be waited for forever.
+constexpr int registers_at_start(int threads) { return 65536 / threads / 8 * 8; }
+
+/// Bytes of shared memory beside those of a ring of operands: what aligns it, and its barriers.
+inline constexpr int ring_alignment = 1024, ring_overhead = ring_alignment + 256;
+
 #if GPTQ_WARPGROUPS
 
 // compute-sanitizer's racecheck adds code to a kernel that needs registers of its own, and in some runs
