@@ -3,8 +3,8 @@
 #include <cmath>
 #include <numbers>
 
-#include <gptq/detail/linear_algebra.hpp>
 #include <gptq/error.hpp>
+#include <gptq/linalg/products.hpp>
 
 namespace accuracy {
 

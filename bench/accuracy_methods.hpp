@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
-#include <gptq/detail/solution.hpp>
 #include <gptq/format.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
+#include <gptq/solver/solution.hpp>
 
 namespace accuracy {
 

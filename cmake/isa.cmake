@@ -1,5 +1,5 @@
 # The one table of compiler flags: what a translation unit needs for the kernels of an architecture
-# (include/gptq/arch/isa.hpp).
+# (include/gptq/isa.hpp).
 
 # gptq_isa_flags(<isa> <out-var>): its flags, a list; empty where every compiler for that CPU has it anyway.
 function(gptq_isa_flags isa out)
@@ -31,7 +31,7 @@ function(gptq_isa_compiles isa out)
   set(CMAKE_REQUIRED_QUIET TRUE)
   include(CheckCXXSourceCompiles)
   check_cxx_source_compiles("
-    #include <gptq/arch/all.hpp>
+    #include <gptq/isa/all.hpp>
     #include <type_traits>
     template <class Isa, class... Isas>
     constexpr bool among(gptq::isa::list<Isas...>) { return (std::is_same_v<Isa, Isas> || ...); }

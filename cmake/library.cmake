@@ -1,12 +1,18 @@
 include(GNUInstallDirs)
 
-# gptq_library(<name> HEADERS <below include/gptq>... [LINK <target>...])
-# defines gptq::<name>. Listing the headers lets CMake install them and prove each one self-sufficient, with
-# no more on the include path than the library asks for.
+# gptq_library(<name> [HEADERS <file>...] [ROOMS <folder>...] [LINK <target>...])
+# defines gptq::<name> of these headers below include/gptq and all headers in these folders. Knowing them lets
+# CMake install them and prove each one self-sufficient, with no more on the include path than the library asks
+# for.
 function(gptq_library name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;LINK")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "HEADERS;ROOMS;LINK")
   set(include ${PROJECT_SOURCE_DIR}/include)
   list(TRANSFORM arg_HEADERS PREPEND ${include}/gptq/)
+  foreach(room IN LISTS arg_ROOMS)
+    file(GLOB headers CONFIGURE_DEPENDS ${include}/gptq/${room}/*)
+    list(FILTER headers INCLUDE REGEX "\\.(hpp|cuh)$")
+    list(APPEND arg_HEADERS ${headers})
+  endforeach()
 
   add_library(gptq_${name} INTERFACE)
   add_library(gptq::${name} ALIAS gptq_${name})

@@ -21,7 +21,7 @@ cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="$fla
   -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DGPTQ_BUILD_TESTS=OFF -DGPTQ_BUILD_BENCHMARKS=OFF \
   >$build.log 2>&1 || { cat $build.log; exit 1; }
 cmake --build $build --target quantize_llama
-program=$build/examples/llama/quantize_llama
+program=$build/examples/models/quantize_llama
 
 # The first 64 of 413 evaluation windows are enough to see the difference, and keep this short.
 quantize() {

@@ -101,8 +101,8 @@ if ! $quick; then
 
   phase "clang-tidy"
   # Between them these include every header.
-  printf '%s\n' tests/two_units/a.cpp tests/safetensors_test.cpp tests/gguf_test.cpp tests/checkpoint_gptq_test.cpp \
-    tests/checkpoint_awq_test.cpp tests/checkpoint_compressed_tensors_test.cpp tests/parallel_test.cpp \
+  printf '%s\n' tests/two_units/a.cpp tests/checkpoint/safetensors_test.cpp tests/checkpoint/gguf_test.cpp tests/checkpoint/gptq_test.cpp \
+    tests/checkpoint/awq_test.cpp tests/checkpoint/compressed_tensors_test.cpp tests/parallel_test.cpp \
     tests/dispatch/dispatch_test.cpp |
     xargs -P "$(nproc)" -n 1 clang-tidy --quiet -p build/dev
 

@@ -1,5 +1,5 @@
 // Every way that gemv on compute capability 9.0 and newer could share out a matrix, beside the one that it
-// takes and the kernel of older devices: what the rule in gptq/cuda/detail/gemv_sm90.cuh comes from, and how
+// takes and the kernel of older devices: what the rule in gptq/cuda/kernels/gemv_sm90.cuh comes from, and how
 // to see whether it suits another device. Measured as in bench_cuda_products, symmetric and asymmetric.
 //
 //   bench_cuda_plans

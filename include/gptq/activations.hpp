@@ -15,7 +15,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include <gptq/arch/all.hpp>
+#include <gptq/isa/all.hpp>
 #include <gptq/packed.hpp>
 
 namespace gptq {

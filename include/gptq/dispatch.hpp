@@ -25,8 +25,8 @@
 #include <string>
 #include <string_view>
 
-#include <gptq/arch/isa.hpp>
 #include <gptq/error.hpp>
+#include <gptq/isa.hpp>
 
 namespace gptq {
 

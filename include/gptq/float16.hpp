@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include <gptq/arch/isa.hpp>
+#include <gptq/config.hpp>
 
 namespace gptq {
 

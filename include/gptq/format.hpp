@@ -15,16 +15,13 @@
 #include <utility>
 #include <vector>
 
-#include <gptq/arch/isa.hpp>
+#include <gptq/config.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/grid.hpp>
 #include <gptq/scheme.hpp>
 
 namespace gptq {
-
-/// Sizes and positions, as in Eigen: signed.
-using index_t = std::ptrdiff_t;
 
 /// The group size that stands for one group a row.
 inline constexpr int whole_row = -1;

@@ -17,8 +17,8 @@
 // of the chunks' results.
 #pragma once
 
-#include <gptq/arch/all.hpp>
-#include <gptq/detail/kernels.hpp>
+#include <gptq/isa/all.hpp>
+#include <gptq/kernels/kernels.hpp>
 
 namespace gptq {
 

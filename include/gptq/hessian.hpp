@@ -19,11 +19,11 @@
 
 #include <Eigen/Core>
 
-#include <gptq/detail/linear_algebra.hpp>
-#include <gptq/detail/solver_function.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/format.hpp>
+#include <gptq/linalg/products.hpp>
+#include <gptq/solver/solver_function.hpp>
 
 namespace gptq {
 
@@ -35,7 +35,7 @@ class hessian {
  public:
   /// @param in_features  width of the inputs, positive
   /// @param threads      for add(); 0: one a core. The result does not depend on it (but see
-  /// linear_algebra.hpp)
+  /// linalg/products.hpp)
   explicit hessian(index_t in_features, int threads = 0);
 
   /// An already accumulated H = 2 / sequences * S, symmetric (the lower triangle is used).

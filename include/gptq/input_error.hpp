@@ -22,11 +22,11 @@
 
 #include <Eigen/Core>
 
-#include <gptq/detail/linear_algebra.hpp>
-#include <gptq/detail/solution.hpp>
-#include <gptq/detail/solver_function.hpp>
 #include <gptq/error.hpp>
 #include <gptq/hessian.hpp>
+#include <gptq/linalg/products.hpp>
+#include <gptq/solver/solution.hpp>
+#include <gptq/solver/solver_function.hpp>
 
 namespace gptq {
 
@@ -36,7 +36,7 @@ class input_error {
  public:
   /// @param in_features  width of the inputs, positive
   /// @param threads      for add(); 0: one a core. The result does not depend on it (but see
-  /// linear_algebra.hpp)
+  /// linalg/products.hpp)
   explicit input_error(index_t in_features, int threads = 0);
 
   /// Adds a sequence: the inputs of the unquantized model, and those of the quantized one, [tokens, in] each.

@@ -25,10 +25,10 @@
 #include <utility>
 #include <vector>
 
-#include <gptq/detail/solution.hpp>
 #include <gptq/error.hpp>
 #include <gptq/format.hpp>
 #include <gptq/hessian.hpp>
+#include <gptq/solver/solution.hpp>
 
 namespace gptq {
 

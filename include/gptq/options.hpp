@@ -8,7 +8,7 @@ namespace gptq {
 /// How much work goes into a layer's codes and scales; the bytes are the same.
 enum class quality {
   reference,  ///< the published algorithm in its own order of operations, defects included: for comparisons
-              ///< (detail/published.hpp names the defects). Use float32 scales, the fourth parameter of
+              ///< (solver/published.hpp names the defects). Use float32 scales, the fourth parameter of
               ///< format, with it: the published solvers do not round them.
   plain,      ///< the same algorithm without the defects, and several times as fast
   fast,       ///< grids found in the Hessian's metric, in the better one of two orders of columns, then two
@@ -36,7 +36,7 @@ struct quantize_options {
   int block_size = 128;
   /// Report the output error on the calibration data, which costs N K^2 operations more.
   bool measure_output_error = true;
-  /// 0: one a core. The result does not depend on it (but see detail/linear_algebra.hpp for a threaded BLAS).
+  /// 0: one a core. The result does not depend on it (but see linalg/products.hpp for a threaded BLAS).
   int threads = 0;
 };
 

@@ -31,7 +31,7 @@
 #include <string>
 #include <vector>
 
-#include <gptq/arch/isa.hpp>
+#include <gptq/config.hpp>
 #include <gptq/format.hpp>
 #include <gptq/layer.hpp>
 

@@ -4,10 +4,10 @@
 //   auto packed = gptq::pack(layer);
 //
 // GPTQ: Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative
-// Pre-trained Transformers", 2022. How it is computed: detail/solver.hpp.
+// Pre-trained Transformers", 2022. How it is computed: solver/solver.hpp.
 //
 // The solver takes half a minute to compile, but may be compiled once for several translation units:
-// detail/solver_function.hpp.
+// solver/solver_function.hpp.
 #pragma once
 
 #include <algorithm>
@@ -18,17 +18,17 @@
 
 #include <Eigen/Core>
 
-#include <gptq/detail/linear_algebra.hpp>
-#include <gptq/detail/solution.hpp>
-#include <gptq/detail/solver_function.hpp>
 #include <gptq/error.hpp>
 #include <gptq/format.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
+#include <gptq/linalg/products.hpp>
 #include <gptq/options.hpp>
+#include <gptq/solver/solution.hpp>
+#include <gptq/solver/solver_function.hpp>
 #if !defined(GPTQ_SOLVER_ELSEWHERE)
-#include <gptq/detail/published.hpp>
-#include <gptq/detail/solver.hpp>
+#include <gptq/solver/published.hpp>
+#include <gptq/solver/solver.hpp>
 #endif
 
 namespace gptq {

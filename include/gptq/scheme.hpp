@@ -19,7 +19,7 @@
 #include <concepts>
 #include <string_view>
 
-#include <gptq/arch/isa.hpp>
+#include <gptq/config.hpp>
 
 namespace gptq {
 

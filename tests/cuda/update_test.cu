@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include <gptq/cuda/detail/update_sm90.cuh>
+#include <gptq/cuda/solver/update_sm90.cuh>
 
 #include "catch.hpp"
 #include "support.cuh"

@@ -7,9 +7,9 @@
 #include <gptq/dispatch.hpp>
 #include <gptq/reference.hpp>
 
-#include "../catch.hpp"
-#include "../support.hpp"
+#include "catch.hpp"
 #include "kernels.hpp"
+#include "support.hpp"
 
 using gptq::index_t;
 

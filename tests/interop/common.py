@@ -53,13 +53,13 @@ def run(program, *options):
 
 
 def quantize_llama(arguments, *options):
-    run(arguments.build / "examples/llama/quantize_llama", arguments.model, "--calibration", arguments.calibration,
+    run(arguments.build / "examples/models/quantize_llama", arguments.model, "--calibration", arguments.calibration,
         *options)
 
 
 def our_perplexity(arguments, path, windows):
     """As our perplexity program reads it."""
-    printed = run(arguments.build / "examples/llama/perplexity", path, arguments.evaluation, "--window",
+    printed = run(arguments.build / "examples/models/perplexity", path, arguments.evaluation, "--window",
                   arguments.window, "--arithmetic", "float32", "--eval-windows", windows)
     return float(re.search(r"^float32\s+(\S+)", printed, re.M).group(1))
 

@@ -32,7 +32,7 @@
 #include <utility>
 #include <vector>
 
-#include <gptq/checkpoint/detail/file.hpp>
+#include <gptq/checkpoint/file.hpp>
 #include <gptq/checkpoint/ggml.hpp>
 #include <gptq/error.hpp>
 

@@ -27,7 +27,7 @@
 #include <utility>
 #include <vector>
 
-#include <gptq/checkpoint/detail/stream.hpp>
+#include <gptq/checkpoint/stream.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/layer.hpp>

@@ -31,7 +31,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <gptq/checkpoint/detail/file.hpp>
+#include <gptq/checkpoint/file.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 

@@ -19,12 +19,12 @@
 // products are exact. Sums are float32. Unlike gemv, gemm by warpgroups always needs a workspace.
 //
 // The portable kernel: a block has 256 rows, a warp 32 of them; activations go through a ring in shared
-// memory for all warps, codes through one for each. That for sm_90a: detail/gemm_sm90.cuh. With both, where
+// memory for all warps, codes through one for each. That for sm_90a: kernels/gemm_sm90.cuh. With both, where
 // rows make too few blocks, columns of W are shared out, too, and a second kernel adds up.
 #pragma once
 
 #include <gptq/cuda/dequantize.cuh>
-#include <gptq/cuda/detail/gemm_sm90.cuh>
+#include <gptq/cuda/kernels/gemm_sm90.cuh>
 
 namespace gptq::cuda {
 

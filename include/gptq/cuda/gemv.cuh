@@ -15,13 +15,13 @@
 // A warp reads whole chunks of a few row tiles, a ring of them ahead by asynchronous copies, decodes them to
 // A operands and multiplies by up to 16 columns of activations, which it keeps in registers for all of its
 // row tiles. The warps of a block share the chunks of a row, and add up in the end. From compute capability
-// 9.0 on, most of this is for the kernel of detail/gemv_sm90.cuh.
+// 9.0 on, most of this is for the kernel of kernels/gemv_sm90.cuh.
 #pragma once
 
 #include <cublas_v2.h>
 
-#include <gptq/cuda/detail/gemv_sm90.cuh>
-#include <gptq/cuda/fragments.cuh>
+#include <gptq/cuda/kernels/fragments.cuh>
+#include <gptq/cuda/kernels/gemv_sm90.cuh>
 
 namespace gptq::cuda {
 

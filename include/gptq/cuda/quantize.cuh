@@ -5,7 +5,7 @@
 //   gptq::quality::plain}); auto layer = layers.host(0);                                // a
 //   gptq::quantized_layer, for pack()
 //
-// The same codes as gptq::quantize, up to what rounding makes of a tie. How it is computed: detail/sweep.cuh.
+// The same codes as gptq::quantize, up to what rounding makes of a tie. How it is computed: solver/sweep.cuh.
 #pragma once
 
 #include <algorithm>
@@ -21,11 +21,11 @@
 #include <vector>
 
 #include <gptq/cuda/context.cuh>
-#include <gptq/cuda/detail/grids.cuh>
-#include <gptq/cuda/detail/sweep.cuh>
-#include <gptq/cuda/detail/update_sm90.cuh>
 #include <gptq/cuda/error.cuh>
 #include <gptq/cuda/hessian.cuh>
+#include <gptq/cuda/solver/grids.cuh>
+#include <gptq/cuda/solver/sweep.cuh>
+#include <gptq/cuda/solver/update_sm90.cuh>
 #include <gptq/format.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>

@@ -1,0 +1,45 @@
+// Small files that are read or written whole; under their names only when they are complete and on the disk.
+#pragma once
+
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <string>
+
+#include <nlohmann/json.hpp>
+
+#include <gptq/checkpoint/file.hpp>
+#include <gptq/error.hpp>
+
+namespace llama {
+
+inline void write_text(std::filesystem::path const& path, std::string const& text) {
+  gptq::checkpoint::detail::new_file out(path);
+  out.write(std::as_bytes(std::span(text)));
+  out.finish();
+}
+
+inline void make_directory(std::filesystem::path const& path) {
+  std::error_code failure;
+  std::filesystem::create_directories(path, failure);
+  if (failure) throw gptq::error(path.string() + ": cannot be made: " + failure.message());
+}
+
+inline nlohmann::ordered_json read_json(std::filesystem::path const& path) {
+  try {
+    return nlohmann::ordered_json::parse(std::ifstream(path, std::ios::binary));
+  } catch (nlohmann::json::exception const& e) {
+    throw gptq::error(path.string() + ": not valid JSON: " + e.what());
+  }
+}
+
+inline void copy_file(std::filesystem::path const& from, std::filesystem::path const& to) {
+  gptq::checkpoint::detail::new_file out(to);
+  if (!std::filesystem::is_empty(from)) {
+    auto const file = gptq::checkpoint::detail::map_file(from);
+    out.write({file.data.get(), file.size});
+  }
+  out.finish();
+}
+
+}  // namespace llama

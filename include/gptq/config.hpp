@@ -1,0 +1,23 @@
+// What the ground floor needs: the type of sizes, and how functions are marked.
+#pragma once
+
+#include <cstddef>
+
+// What device code calls, too.
+#if defined(__CUDACC__)
+#define GPTQ_HOST_DEVICE __host__ __device__
+#else
+#define GPTQ_HOST_DEVICE
+#endif
+
+// One program may hold kernels compiled for several instruction sets. What they call is inlined into them, even
+// without optimization: the linker keeps one copy of a shared function, and that could be one this CPU cannot
+// run.
+#define GPTQ_INLINE [[gnu::always_inline]] inline
+
+namespace gptq {
+
+/// Sizes and positions, as in Eigen: signed.
+using index_t = std::ptrdiff_t;
+
+}  // namespace gptq

@@ -1,0 +1,114 @@
+// A group's grid in the metric of the sweep that will use it.
+//
+// The sweep's loss is the sum of (error of column j)^2 R_jj^2 (solver.hpp), where the columns that follow
+// make up for the rest. So a group's grid is the one that loses least by that measure when its weights are
+// rounded: the weights' own range, shrunk step by step, and from there an exact least-squares fit of the
+// scale. Where a scheme has more levels on one side of zero and stores no zero point, negative scales turn it
+// round.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <span>
+
+#include <gptq/grid.hpp>
+#include <gptq/solver/solution.hpp>
+
+namespace gptq::detail {
+
+/// Sum of metric * (decoded - weight)^2.
+template <bool HalfStep>
+float weighted_error(std::span<float const> weights, float const* metric, grid g, code_levels const& levels) {
+  constexpr std::size_t lanes = 16;
+  float const zero = levels.zero_of(g);
+  float const divisor = divisor_of(g.scale);
+  auto const lowest = static_cast<float>(levels.min_code);
+  auto const highest = static_cast<float>(levels.max_code);
+  auto const error = [&](std::size_t i) {
+    float const code = nearest_code<HalfStep>(weights[i], divisor, zero, lowest, highest);
+    float const e = g.scale * (code - zero) - weights[i];
+    return metric[i] * (e * e);
+  };
+  float sums[lanes] = {};
+  std::size_t i = 0;
+  for (; i + lanes <= weights.size(); i += lanes) {
+    for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += error(i + lane);
+  }
+  for (std::size_t lane = 0; i < weights.size(); ++i, ++lane) sums[lane] += error(i);
+  for (std::size_t half = lanes / 2; half > 0; half /= 2) {
+    for (std::size_t lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  }
+  return sums[0];
+}
+
+/// The scale that loses least for the codes which `g` gives to the weights; 0 when they are all zero.
+template <bool HalfStep>
+float fitted_scale(std::span<float const> weights, float const* metric, grid g, code_levels const& levels) {
+  float const zero = levels.zero_of(g);
+  float const divisor = divisor_of(g.scale);
+  auto const lowest = static_cast<float>(levels.min_code);
+  auto const highest = static_cast<float>(levels.max_code);
+  double along = 0.0;
+  double square = 0.0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    float const level = nearest_code<HalfStep>(weights[i], divisor, zero, lowest, highest) - zero;
+    along += static_cast<double>(metric[i] * level * weights[i]);
+    square += static_cast<double>(metric[i] * level * level);
+  }
+  return square > 0.0 ? static_cast<float>(along / square) : 0.0F;
+}
+
+template <bool HalfStep>
+grid search_grid(std::span<float const> weights, float const* metric, format_values const& format) {
+  constexpr int steps = 16;
+  constexpr int fits = 2;
+  code_levels const& levels = format.levels;
+  grid best = format.find(weights);
+  range const full = range_of(weights);
+  if (full.low == full.high) return best;  // zeros
+  float least = weighted_error<HalfStep>(weights, metric, best, levels);
+  auto const consider = [&](grid candidate) {
+    if (!std::isfinite(candidate.scale)) return false;
+    float const error = weighted_error<HalfStep>(weights, metric, candidate, levels);
+    if (!(error < least)) return false;
+    least = error;
+    best = candidate;
+    return true;
+  };
+  bool const lopsided =
+      !levels.has_zero_point && static_cast<float>(levels.min_code + levels.max_code) != 2.0F * levels.zero;
+  grid const first = best;
+  // The fewer the levels, the more of the range is worth giving up.
+  float const shrink = 1.4F / static_cast<float>(format.bits);
+  int at = 0;
+  float side = 1.0F;
+  auto const consider_step = [&](int i, float sign) {
+    float const keep = 1.0F - shrink * static_cast<float>(i) / steps;
+    // A scheme's own way to find grids says where its zero point is.
+    grid candidate = format.own_grid != nullptr
+                         ? grid{stored_scale(keep * first.scale, format.grids.scales), first.zero}
+                         : grid_of_range({keep * full.low, keep * full.high}, levels, format.grids);
+    candidate.scale *= sign;
+    if (!consider(candidate)) return;
+    at = i;
+    side = sign;
+  };
+  for (int i = 0; i < steps; i += 2) {
+    consider_step(i, 1.0F);
+    if (lopsided) consider_step(i, -1.0F);
+  }
+  int const coarse = at;
+  if (coarse > 0) consider_step(coarse - 1, side);
+  consider_step(coarse + 1, side);
+  for (int i = 0; i < fits; ++i) {
+    grid candidate = best;
+    candidate.scale =
+        stored_scale(fitted_scale<HalfStep>(weights, metric, best, levels), format.grids.scales);
+    if (candidate.scale == 0.0F || !consider(candidate)) break;
+  }
+  return best;
+}
+
+}  // namespace gptq::detail
