@@ -1,0 +1,33 @@
+// What the examples in the heads of the headers for GPUs, and those in README.md, take for granted.
+#pragma once
+
+#include <cstddef>
+
+#include <gptq/cuda/gemm.cuh>
+#include <gptq/cuda/quantize.cuh>
+
+using q4 = gptq::format<gptq::symmetric, 4, 128>;
+extern gptq::index_t in, out, in_features, tokens;
+extern cudaStream_t stream;
+extern __half const* x;
+extern __half* y;
+extern void* memory;
+extern std::size_t bytes;
+extern gptq::cuda::prepacked_view<q4> w;
+
+namespace cuda_error_cuh {
+extern float* p;
+extern unsigned blocks;
+__global__ void kernel(float*) {}
+}  // namespace cuda_error_cuh
+
+namespace cuda_prepack_cuh {
+extern gptq::packed_matrix<q4> packed;
+}
+
+namespace README_md {
+extern gptq::packed_view<q4> w;
+extern float const *q, *k, *v;
+extern gptq::bfloat16 const* inputs;
+extern gptq::index_t n;
+}  // namespace README_md

@@ -1,0 +1,29 @@
+// What the examples in the heads of the kernels' headers take for granted.
+#pragma once
+
+#include <cstddef>
+
+#include <gptq/parallel.hpp>
+
+using q4 = gptq::format<gptq::asymmetric, 4, 128>;
+extern gptq::packed_view<q4> w, w2;
+extern float const* x;
+extern float *y, *y2;
+extern void* workspace;
+extern gptq::index_t tokens, first_row, last_row;
+extern gptq::quantized_layer<q4> layer;
+
+namespace format_hpp {
+template <class Format>
+void run();
+}
+
+namespace parallel_hpp {
+struct {
+  void run(int parts, auto const& f) {
+    for (int part = 0; part < parts; ++part) f(part);
+  }
+} pool;
+int const parts = 2;
+auto const executor = [](int parts, auto const& f) noexcept { pool.run(parts, f); };
+}  // namespace parallel_hpp
