@@ -72,18 +72,18 @@ struct subject {
 
 /// A model whose linear layers can be replaced, and the predictions of the one it came from.
 struct judged_model {
-  llama::model* m;
-  std::vector<llama::token_window> windows;
+  lm::model* m;
+  std::vector<lm::token_window> windows;
   std::unique_ptr<accuracy::predictions> exact;
   accuracy::window_scores exact_scores;
 };
 
 /// Decoded weights in the place of a model's own, which is then run in float32.
-class decoded_linear final : public llama::packed_linear {
+class decoded_linear final : public lm::packed_linear {
  public:
   explicit decoded_linear(matrix weight) : weight_(std::move(weight)) {}
   gptq::format_spec format() const override { return {}; }
-  llama::packed_parts parts() const override { return {}; }
+  lm::packed_parts parts() const override { return {}; }
   void dequantize(float* weight) const override {
     std::copy(weight_.data(), weight_.data() + weight_.size(), weight);
   }
@@ -154,15 +154,15 @@ std::filesystem::path text_of(std::filesystem::path const& given, std::filesyste
 
 /// Random windows of a text: most to calibrate on, then some that methods may choose by.
 struct window_subset {
-  std::vector<llama::token_window> all;
+  std::vector<lm::token_window> all;
   std::size_t used;
-  std::span<llama::token_window const> calibration() const { return std::span(all).first(used); }
-  std::span<llama::token_window const> validation() const { return std::span(all).subspan(used); }
+  std::span<lm::token_window const> calibration() const { return std::span(all).first(used); }
+  std::span<lm::token_window const> validation() const { return std::span(all).subspan(used); }
 };
 
-std::vector<window_subset> subsets_of(std::span<llama::token const> calibration, std::int64_t window,
+std::vector<window_subset> subsets_of(std::span<lm::token const> calibration, std::int64_t window,
                                       arguments const& args) {
-  auto windows = llama::cut_windows(calibration, window, 0);
+  auto windows = lm::cut_windows(calibration, window, 0);
   auto const used = std::min<std::size_t>(static_cast<std::size_t>(args.samples), windows.size() * 3 / 4);
   if (used == 0) throw gptq::error("too few calibration windows");
   auto const others = std::max<std::size_t>(1, std::min(windows.size() - used, used / 3));
@@ -176,9 +176,9 @@ std::vector<window_subset> subsets_of(std::span<llama::token const> calibration,
   return subsets;
 }
 
-subject subject_of(llama::model const& m, arguments const& args, std::int64_t window,
-                   std::span<llama::token const> calibration,
-                   std::span<llama::token_window const> held_out_windows) {
+subject subject_of(lm::model const& m, arguments const& args, std::int64_t window,
+                   std::span<lm::token const> calibration,
+                   std::span<lm::token_window const> held_out_windows) {
   subject s{args.model.filename().string(), accuracy::layers_of(m, args.threads), {}, {}};
   for (window_subset const& windows : subsets_of(calibration, window, args)) {
     s.subsets.push_back({accuracy::hessians_of(m, windows.calibration(), args.threads),
@@ -220,7 +220,7 @@ outcome measure(subject const& s, std::size_t subset, gptq::format_spec const& f
   std::vector<double> seconds(s.layers.size());
   method one_thread = how;
   one_thread.options.threads = 1;
-  llama::for_each(static_cast<std::ptrdiff_t>(s.layers.size()), threads, [&](std::ptrdiff_t i) {
+  lm::for_each(static_cast<std::ptrdiff_t>(s.layers.size()), threads, [&](std::ptrdiff_t i) {
     auto const at = static_cast<std::size_t>(i);
     layer const& l = s.layers[at];
     auto quantized = accuracy::quantize(format, one_thread, l.weight, s.subsets[subset].calibration[l.input],
@@ -229,8 +229,8 @@ outcome measure(subject const& s, std::size_t subset, gptq::format_spec const& f
     result.room[at] = 1.0 - quantized.least_loss / quantized.report.loss;
     seconds[at] = quantized.report.seconds_factorization + quantized.report.seconds_columns;
     if (judged != nullptr) {
-      // Layers come in the order of llama::linear.
-      judged->m->replace(static_cast<std::int64_t>(at / llama::linears), llama::linear(at % llama::linears),
+      // Layers come in the order of lm::linear.
+      judged->m->replace(static_cast<std::int64_t>(at / lm::linears), lm::linear(at % lm::linears),
                          std::make_unique<decoded_linear>(std::move(quantized.decoded)));
     }
   });
@@ -401,7 +401,7 @@ void write_json(arguments const& args, nlohmann::ordered_json about, nlohmann::o
 }
 
 /// Whole models, each layer quantized on what the quantized ones before it leave of the tokens.
-void run_whole(arguments const& args, judged_model const& judged, std::span<llama::token const> calibration,
+void run_whole(arguments const& args, judged_model const& judged, std::span<lm::token const> calibration,
                std::int64_t window) {
   auto const chosen = chosen_methods(accuracy::whole_methods(), args);
   auto const subsets = subsets_of(calibration, window, args);
@@ -461,21 +461,20 @@ void run(subject const& s, arguments const& args, judged_model* judged) {
 }
 
 void run_model(arguments const& args) {
-  llama::model m(args.model);
-  llama::config const& c = m.config();
+  lm::model m(args.model);
+  lm::config const& c = m.config();
   std::int64_t const window =
       args.window == 0 ? std::min<std::int64_t>(c.max_position_embeddings, 2048) : args.window;
   auto const calibration =
-      llama::read_tokens(text_of(args.calibration, args.model, "calibration"), args.model, c);
-  auto const evaluation =
-      llama::read_tokens(text_of(args.evaluation, args.model, "evaluation"), args.model, c);
-  auto const held_out = llama::cut_windows(evaluation, window, args.held_out_windows);
+      lm::read_tokens(text_of(args.calibration, args.model, "calibration"), args.model, c);
+  auto const evaluation = lm::read_tokens(text_of(args.evaluation, args.model, "evaluation"), args.model, c);
+  auto const held_out = lm::cut_windows(evaluation, window, args.held_out_windows);
   if (held_out.empty()) throw gptq::error("the evaluation text does not fill a window");
   if (args.eval_windows == 0) {
     if (args.whole) throw gptq::error("--whole is about predictions: it needs --eval-windows");
     return run(subject_of(m, args, window, calibration, held_out), args, nullptr);
   }
-  judged_model judged{&m, llama::cut_windows(evaluation, window, args.eval_windows), nullptr, {}};
+  judged_model judged{&m, lm::cut_windows(evaluation, window, args.eval_windows), nullptr, {}};
   judged.exact = std::make_unique<accuracy::predictions>(m, judged.windows, args.threads);
   judged.exact_scores = judged.exact->against(*judged.exact);
   if (args.whole) return run_whole(args, judged, calibration, window);
@@ -492,9 +491,9 @@ int main(int argc, char** argv) {
   auto* const model = app.add_option("--model", args.model, "Hugging Face directory of a LLaMA");
   app.add_flag("--synthetic", args.synthetic, "Made-up layers with outlier channels instead")
       ->excludes(model);
-  app.add_flag("--whole", args.whole, "Quantize layer after layer as quantize_llama does; predictions only")
+  app.add_flag("--whole", args.whole, "Quantize layer after layer as quantize_model does; predictions only")
       ->needs(model);
-  app.add_option("--calibration", args.calibration, "As quantize_llama's [MODEL/calibration.i32 or .txt]");
+  app.add_option("--calibration", args.calibration, "As quantize_model's [MODEL/calibration.i32 or .txt]");
   app.add_option("--evaluation", args.evaluation, "Held-out text [MODEL/evaluation.i32 or .txt]");
   app.add_option("--window", args.window, "Tokens in a sequence [the model's maximum, at most 2048]");
   app.add_option("--format", args.formats, "SCHEME:BITS:GROUP_SIZE, any number of them")

@@ -22,28 +22,28 @@ void log_softmax(matrix& logits) {
 
 }  // namespace
 
-predictions::predictions(llama::model const& m, std::span<llama::token_window const> windows, int threads)
+predictions::predictions(lm::model const& m, std::span<lm::token_window const> windows, int threads)
     : windows_(windows),
       threads_(threads),
       output_(m.output_rows(0, m.config().vocab_size)),
       hidden_(windows.size()) {
   auto const length = static_cast<index_t>(windows.front().size());
-  auto const angles = llama::make_rotations(m.config(), length);
-  llama::context const ctx{m.config(), angles};
-  std::vector<llama::float_layer> layers;
+  auto const angles = lm::make_rotations(m.config(), length);
+  lm::context const ctx{m.config(), angles};
+  std::vector<lm::float_layer> layers;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) layers.push_back(m.load(i, threads));
-  llama::for_each(static_cast<std::ptrdiff_t>(windows.size()), threads, [&](std::ptrdiff_t w) {
+  lm::for_each(static_cast<std::ptrdiff_t>(windows.size()), threads, [&](std::ptrdiff_t w) {
     auto const at = static_cast<std::size_t>(w);
     matrix x = m.embed(windows[at]);
-    for (llama::float_layer const& layer : layers) llama::run_layer(ctx, layer, x);
+    for (lm::float_layer const& layer : layers) lm::run_layer(ctx, layer, x);
     // The last position predicts a token that is not in the window.
-    hidden_[at] = llama::rms_norm(x.topRows(length - 1), m.final_norm(), m.config().rms_norm_eps);
+    hidden_[at] = lm::rms_norm(x.topRows(length - 1), m.final_norm(), m.config().rms_norm_eps);
   });
 }
 
 window_scores predictions::against(predictions const& unquantized) const {
   window_scores scores{std::vector<double>(windows_.size()), std::vector<double>(windows_.size())};
-  llama::for_each(static_cast<std::ptrdiff_t>(windows_.size()), threads_, [&](std::ptrdiff_t w) {
+  lm::for_each(static_cast<std::ptrdiff_t>(windows_.size()), threads_, [&](std::ptrdiff_t w) {
     auto const at = static_cast<std::size_t>(w);
     matrix ours = hidden_[at] * output_.transpose();
     matrix exact = unquantized.hidden_[at] * output_.transpose();

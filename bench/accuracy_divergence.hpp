@@ -18,13 +18,13 @@ struct window_scores {
 /// Predictions of a model on held-out windows.
 class predictions {
  public:
-  predictions(llama::model const& m, std::span<llama::token_window const> windows, int threads);
+  predictions(lm::model const& m, std::span<lm::token_window const> windows, int threads);
 
   /// The scores of these predictions against those of the unquantized model.
   window_scores against(predictions const& unquantized) const;
 
  private:
-  std::span<llama::token_window const> windows_;
+  std::span<lm::token_window const> windows_;
   int threads_;
   gptq::matrix output_;               ///< [vocabulary, hidden]
   std::vector<gptq::matrix> hidden_;  ///< after the last norm: [tokens - 1, hidden], one a window

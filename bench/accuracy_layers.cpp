@@ -36,14 +36,14 @@ class normal {
 
 }  // namespace
 
-std::vector<layer> layers_of(llama::model const& m, int threads) {
+std::vector<layer> layers_of(lm::model const& m, int threads) {
   std::vector<layer> layers;
   std::size_t input = 0;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    llama::float_layer decoder = m.load(i, threads);
-    for (llama::stage const s : llama::stages) {
-      for (llama::linear const l : llama::linears_of(s)) {
-        layers.push_back({llama::full_name(i, l), std::move(decoder[l]), input});
+    lm::float_layer decoder = m.load(i, threads);
+    for (lm::stage const s : lm::stages) {
+      for (lm::linear const l : lm::linears_of(s)) {
+        layers.push_back({lm::full_name(i, l), std::move(decoder[l]), input});
       }
       ++input;
     }
@@ -51,26 +51,26 @@ std::vector<layer> layers_of(llama::model const& m, int threads) {
   return layers;
 }
 
-std::vector<gptq::hessian> hessians_of(llama::model const& m, std::span<llama::token_window const> windows,
+std::vector<gptq::hessian> hessians_of(lm::model const& m, std::span<lm::token_window const> windows,
                                        int threads) {
-  auto const angles = llama::make_rotations(m.config(), static_cast<std::int64_t>(windows.front().size()));
-  llama::context const ctx{m.config(), angles};
+  auto const angles = lm::make_rotations(m.config(), static_cast<std::int64_t>(windows.front().size()));
+  lm::context const ctx{m.config(), angles};
   std::vector<matrix> x;
-  for (llama::token_window const window : windows) x.push_back(m.embed(window));
+  for (lm::token_window const window : windows) x.push_back(m.embed(window));
   std::vector<matrix> input(x.size());
   auto const for_each_window = [&](auto&& piece) {
-    llama::for_each(static_cast<std::ptrdiff_t>(x.size()), threads,
-                    [&](std::ptrdiff_t w) { piece(static_cast<std::size_t>(w)); });
+    lm::for_each(static_cast<std::ptrdiff_t>(x.size()), threads,
+                 [&](std::ptrdiff_t w) { piece(static_cast<std::size_t>(w)); });
   };
   std::vector<gptq::hessian> hessians;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    llama::float_layer const decoder = m.load(i, threads);
-    for (llama::stage const s : llama::stages) {
-      for_each_window([&](std::size_t w) { llama::run_stage(ctx, decoder, s, x[w], input[w]); });
-      gptq::hessian& h = hessians.emplace_back(llama::input_size(m.config(), s), threads);
+    lm::float_layer const decoder = m.load(i, threads);
+    for (lm::stage const s : lm::stages) {
+      for_each_window([&](std::size_t w) { lm::run_stage(ctx, decoder, s, x[w], input[w]); });
+      gptq::hessian& h = hessians.emplace_back(lm::input_size(m.config(), s), threads);
       for (matrix const& sequence : input) h.add(sequence);
     }
-    for_each_window([&](std::size_t w) { llama::finish(decoder, x[w], input[w]); });
+    for_each_window([&](std::size_t w) { lm::finish(decoder, x[w], input[w]); });
   }
   return hessians;
 }

@@ -22,11 +22,11 @@ struct layer {
 
 /// Every linear layer of a model in the order of its decoder layers; those that share an input share its
 /// number.
-std::vector<layer> layers_of(llama::model const& m, int threads);
+std::vector<layer> layers_of(lm::model const& m, int threads);
 
 /// The Hessians of every input, as the unquantized model computes them from some windows: the same for all
 /// methods, whatever they make of the layers before.
-std::vector<gptq::hessian> hessians_of(llama::model const& m, std::span<llama::token_window const> windows,
+std::vector<gptq::hessian> hessians_of(lm::model const& m, std::span<lm::token_window const> windows,
                                        int threads);
 
 /// A layer that no model has: `in` inputs whose covariance has eigenvalues i^-decay in random directions that

@@ -2,7 +2,7 @@
 
 #include <vector>
 
-#include "quantize_model.hpp"
+#include "quantization.hpp"
 
 namespace accuracy {
 
@@ -39,11 +39,11 @@ std::span<whole_method const> whole_methods() {
 }
 
 window_scores quantize_whole(std::filesystem::path const& model, gptq::format_spec format,
-                             whole_method const& how, std::span<llama::token_window const> calibration,
-                             std::size_t held_out, std::span<llama::token_window const> evaluation,
+                             whole_method const& how, std::span<lm::token_window const> calibration,
+                             std::size_t held_out, std::span<lm::token_window const> evaluation,
                              predictions const& exact, int threads) {
-  llama::model m(model);
-  llama::quantization whole;
+  lm::model m(model);
+  lm::quantization whole;
   if (how.options.quality == gptq::quality::reference) format.scales = gptq::scale_type::float32;
   whole.quantize.format = format;
   whole.quantize.options = how.options;
@@ -53,7 +53,7 @@ window_scores quantize_whole(std::filesystem::path const& model, gptq::format_sp
   whole.propagate = how.propagate;
   whole.held_out_windows = how.held_out ? held_out : 0;
   whole.threads = threads;
-  llama::quantize_model(m, calibration, whole, {});
+  lm::quantize_model(m, calibration, whole, {});
   return predictions(m, evaluation, threads).against(exact);
 }
 

@@ -18,7 +18,7 @@ struct whole_method {
   std::string what;
   gptq::quantize_options options;
   bool held_out = false;                           ///< whether it has held-out windows to choose by
-  std::optional<double> propagate = std::nullopt;  ///< as llama::quantization::propagate
+  std::optional<double> propagate = std::nullopt;  ///< as lm::quantization::propagate
 };
 
 /// The published default and best first.
@@ -28,8 +28,8 @@ std::span<whole_method const> whole_methods();
 /// @param calibration  windows, the last `held_out` of which are for methods that choose by them; for others
 ///   all are to calibrate on
 window_scores quantize_whole(std::filesystem::path const& model, gptq::format_spec format,
-                             whole_method const& how, std::span<llama::token_window const> calibration,
-                             std::size_t held_out, std::span<llama::token_window const> evaluation,
+                             whole_method const& how, std::span<lm::token_window const> calibration,
+                             std::size_t held_out, std::span<lm::token_window const> evaluation,
                              predictions const& exact, int threads);
 
 }  // namespace accuracy

@@ -12,7 +12,7 @@ step "Install what is missing"
 .ci/install g++ cmake ninja-build pkg-config libeigen3-dev libopenblas-dev nlohmann-json3-dev libcli11-dev \
   libfmt-dev libtomlplusplus-dev libsentencepiece-dev
 
-step "Build quantize_llama in $build"
+step "Build quantize_model in $build"
 mkdir -p build
 flags=-march=native
 # g++ 12 warns about its own AVX-512 headers; the large products are OpenBLAS's, which uses AVX-512 anyway.
@@ -20,8 +20,8 @@ flags=-march=native
 cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="$flags" \
   -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DGPTQ_BUILD_TESTS=OFF -DGPTQ_BUILD_BENCHMARKS=OFF \
   >$build.log 2>&1 || { cat $build.log; exit 1; }
-cmake --build $build --target quantize_llama
-program=$build/examples/models/quantize_llama
+cmake --build $build --target quantize_model
+program=$build/examples/models/quantize_model
 
 # The first 64 of 413 evaluation windows are enough to see the difference, and keep this short.
 quantize() {

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Compares quantize_llama with what the published code made of the same model.
+"""Compares quantize_model with what the published code made of the same model.
 
 usage: figures.py PROGRAM MODEL WINDOW CALIBRATION EVALUATION REFERENCE.json [BITS GROUP_SIZE]
 
 REFERENCE.json lists runs, each with "method", "bits", "group_size", "ppl" and "layers" (losses by "LAYER.NAME").
-Runs quantize_llama --quality reference --true-sequential on the first 128 calibration windows for every method that it has,
+Runs quantize_model --quality reference --true-sequential on the first 128 calibration windows for every method that it has,
 prints one line each, and exits with 1 when a layer's loss is off by more than 2 % or a perplexity by more than 0.02.
 """
 import json

@@ -13,7 +13,7 @@
 
 #include "formats.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 using gptq::checkpoint::compressed_scale;
@@ -130,4 +130,4 @@ std::unique_ptr<packed_linear> read_checkpoint(tensor_map const& tensors, std::s
   }
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -14,7 +14,7 @@
 #include "config.hpp"
 #include "linear.hpp"
 
-namespace llama {
+namespace lm {
 
 /// The linear layer called NAME of such a directory, repacked, whichever kind it is. Throws gptq::error,
 /// naming it, when a tensor is missing or does not fit.
@@ -23,4 +23,4 @@ std::unique_ptr<packed_linear> read_checkpoint(gptq::checkpoint::tensor_map cons
                                                quantized_checkpoint const& checkpoint, std::int64_t out,
                                                std::int64_t in);
 
-}  // namespace llama
+}  // namespace lm

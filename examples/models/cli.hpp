@@ -6,7 +6,7 @@
 
 #include <gptq/error.hpp>
 
-namespace llama {
+namespace lm {
 
 inline void add_threads_option(CLI::App& app, int& threads) {
   app.add_option("--threads", threads, "Threads to use [one a core]")
@@ -28,4 +28,4 @@ inline bool parse_options(CLI::App& app, int argc, char** argv) {
   }
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -14,7 +14,7 @@
 #include "gguf_model.hpp"
 #include "report.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 std::map<std::string, gptq::grid_rule> const grid_rules{{"published", gptq::grid_rule::published},
@@ -230,8 +230,8 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   CLI::App app(
       "Quantizes the linear layers of a LLaMA by GPTQ and measures what that costs: the loss of every\n"
       "layer, and the perplexity before and after on text that the quantizer has not seen.\n\n"
-      "  quantize_llama MODEL --calibration some.txt --evaluation other.txt\n",
-      "quantize_llama");
+      "  quantize_model MODEL --calibration some.txt --evaluation other.txt\n",
+      "quantize_model");
   app.get_formatter()->column_width(30);
   app.add_option("MODEL", args.model,
                  "Hugging Face directory: config.json and safetensors, sharded or not;\n"
@@ -316,4 +316,4 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   return args;
 }
 
-}  // namespace llama
+}  // namespace lm

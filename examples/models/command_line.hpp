@@ -1,4 +1,4 @@
-// What quantize_llama is asked to do.
+// What quantize_model is asked to do.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 #include <gptq/checkpoint/gguf.hpp>
 
 #include "generation.hpp"
-#include "quantize_model.hpp"
+#include "quantization.hpp"
 
-namespace llama {
+namespace lm {
 
 /// What --output holds in the end.
 enum class output_format {
@@ -36,7 +36,7 @@ struct command_line {
   bool no_float_baseline = false;
   std::string prompt;  ///< empty: no text is generated
   std::int64_t generate_tokens = 64;
-  llama::sampling sampling;
+  lm::sampling sampling;
   std::filesystem::path output;  ///< the quantized model's directory; empty: it is not kept
   output_format written = output_format::packed;
   std::optional<gptq::checkpoint::ggml_type> embeddings;  ///< in a GGUF file; nothing: as they are
@@ -52,4 +52,4 @@ std::string name_of(gptq::grid_rule rule);
 /// Nothing after --help, which it prints. Throws gptq::error when an option is wrong.
 std::optional<command_line> parse_command_line(int argc, char** argv);
 
-}  // namespace llama
+}  // namespace lm

@@ -15,7 +15,7 @@
 #include "evaluate.hpp"
 #include "model.hpp"
 #include "progress.hpp"
-#include "quantize_model.hpp"
+#include "quantization.hpp"
 #include "report.hpp"
 #include "tokens.hpp"
 
@@ -67,7 +67,7 @@ std::optional<arguments> parse(int argc, char** argv) {
   auto const positive = CLI::PositiveNumber.description("");
   auto const member = [](auto... values) { return CLI::IsMember({values...}).description(""); };
   app.add_option("MODEL", args.model, "Hugging Face directory, or GGUF file")->required()->type_name("");
-  app.add_option("--calibration", args.calibration, "Text or token ids, as for quantize_llama")
+  app.add_option("--calibration", args.calibration, "Text or token ids, as for quantize_model")
       ->required()
       ->type_name("FILE");
   app.add_option("--evaluation", args.evaluation, "Held-out text for the perplexity; without it, none")
@@ -100,7 +100,7 @@ std::optional<arguments> parse(int argc, char** argv) {
   app.add_option("--quality", args.quality,
                  "Work put into the codes: reference (the published arithmetic, with\n"
                  "float32 scales), plain, fast, best [fast]")
-      ->transform(CLI::CheckedTransformer(llama::qualities).description(""))
+      ->transform(CLI::CheckedTransformer(lm::qualities).description(""))
       ->type_name("NAME");
   app.add_option("--published", args.published,
                  "Figures of the published code to check --quality reference against: a\n"
@@ -109,8 +109,8 @@ std::optional<arguments> parse(int argc, char** argv) {
       ->check(CLI::ExistingFile.description(""))
       ->type_name("FILE");
   app.add_option("--log", args.log, "Write all of it to this file, too, as JSON lines")->type_name("FILE");
-  llama::add_threads_option(app, args.threads);
-  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
+  lm::add_threads_option(app, args.threads);
+  if (!lm::parse_options(app, argc, argv)) return std::nullopt;
   if (!args.published.empty() && (!args.reference() || args.no_act_order || !args.true_sequential)) {
     throw gptq::error("--published is about --quality reference --true-sequential, with act-order");
   }
@@ -118,52 +118,51 @@ std::optional<arguments> parse(int argc, char** argv) {
 }
 
 struct outcome {
-  llama::summary sums;
+  lm::summary sums;
   double perplexity = gptq::quantize_report::not_measured;
   double seconds = 0.0;
 };
 
-outcome run_setting(setting const& s, llama::text const& calibration,
-                    std::optional<llama::text> const& evaluation, arguments const& args,
-                    llama::run_log& log) {
+outcome run_setting(setting const& s, lm::text const& calibration, std::optional<lm::text> const& evaluation,
+                    arguments const& args, lm::run_log& log) {
   auto const start = std::chrono::steady_clock::now();
-  llama::model m(args.model);
-  llama::quantization how;
+  lm::model m(args.model);
+  lm::quantization how;
   how.quantize.format = {s.scheme, args.bits, args.group_size,
                          args.reference() ? gptq::scale_type::float32 : gptq::scale_type::float16};
   how.quantize.options.act_order = !args.no_act_order;
   how.quantize.options.quality = args.quality;
   how.quantize.options.threads = how.threads = args.threads;
   how.true_sequential = args.true_sequential;
-  if (s.observe) how.observe = llama::observation{args.top_k, {}, std::nullopt};
+  if (s.observe) how.observe = lm::observation{args.top_k, {}, std::nullopt};
 
-  std::vector<llama::linear_report> reports;
+  std::vector<lm::linear_report> reports;
   auto const in_setting = [&](nlohmann::ordered_json values) {
     values["setting"] = s.name;
     return values;
   };
-  llama::progress bar(s.name,
-                      static_cast<std::ptrdiff_t>(calibration.windows.size()) * m.config().num_hidden_layers);
-  llama::quantization_events events;
-  events.done = [&](llama::linear_report const& r) {
+  lm::progress bar(s.name,
+                   static_cast<std::ptrdiff_t>(calibration.windows.size()) * m.config().num_hidden_layers);
+  lm::quantization_events events;
+  events.done = [&](lm::linear_report const& r) {
     log.write("layer", in_setting(json_of(r)));
     reports.push_back(r);
   };
-  events.refined = [&](gptq::refinement const& r, llama::linear_report const& after) {
-    log.write("observed", in_setting(llama::json_of(r)));
-    for (llama::linear_report& report : reports) {
+  events.refined = [&](gptq::refinement const& r, lm::linear_report const& after) {
+    log.write("observed", in_setting(lm::json_of(r)));
+    for (lm::linear_report& report : reports) {
       if (report.name == after.name) report = after;
     }
   };
   events.advance = [&] { bar.advance(); };
-  llama::quantize_model(m, calibration.windows, how, events);
-  outcome result{llama::summarize(reports)};
+  lm::quantize_model(m, calibration.windows, how, events);
+  outcome result{lm::summarize(reports)};
   if (evaluation) {
-    result.perplexity = llama::perplexity(m, evaluation->windows, llama::arithmetic::float32, args.threads);
+    result.perplexity = lm::perplexity(m, evaluation->windows, lm::arithmetic::float32, args.threads);
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   auto total = in_setting(json_of(result.sums));
-  total.update({{"perplexity", llama::number(result.perplexity)}, {"seconds", result.seconds}});
+  total.update({{"perplexity", lm::number(result.perplexity)}, {"seconds", result.seconds}});
   log.write("summary", total);
   return result;
 }
@@ -190,31 +189,30 @@ nlohmann::json read_published(std::filesystem::path const& path) {
 
 /// Whether the losses agree with the published ones where there are any.
 bool run(arguments args) {
-  llama::model const m(args.model);
+  lm::model const m(args.model);
   m.require_unquantized();
-  args.window = llama::window_length(m.config(), args.window);
-  auto const calibration =
-      llama::read_text(args.calibration, args.model, m.config(), args.window, args.samples);
-  std::optional<llama::text> evaluation;
+  args.window = lm::window_length(m.config(), args.window);
+  auto const calibration = lm::read_text(args.calibration, args.model, m.config(), args.window, args.samples);
+  std::optional<lm::text> evaluation;
   if (!args.evaluation.empty()) {
-    evaluation = llama::read_text(args.evaluation, args.model, m.config(), args.window, args.eval_windows);
+    evaluation = lm::read_text(args.evaluation, args.model, m.config(), args.window, args.eval_windows);
   }
   auto const published = read_published(args.published);
-  llama::run_log log(args.log);
+  lm::run_log log(args.log);
 
   fmt::print(
       "{}: {} bits, {}, {}, quality {}; {} windows of {} tokens\n\n", args.model.string(), args.bits,
       args.group_size == gptq::whole_row ? "one group a row" : fmt::format("groups of {}", args.group_size),
-      args.no_act_order ? "columns in order" : "act-order", llama::name_of(args.quality),
+      args.no_act_order ? "columns in order" : "act-order", lm::name_of(args.quality),
       calibration.windows.size(), args.window);
   fmt::print("{:<22} {:>9} {:>7}  {:<22} {:>9} {:>7} {:>10} {:>6}", "", "max loss", "", "in", "sum", "",
              "perplexity", "bits");
   fmt::print("{}\n", args.published.empty() ? "" : "  published max, sum");
   if (evaluation) {
     fmt::print("{:<22} {:>9} {:>7}  {:<22} {:>9} {:>7} {:>10.4f} {:>6}\n", "float32", "", "", "", "", "",
-               llama::perplexity(m, evaluation->windows, llama::arithmetic::float32, args.threads), 32);
+               lm::perplexity(m, evaluation->windows, lm::arithmetic::float32, args.threads), 32);
   }
-  std::optional<llama::summary> baseline;
+  std::optional<lm::summary> baseline;
   bool agree = true;
   for (setting const& s : settings) {
     outcome const o = run_setting(s, calibration, evaluation, args, log);

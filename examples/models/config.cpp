@@ -12,7 +12,7 @@
 
 #include "gguf_model.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 using nlohmann::json;
@@ -315,4 +315,4 @@ nlohmann::ordered_json json_of(config const& c) {
   return document;
 }
 
-}  // namespace llama
+}  // namespace lm

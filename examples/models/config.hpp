@@ -14,7 +14,7 @@
 #include <gptq/checkpoint/gptq.hpp>
 #include <gptq/format.hpp>
 
-namespace llama {
+namespace lm {
 
 /// "quant_method" of a packed model.
 inline constexpr char const* packed_method = "gptq-packed";
@@ -51,7 +51,7 @@ struct config {
   std::int64_t max_position_embeddings;
   double rms_norm_eps;
   double rope_theta;
-  std::optional<llama::rope_scaling> rope_scaling;
+  std::optional<lm::rope_scaling> rope_scaling;
   /// What the frequencies of each pair of a head's elements are divided by: such a scaling as GGUF has it.
   std::vector<float> rope_factors;
   bool tie_word_embeddings;
@@ -75,4 +75,4 @@ config read_config(std::filesystem::path const& path);
 /// config.json of such a model. Throws gptq::error for rope_factors, which it has no place for.
 nlohmann::ordered_json json_of(config const& c);
 
-}  // namespace llama
+}  // namespace lm

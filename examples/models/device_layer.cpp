@@ -1,6 +1,6 @@
 #include "device_layer.hpp"
 
-namespace llama {
+namespace lm {
 
 device_layer::device_layer(gpu& device, float_layer const& layer) : decoder_layer(layer), device_(&device) {
   for (std::size_t l = 0; l < linears; ++l) replace(linear(l), layer[linear(l)]);
@@ -25,4 +25,4 @@ void device_layer::multiply_all(std::span<linear const> some, matrix const& x, m
   }
 }
 
-}  // namespace llama
+}  // namespace lm

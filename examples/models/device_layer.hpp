@@ -7,7 +7,7 @@
 #include "gpu.hpp"
 #include "model.hpp"
 
-namespace llama {
+namespace lm {
 
 /// In float32, with weights of its own in the GPU's memory, which copies of a layer share. Any number of
 /// threads may run it: while one waits for its products, the others compute what lies between.
@@ -26,4 +26,4 @@ class device_layer final : public decoder_layer {
   std::array<std::shared_ptr<gpu_matrix const>, linears> weights_;
 };
 
-}  // namespace llama
+}  // namespace lm

@@ -9,7 +9,7 @@
 #include "forward.hpp"
 #include "threads.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 using Eigen::Index;
@@ -88,4 +88,4 @@ double perplexity(model const& m, std::span<token_window const> windows, arithme
   return std::exp(total / static_cast<double>(count * (length - 1)));
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -8,7 +8,7 @@
 #include "model.hpp"
 #include "tokens.hpp"
 
-namespace llama {
+namespace lm {
 
 /// exp of the mean negative log-likelihood of each window's tokens but its first, given those before it in
 /// the window. With arithmetic::float32 one decoder layer is decoded at a time; the output layer is a slice
@@ -20,4 +20,4 @@ double perplexity(
     model const& m, std::span<token_window const> windows, arithmetic how, int threads,
     std::function<void()> const& advance = [] {}, gpu* device = nullptr);
 
-}  // namespace llama
+}  // namespace lm

@@ -3,9 +3,9 @@
 
 #include <gptq/format.hpp>
 
-namespace llama {
+namespace lm {
 
-#if defined(LLAMA_FEW_FORMATS)
+#if defined(MODELS_FEW_FORMATS)
 using group_sizes = gptq::group_sizes<32, gptq::whole_row>;
 #else
 using group_sizes = gptq::group_sizes<32, 64, 128, gptq::whole_row>;
@@ -15,4 +15,4 @@ using formats =
     gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero, gptq::half_step>,
                        gptq::bit_widths<2, 3, 4, 8>, group_sizes, gptq::scale_types<gptq::float16, float>>;
 
-}  // namespace llama
+}  // namespace lm

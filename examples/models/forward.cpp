@@ -8,7 +8,7 @@
 #include "threads.hpp"
 #include "vectors.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 using Eigen::Index;
@@ -223,4 +223,4 @@ void run_layer(context const& ctx, decoder_layer const& layer, matrix& x, kv_cac
   finish(layer, x, input);
 }
 
-}  // namespace llama
+}  // namespace lm

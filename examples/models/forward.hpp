@@ -14,7 +14,7 @@
 #include "config.hpp"
 #include "model.hpp"
 
-namespace llama {
+namespace lm {
 
 /// cos and sin of the rotary embedding's angles: [positions, head_dim / 2] each.
 struct rotations {
@@ -56,4 +56,4 @@ void finish(decoder_layer const& layer, matrix& x, matrix const& input);
 /// All stages: x becomes the decoder layer's output.
 void run_layer(context const& ctx, decoder_layer const& layer, matrix& x, kv_cache* cache = nullptr);
 
-}  // namespace llama
+}  // namespace lm

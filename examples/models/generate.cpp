@@ -23,8 +23,8 @@ struct arguments {
   std::filesystem::path model;
   std::string prompt;
   std::int64_t tokens = 128;
-  llama::sampling sampling;
-  std::optional<llama::arithmetic> how;
+  lm::sampling sampling;
+  std::optional<lm::arithmetic> how;
   std::filesystem::path beside;
   int threads = 0;
 };
@@ -32,7 +32,7 @@ struct arguments {
 std::optional<arguments> parse(int argc, char** argv) {
   arguments args;
   CLI::App app(
-      "Continues a text with a model that quantize_llama --output has written, through this library's\n"
+      "Continues a text with a model that quantize_model --output has written, through this library's\n"
       "kernels, or with an unquantized one in float32.\n",
       "generate");
   app.get_formatter()->column_width(30);
@@ -61,56 +61,53 @@ std::optional<arguments> parse(int argc, char** argv) {
   app.add_option("--arithmetic", args.how,
                  "int8, int15: packed codes with activations in so many bits; float32:\n"
                  "decoded first [int8, or float32 where there are no kernels]")
-      ->transform(CLI::CheckedTransformer(llama::arithmetic_names).description(""))
+      ->transform(CLI::CheckedTransformer(lm::arithmetic_names).description(""))
       ->type_name("NAME");
   app.add_option("--beside", args.beside, "Let this model continue the text, too, in float32")
       ->type_name("DIR");
-  llama::add_threads_option(app, args.threads);
-  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
+  lm::add_threads_option(app, args.threads);
+  if (!lm::parse_options(app, argc, argv)) return std::nullopt;
   return args;
 }
 
 /// Token ids in place of words, for models whose tokenizer cannot be read here.
-llama::tokenizer numbers() {
-  return {[](std::string_view) { return std::vector<llama::token>(); },
-          [](std::span<llama::token const> ids) {
+lm::tokenizer numbers() {
+  return {[](std::string_view) { return std::vector<lm::token>(); },
+          [](std::span<lm::token const> ids) {
             std::string text;
-            for (llama::token const id : ids) text += fmt::format("{} ", id);
+            for (lm::token const id : ids) text += fmt::format("{} ", id);
             return text;
           },
           false};
 }
 
 /// Prints the text as it grows, whole characters at a time as far as the tokenizer gives them.
-void run(std::filesystem::path const& directory, std::optional<llama::arithmetic> how,
-         arguments const& args) {
-  llama::model const m(directory);
+void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> how, arguments const& args) {
+  lm::model const m(directory);
   bool const ids = fs::path(args.prompt).extension() == ".i32";
-  auto const words = ids ? numbers() : llama::make_tokenizer(directory, m.config());
-  std::vector<llama::token> all = ids ? llama::read_tokens(args.prompt, directory, m.config())
-                                      : llama::prompt_tokens(words, m.config(), args.prompt);
+  auto const words = ids ? numbers() : lm::make_tokenizer(directory, m.config());
+  std::vector<lm::token> all = ids ? lm::read_tokens(args.prompt, directory, m.config())
+                                   : lm::prompt_tokens(words, m.config(), args.prompt);
   auto const prompt = all;
-  llama::execution const execution{
-      how.value_or(m.has_kernels() ? llama::arithmetic::int8 : llama::arithmetic::float32), args.threads,
-      true};
+  lm::execution const execution{
+      how.value_or(m.has_kernels() ? lm::arithmetic::int8 : lm::arithmetic::float32), args.threads, true};
   std::string shown;
-  auto const next = [&](llama::token token) {
+  auto const next = [&](lm::token token) {
     all.push_back(token);
-    std::string const text = llama::printable(words.decode(all));
+    std::string const text = lm::printable(words.decode(all));
     fmt::print("{}", text.substr(std::min(shown.size(), text.size())));
     std::fflush(stdout);
     shown = text;
   };
-  llama::check_prompt(m.config(), prompt, args.tokens);
-  shown = llama::printable(words.decode(prompt));
+  lm::check_prompt(m.config(), prompt, args.tokens);
+  shown = lm::printable(words.decode(prompt));
   fmt::print("{}", shown);
-  auto const text = llama::generate(m, prompt, args.tokens, args.sampling, execution, next);
+  auto const text = lm::generate(m, prompt, args.tokens, args.sampling, execution, next);
   fmt::print(
       "\n\n{}, {}: prompt of {} tokens {:.3f} s, {} tokens at {:.1f} a second; {:.2f} MB a token, {:.2f} "
       "GB/s\n",
-      directory.string(), llama::name_of(execution.how), prompt.size(), text.prompt_seconds,
-      text.tokens.size(), text.tokens_a_second(), text.bytes_a_token * 1e-6,
-      text.bytes_a_token * text.tokens_a_second() * 1e-9);
+      directory.string(), lm::name_of(execution.how), prompt.size(), text.prompt_seconds, text.tokens.size(),
+      text.tokens_a_second(), text.bytes_a_token * 1e-6, text.bytes_a_token * text.tokens_a_second() * 1e-9);
 }
 
 }  // namespace
@@ -123,7 +120,7 @@ int main(int argc, char** argv) {
     run(args->model, args->how, *args);
     if (!args->beside.empty()) {
       fmt::print("\n");
-      run(args->beside, llama::arithmetic::float32, *args);
+      run(args->beside, lm::arithmetic::float32, *args);
     }
     return 0;
   } catch (gptq::error const& e) {

@@ -15,7 +15,7 @@
 #include "forward.hpp"
 #include "threads.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 /// The decoder layers of a model, made once or again for every token.
@@ -145,4 +145,4 @@ generated_text generate(model const& m, std::span<token const> prompt, std::int6
   return text;
 }
 
-}  // namespace llama
+}  // namespace lm

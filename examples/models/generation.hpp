@@ -9,7 +9,7 @@
 #include "model.hpp"
 #include "tokens.hpp"
 
-namespace llama {
+namespace lm {
 
 struct sampling {
   double temperature = 0.0;  ///< 0: always the likeliest token
@@ -51,4 +51,4 @@ generated_text generate(
 /// The position in `logits` of the next token. `random` is uniform in [0, 1).
 token choose(row_vector const& logits, sampling const& how, double random);
 
-}  // namespace llama
+}  // namespace lm

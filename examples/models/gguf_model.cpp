@@ -15,7 +15,7 @@
 #include "gguf_tokenizer.hpp"
 #include "model.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 namespace fs = std::filesystem;
@@ -384,4 +384,4 @@ void write_gguf_model(fs::path const& directory, model const& m, fs::path const&
   out.finish();
 }
 
-}  // namespace llama
+}  // namespace lm

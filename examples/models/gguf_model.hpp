@@ -18,7 +18,7 @@
 #include "config.hpp"
 #include "weights.hpp"
 
-namespace llama {
+namespace lm {
 
 class model;
 
@@ -59,4 +59,4 @@ void write_gguf_model(std::filesystem::path const& directory, model const& m,
 /// What write_gguf_model() calls its file.
 inline constexpr char const* gguf_name = "model.gguf";
 
-}  // namespace llama
+}  // namespace lm

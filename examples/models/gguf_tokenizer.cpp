@@ -15,7 +15,7 @@
 #include <sentencepiece_processor.h>
 #endif
 
-namespace llama {
+namespace lm {
 namespace {
 
 namespace fs = std::filesystem;
@@ -233,4 +233,4 @@ void add_tokenizer(gguf_metadata& metadata, fs::path const& directory, config co
   }
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -7,7 +7,7 @@
 
 #include "config.hpp"
 
-namespace llama {
+namespace lm {
 
 /// Adds tokenizer.ggml.* from
 ///   - tokenizer.model, through sentencepiece;
@@ -19,4 +19,4 @@ namespace llama {
 void add_tokenizer(gptq::checkpoint::gguf_metadata& metadata, std::filesystem::path const& directory,
                    config const& c);
 
-}  // namespace llama
+}  // namespace lm

@@ -16,7 +16,7 @@
 #include "gguf_model.hpp"
 #include "output_files.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 namespace fs = std::filesystem;
@@ -192,7 +192,7 @@ void write_gptq_model(fs::path const& directory, model const& m, fs::path const&
   for (auto const& file : fs::directory_iterator(source)) {
     auto const name = file.path().filename();
     if (!file.is_regular_file() || is_weights(name) || name == "config.json") continue;
-    llama::copy_file(file.path(), directory / name);
+    lm::copy_file(file.path(), directory / name);
   }
   ordered_json quantization{{"quant_method", gptq_method},
                             {"bits", format.bits},
@@ -226,4 +226,4 @@ gptq_version version_of(tensor_map const& tensors, quantized_checkpoint const& c
   return checkpoint.version;
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -16,7 +16,7 @@
 
 #include "model.hpp"
 
-namespace llama {
+namespace lm {
 
 /// Throws gptq::error, with the reason and what can be written instead, unless a GPTQ checkpoint holds layers
 /// of this format and a model of this shape.
@@ -43,4 +43,4 @@ gptq::checkpoint::gptq_version version_of(gptq::checkpoint::tensor_map const& te
                                           quantized_checkpoint const& checkpoint,
                                           std::filesystem::path const& where);
 
-}  // namespace llama
+}  // namespace lm

@@ -7,7 +7,7 @@
 #include "formats.hpp"
 #include "gpu.hpp"
 
-namespace llama {
+namespace lm {
 
 namespace {
 
@@ -83,4 +83,4 @@ gpu_layer gpu::quantize(gptq::format_spec const& format, float const* weight, gp
   });
 }
 
-}  // namespace llama
+}  // namespace lm

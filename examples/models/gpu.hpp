@@ -10,7 +10,7 @@
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
 
-namespace llama {
+namespace lm {
 
 /// A quantized layer of a format known at run time: the members of gptq::quantized_layer.
 struct gpu_layer {
@@ -59,4 +59,4 @@ class gpu {
   std::unique_ptr<state> state_;
 };
 
-}  // namespace llama
+}  // namespace lm

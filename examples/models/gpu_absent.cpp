@@ -3,7 +3,7 @@
 
 #include "gpu.hpp"
 
-namespace llama {
+namespace lm {
 
 struct gpu::state {};
 
@@ -18,4 +18,4 @@ gpu_layer gpu::quantize(gptq::format_spec const&, float const*, gptq::index_t, g
   return {};
 }
 
-}  // namespace llama
+}  // namespace lm

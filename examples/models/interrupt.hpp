@@ -4,7 +4,7 @@
 #include <csignal>
 #include <exception>
 
-namespace llama {
+namespace lm {
 
 /// Thrown where the work can stop; everything on the way out cleans up after itself.
 struct interrupted : std::exception {
@@ -32,4 +32,4 @@ inline void check_interrupt() {
 /// What a shell expects of a program that a signal has ended.
 inline int interrupt_status() { return 128 + detail::interrupt_signal; }
 
-}  // namespace llama
+}  // namespace lm

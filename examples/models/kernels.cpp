@@ -8,7 +8,7 @@
 
 #include "formats.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 using gptq::index_t;
@@ -58,4 +58,4 @@ void round_to_int8(std::span<float> x, index_t group_columns, std::span<std::int
   }
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -9,7 +9,7 @@
 #include <gptq/format.hpp>
 #include <gptq/packed.hpp>
 
-namespace llama {
+namespace lm {
 
 /// A packed matrix without its type: the pieces of a gptq::packed_view, as bytes.
 struct packed_parts {
@@ -59,4 +59,4 @@ gemv_kernel find_gemv(gptq::format_spec const& format, gptq::precision precision
 /// `workspace` is the caller's, to be used again.
 void round_to_int8(std::span<float> x, gptq::index_t group_columns, std::span<std::int32_t const> order);
 
-}  // namespace llama
+}  // namespace lm

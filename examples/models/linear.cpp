@@ -12,7 +12,7 @@
 #include "formats.hpp"
 #include "gpu.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 /// @tparam Owner  keeps the memory of the view: the matrix itself, or a mapped file
@@ -75,4 +75,4 @@ quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian con
   });
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -12,7 +12,7 @@
 #include "gpu.hpp"
 #include "kernels.hpp"
 
-namespace llama {
+namespace lm {
 
 /// A packed matrix of a format chosen at run time.
 class packed_linear {
@@ -49,4 +49,4 @@ struct quantizer {
                     gptq::hessian const* held_out = nullptr) const;
 };
 
-}  // namespace llama
+}  // namespace lm

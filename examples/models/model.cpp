@@ -20,7 +20,7 @@
 #include "threads.hpp"
 #include "vectors.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 using gptq::checkpoint::tensor_view;
@@ -267,7 +267,7 @@ bool model::is_packed(std::string const& weight) const {
 std::unique_ptr<packed_linear> model::read_checkpoint(std::int64_t layer, linear l) const {
   auto const [out, in] = shape_of(config_, l);
   try {
-    return llama::read_checkpoint(files_.safetensors(), full_name(layer, l), *config_.checkpoint, out, in);
+    return lm::read_checkpoint(files_.safetensors(), full_name(layer, l), *config_.checkpoint, out, in);
   } catch (gptq::error const& e) {
     throw gptq::error(path_.string() + ": " + e.what());
   }
@@ -279,9 +279,9 @@ std::string model::fingerprint() const {
   std::string description;
   for (auto const& [name, weight] : files_.all()) {
     auto const bytes = weight.bytes();
-    description += name + to_string(weight) + llama::fingerprint(bytes.first(std::min(most, bytes.size())));
+    description += name + to_string(weight) + lm::fingerprint(bytes.first(std::min(most, bytes.size())));
   }
-  return llama::fingerprint(std::as_bytes(std::span(description)));
+  return lm::fingerprint(std::as_bytes(std::span(description)));
 }
 
 void model::require_unquantized() const {
@@ -383,7 +383,7 @@ float_layer model::load(std::int64_t layer, int threads) const {
       result[l] = rows(weight, 0, out);
       drop_pages(weight);
       if (auto const grids = grids_.find(full_name(layer, l)); grids != grids_.end()) {
-        llama::round_to(grids->second, result[l]);
+        lm::round_to(grids->second, result[l]);
       }
     }
   });
@@ -484,4 +484,4 @@ void model::replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear>
   packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)] = std::move(packed);
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -20,7 +20,7 @@
 #include "tokens.hpp"
 #include "weights.hpp"
 
-namespace llama {
+namespace lm {
 
 using gptq::matrix;
 using row_vector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
@@ -123,7 +123,7 @@ class model {
   /// Throws gptq::error when a file, a tensor or a shape is wrong; afterwards loading cannot fail.
   explicit model(std::filesystem::path const& path);
 
-  llama::config const& config() const { return config_; }
+  lm::config const& config() const { return config_; }
   /// Weights of all tensors that the model uses.
   std::int64_t parameters() const;
 
@@ -178,7 +178,7 @@ class model {
   std::unique_ptr<packed_linear> read_checkpoint(std::int64_t layer, linear l) const;
 
   std::filesystem::path path_;
-  llama::config config_;
+  lm::config config_;
   weight_files files_;
   std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;
   model_grids grids_;
@@ -186,4 +186,4 @@ class model {
   mutable std::map<std::string, std::vector<float>> decoded_;
 };
 
-}  // namespace llama
+}  // namespace lm

@@ -14,7 +14,7 @@
 #include <gptq/checkpoint/file.hpp>
 #include <gptq/error.hpp>
 
-namespace llama {
+namespace lm {
 namespace {
 
 namespace fs = std::filesystem;
@@ -176,4 +176,4 @@ template npy_array<std::int32_t> read_npy(fs::path const&);
 template void write_npy(fs::path const&, std::span<std::size_t const>, std::span<float const>);
 template void write_npy(fs::path const&, std::span<std::size_t const>, std::span<std::int32_t const>);
 
-}  // namespace llama
+}  // namespace lm

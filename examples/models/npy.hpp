@@ -11,7 +11,7 @@
 #include <span>
 #include <vector>
 
-namespace llama {
+namespace lm {
 
 /// T: float or std::int32_t; row-major.
 template <class T>
@@ -30,4 +30,4 @@ template <class T>
 void write_npy(std::filesystem::path const& path, std::span<std::size_t const> shape,
                std::span<T const> values);
 
-}  // namespace llama
+}  // namespace lm

@@ -11,7 +11,7 @@
 #include <gptq/checkpoint/file.hpp>
 #include <gptq/error.hpp>
 
-namespace llama {
+namespace lm {
 
 inline void write_text(std::filesystem::path const& path, std::string const& text) {
   gptq::checkpoint::detail::new_file out(path);
@@ -42,4 +42,4 @@ inline void copy_file(std::filesystem::path const& from, std::filesystem::path c
   out.finish();
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -11,7 +11,7 @@
 #include "output_files.hpp"
 #include "report.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 namespace fs = std::filesystem;
@@ -60,7 +60,7 @@ void write_packed_model(fs::path const& directory, model const& m, fs::path cons
   write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
   for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}) {
     if (auto const original = directory_of(source) / name; fs::exists(original)) {
-      llama::copy_file(original, directory / name);
+      lm::copy_file(original, directory / name);
     }
   }
   ordered_json config = is_gguf(source) ? json_of(m.config()) : read_json(source / "config.json");
@@ -136,4 +136,4 @@ void unfinished_run::remove() const {
   fs::remove_all(path_, ignored);
 }
 
-}  // namespace llama
+}  // namespace lm

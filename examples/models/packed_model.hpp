@@ -21,9 +21,9 @@
 #include <gptq/checkpoint/safetensors.hpp>
 
 #include "model.hpp"
-#include "quantize_model.hpp"
+#include "quantization.hpp"
 
-namespace llama {
+namespace lm {
 
 /// Adds the tensors of a packed linear layer, which have to outlive the map.
 void add_packed(gptq::checkpoint::tensor_map& tensors, std::string const& name, packed_linear const& packed);
@@ -62,4 +62,4 @@ class unfinished_run {
   std::filesystem::path path_;
 };
 
-}  // namespace llama
+}  // namespace lm

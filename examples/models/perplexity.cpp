@@ -21,7 +21,7 @@ struct arguments {
   std::filesystem::path model;
   std::filesystem::path evaluation;
   std::filesystem::path quant_directory;
-  std::vector<llama::arithmetic> how;
+  std::vector<lm::arithmetic> how;
   std::int64_t window = 0;
   std::int64_t eval_windows = 0;
   int threads = 0;
@@ -32,12 +32,12 @@ std::optional<arguments> parse(int argc, char** argv) {
   CLI::App app("Measures the perplexity of a model, packed or not, on a text.\n", "perplexity");
   app.get_formatter()->column_width(30);
   app.add_option("MODEL", args.model, "Directory of the model, or GGUF file")->required()->type_name("");
-  app.add_option("EVALUATION", args.evaluation, "Text or token ids, as for quantize_llama")
+  app.add_option("EVALUATION", args.evaluation, "Text or token ids, as for quantize_model")
       ->required()
       ->type_name("");
   app.add_option("--arithmetic", args.how,
                  "One or more of float32, int15, int8 [what there is for the model]")
-      ->transform(CLI::CheckedTransformer(llama::arithmetic_names).description(""))
+      ->transform(CLI::CheckedTransformer(lm::arithmetic_names).description(""))
       ->type_name("NAME");
   app.add_option("--window", args.window, "Tokens in a sequence [the model's maximum, at most 2048]")
       ->check(CLI::Range(2, 1 << 30).description(""))
@@ -47,31 +47,31 @@ std::optional<arguments> parse(int argc, char** argv) {
       ->type_name("N");
   app.add_option("--quant-directory", args.quant_directory,
                  "Round the linear layers of a float32 model to the grids of this export of\n"
-                 "quantize_llama or GPTQ-for-LLaMa")
+                 "quantize_model or GPTQ-for-LLaMa")
       ->type_name("DIR");
-  llama::add_threads_option(app, args.threads);
-  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
+  lm::add_threads_option(app, args.threads);
+  if (!lm::parse_options(app, argc, argv)) return std::nullopt;
   return args;
 }
 
 void run(arguments args) {
-  llama::model m(args.model);
-  if (!args.quant_directory.empty()) m.round_to(llama::read_quant_directory(args.quant_directory));
-  args.window = llama::window_length(m.config(), args.window);
-  auto const text = llama::read_text(args.evaluation, args.model, m.config(), args.window, args.eval_windows);
+  lm::model m(args.model);
+  if (!args.quant_directory.empty()) m.round_to(lm::read_quant_directory(args.quant_directory));
+  args.window = lm::window_length(m.config(), args.window);
+  auto const text = lm::read_text(args.evaluation, args.model, m.config(), args.window, args.eval_windows);
   if (args.how.empty()) {
-    args.how = {llama::arithmetic::float32};
-    if (m.has_kernels()) args.how.insert(args.how.end(), {llama::arithmetic::int15, llama::arithmetic::int8});
+    args.how = {lm::arithmetic::float32};
+    if (m.has_kernels()) args.how.insert(args.how.end(), {lm::arithmetic::int15, lm::arithmetic::int8});
   }
   fmt::print("{}: {} windows of {} tokens\n", args.model.string(), text.windows.size(), args.window);
-  for (llama::arithmetic const how : args.how) {
+  for (lm::arithmetic const how : args.how) {
     auto const start = std::chrono::steady_clock::now();
-    llama::progress bar(llama::name_of(how), static_cast<std::ptrdiff_t>(text.windows.size()) *
-                                                 (m.config().num_hidden_layers + 1));
-    double const value = llama::perplexity(m, text.windows, how, args.threads, [&] { bar.advance(); });
+    lm::progress bar(lm::name_of(how),
+                     static_cast<std::ptrdiff_t>(text.windows.size()) * (m.config().num_hidden_layers + 1));
+    double const value = lm::perplexity(m, text.windows, how, args.threads, [&] { bar.advance(); });
     bar.clear();
     double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    fmt::print("{:<8} {:.5f}   {:.1f} s\n", llama::name_of(how), value, seconds);
+    fmt::print("{:<8} {:.5f}   {:.1f} s\n", lm::name_of(how), value, seconds);
     std::fflush(stdout);
   }
 }

@@ -1,4 +1,4 @@
-// plot: pictures of what quantize_llama --log and compare --log have written, drawn by gnuplot.
+// plot: pictures of what quantize_model --log and compare --log have written, drawn by gnuplot.
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -24,7 +24,7 @@ using nlohmann::json;
 
 /// The lines of a log of one kind, those of one setting together.
 struct run {
-  std::string setting;  ///< compare's; empty in a log of quantize_llama
+  std::string setting;  ///< compare's; empty in a log of quantize_model
   std::vector<json> layers;
   json summary;
 };
@@ -72,8 +72,8 @@ std::pair<int, std::string> place(json const& layer) {
 
 std::vector<std::string> projections() {
   std::vector<std::string> names;
-  for (std::size_t l = 0; l < llama::linears; ++l) {
-    std::string const name = llama::full_name(0, llama::linear(l));
+  for (std::size_t l = 0; l < lm::linears; ++l) {
+    std::string const name = lm::full_name(0, lm::linear(l));
     names.push_back(name.substr(name.rfind('.') + 1));
   }
   return names;
@@ -184,7 +184,7 @@ struct arguments {
 std::optional<arguments> parse(int argc, char** argv) {
   arguments args;
   CLI::App app(
-      "Draws what quantize_llama --log or compare --log has written, as PREFIX-loss, PREFIX-weights,\n"
+      "Draws what quantize_model --log or compare --log has written, as PREFIX-loss, PREFIX-weights,\n"
       "PREFIX-inputs and, for compare, PREFIX-schemes, each .png and .svg. Needs gnuplot.\n",
       "plot");
   app.get_formatter()->column_width(30);
@@ -192,7 +192,7 @@ std::optional<arguments> parse(int argc, char** argv) {
   app.add_option("PREFIX", args.output, "Where pictures go and how their names begin")
       ->required()
       ->type_name("");
-  if (!llama::parse_options(app, argc, argv)) return std::nullopt;
+  if (!lm::parse_options(app, argc, argv)) return std::nullopt;
   return args;
 }
 

@@ -10,7 +10,7 @@
 
 #include <fmt/format.h>
 
-namespace llama {
+namespace lm {
 
 /// Draws on stderr, only if that is a terminal, and takes the line away in the end. advance() may be called
 /// from any thread.
@@ -51,4 +51,4 @@ class progress {
   bool visible_ = ::isatty(STDERR_FILENO) == 1;
 };
 
-}  // namespace llama
+}  // namespace lm

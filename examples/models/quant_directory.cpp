@@ -18,7 +18,7 @@
 #include "npy.hpp"
 #include "output_files.hpp"
 
-namespace llama {
+namespace lm {
 namespace {
 
 namespace fs = std::filesystem;
@@ -235,4 +235,4 @@ void round_to(layer_grids const& grids, gptq::matrix& weight) {
   }
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -14,7 +14,7 @@
 
 #include <gptq/hessian.hpp>
 
-namespace llama {
+namespace lm {
 
 class model;
 
@@ -53,4 +53,4 @@ void check_shape(layer_grids const& grids, std::int64_t out, std::int64_t in);
 /// Rounds each element of weight[out, in] to the nearest number that its grid has.
 void round_to(layer_grids const& grids, gptq::matrix& weight);
 
-}  // namespace llama
+}  // namespace lm

@@ -1,422 +1,271 @@
-#include "quantize_model.hpp"
-
-#include <algorithm>
+// quantize_model: reads a Hugging Face LLaMA directory, quantizes its linear layers, and says what that cost.
+#include <chrono>
 #include <cmath>
-#include <map>
-#include <memory>
 #include <optional>
-#include <utility>
+#include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include <gptq/error.hpp>
-#include <gptq/hessian.hpp>
-#include <gptq/input_error.hpp>
 
-#include "device_layer.hpp"
-#include "forward.hpp"
+#include "command_line.hpp"
+#include "evaluate.hpp"
+#include "generation.hpp"
+#include "gguf_model.hpp"
+#include "gptq_model.hpp"
+#include "interrupt.hpp"
+#include "model.hpp"
 #include "packed_model.hpp"
-#include "threads.hpp"
+#include "progress.hpp"
+#include "quant_directory.hpp"
+#include "quantization.hpp"
+#include "report.hpp"
+#include "tokens.hpp"
 
-namespace llama {
 namespace {
 
-using Eigen::Index;
+using lm::command_line;
+using lm::linear_report;
+using lm::text;
 
-/// At most `most` of `count` things, spread evenly and yet at no fixed distance: windows have a rhythm.
-std::vector<std::ptrdiff_t> spread(std::ptrdiff_t count, std::ptrdiff_t most) {
-  std::ptrdiff_t const taken = std::min(count, most);
-  std::vector<std::ptrdiff_t> chosen;
-  for (std::ptrdiff_t i = 0; i < taken; ++i) {
-    double const within = std::fmod(static_cast<double>(i) * 0.6180339887498949, 1.0);  // the golden ratio's
-    chosen.push_back(static_cast<std::ptrdiff_t>((static_cast<double>(i) + within) *
-                                                 static_cast<double>(count) / static_cast<double>(taken)));
-  }
-  return chosen;
+double measure_perplexity(lm::model const& m, text const& evaluation, command_line const& args,
+                          char const* what) {
+  auto const steps =
+      static_cast<std::ptrdiff_t>(evaluation.windows.size()) * (m.config().num_hidden_layers + 1);
+  lm::progress bar(what, steps);
+  auto const advance = [&] {
+    lm::check_interrupt();
+    bar.advance();
+  };
+  return lm::perplexity(m, evaluation.windows, lm::arithmetic::float32, args.how.threads, advance,
+                        args.how.quantize.device.get());
 }
 
-quantiles quantiles_of(matrix const& values) {
-  std::vector<float> sample;
-  for (std::ptrdiff_t const i : spread(values.size(), 65536)) sample.push_back(values.data()[i]);
-  std::sort(sample.begin(), sample.end());
-  quantiles result{};
-  for (std::size_t i = 0; i < result.size(); ++i) {
-    result[i] = sample[static_cast<std::size_t>(quantile_shares[i] * static_cast<double>(sample.size() - 1))];
-  }
-  return result;
+constexpr char const* table_row = "{:<34} {:>12} {:>11.5g} {:>10.3e} {:>6.2f} {:>6.2f} {:>8.3g} {:>8.3f}\n";
+
+std::string name_of(gptq::format_spec const& f) {
+  return fmt::format(
+      "{} bits, {}", f.bits,
+      f.group_size == gptq::whole_row ? "one group a row" : fmt::format("groups of {}", f.group_size));
 }
 
-/// Some of the tokens of all windows, on which to measure what a Hessian cannot tell.
-class token_sample {
- public:
-  static constexpr std::ptrdiff_t tokens = 1024;
+/// What the observer tried on a layer; the line it took is marked.
+void print(gptq::refinement const& r) {
+  fmt::print("{}\n", r.name);
+  for (std::size_t i = 0; i < r.attempts.size(); ++i) {
+    gptq::attempt const& a = r.attempts[i];
+    fmt::print("  {} {:<24} {:>11.5g} {:>7.2f} {:>12} {:>8.3f}\n", i == r.chosen ? '>' : ' ',
+               name_of(a.format), a.loss, a.loss / r.before().loss, a.bytes - r.before().bytes, a.seconds);
+  }
+}
 
-  token_sample(std::size_t windows, std::size_t length)
-      : length_(static_cast<std::ptrdiff_t>(length)),
-        chosen_(spread(static_cast<std::ptrdiff_t>(windows) * length_, tokens)) {}
-
-  /// Appends the chosen rows of windows first, first + 1, ... to `rows`.
-  void append(matrix& rows, std::vector<matrix> const& windows, std::size_t first) const {
-    auto const begin = static_cast<std::ptrdiff_t>(first) * length_;
-    auto const end = begin + static_cast<std::ptrdiff_t>(windows.size()) * length_;
-    Index next = rows.rows();
-    auto const from = std::lower_bound(chosen_.begin(), chosen_.end(), begin);
-    auto const to = std::lower_bound(chosen_.begin(), chosen_.end(), end);
-    rows.conservativeResize(next + (to - from), windows.front().cols());
-    for (auto at = from; at != to; ++at) {
-      rows.row(next++) =
-          windows[static_cast<std::size_t>((*at - begin) / length_)].row((*at - begin) % length_);
+std::vector<linear_report> quantize(lm::model& m, text const& calibration, command_line const& args,
+                                    lm::unfinished_run const* saved, lm::run_log& log) {
+  fmt::print("\n{:<34} {:>12} {:>11} {:>10} {:>6} {:>6} {:>8} {:>8}\n", "linear layer", "out x in", "loss",
+             "rel. error", "SNR dB", "int8", "damping", "seconds");
+  std::vector<linear_report> reports;
+  lm::progress bar("quantizing ",
+                   static_cast<std::ptrdiff_t>(calibration.windows.size()) * m.config().num_hidden_layers);
+  lm::quantization_events events;
+  events.done = [&](linear_report const& r) {
+    lm::check_interrupt();
+    bar.clear();
+    fmt::print(table_row, r.name, fmt::format("{} x {}", r.out, r.in), r.quality.loss, r.quality.output_error,
+               r.quality.snr_db, r.int8_snr_db, r.quality.damping, r.quality.seconds);
+    std::fflush(stdout);
+    log.write("layer", json_of(r));
+    reports.push_back(r);
+  };
+  bool first = true;
+  events.refined = [&](gptq::refinement const& r, linear_report const& after) {
+    lm::check_interrupt();
+    bar.clear();
+    if (std::exchange(first, false)) {
+      fmt::print("\n{:<28} {:>11} {:>7} {:>12} {:>8}\n", "the worst layers again", "loss", "ratio",
+                 "more bytes", "seconds");
     }
-  }
-
- private:
-  std::ptrdiff_t length_;
-  std::vector<std::ptrdiff_t> chosen_;  ///< counted over all windows, in order
-};
-
-/// The Hessian of some windows, from a GPU.
-gptq::hessian sum_on(gpu& device, std::span<matrix const> windows) {
-  Index tokens = 0;
-  Index const in = windows.front().cols();
-  for (matrix const& sequence : windows) {
-    device.add_to_hessian(sequence.data(), sequence.rows(), in);
-    tokens += sequence.rows();
-  }
-  std::vector<float> const sum = device.take_hessian();
-  auto const sequences = static_cast<Index>(windows.size());
-  return gptq::hessian::from_matrix(
-      Eigen::Map<Eigen::MatrixXf const>(sum.data(), in, in) * (2.0F / static_cast<float>(sequences)), tokens,
-      sequences);
+    print(r);
+    std::fflush(stdout);
+    log.write("observed", lm::json_of(r));
+    for (linear_report& report : reports) {
+      if (report.name == after.name) report = after;
+    }
+  };
+  events.advance = [&] {
+    lm::check_interrupt();
+    bar.advance();
+  };
+  lm::quantize_model(m, calibration.windows, args.how, events, saved);
+  return reports;
 }
 
-/// What some windows have brought to a stage.
-struct collected_inputs {
-  std::shared_ptr<gptq::hessian> h;
-  std::optional<gptq::input_error> error;  ///< nothing unless errors are propagated
+/// What the model is asked to continue.
+struct prompt {
+  lm::tokenizer words;
+  std::vector<lm::token> tokens;
 };
 
-/// A stage's inputs as its linear layers need to know them.
-struct stage_inputs {
-  collected_inputs calibration;
-  std::optional<collected_inputs> held_out;
-  matrix sample;  ///< [tokens, in]
-};
+prompt read_prompt(lm::config const& c, command_line const& args) {
+  prompt p{lm::make_tokenizer(args.model, c), {}};
+  p.tokens = lm::prompt_tokens(p.words, c, args.prompt);
+  lm::check_prompt(c, p.tokens, args.generate_tokens);
+  return p;
+}
 
-/// What a whole run keeps.
-struct run_state {
-  model& m;
-  quantization const& how;
-  context const& ctx;
-  quantization_events const& events;
-  token_sample const& sample;
-  std::size_t calibration_windows;               ///< those after them are held out
-  gptq::observer* observer;                      ///< null: none
-  unfinished_run const* saved;                   ///< null: nowhere
-  std::map<std::string, linear_report> reports;  ///< of what is observed, by name
-};
+std::string continue_text(lm::model const& m, prompt const& p, command_line const& args) {
+  lm::execution const run{m.has_kernels() ? lm::arithmetic::int8 : lm::arithmetic::float32, args.how.threads,
+                          false};
+  auto const more = lm::generate(m, p.tokens, args.generate_tokens, args.sampling, run).tokens;
+  std::vector<lm::token> all = p.tokens;
+  all.insert(all.end(), more.begin(), more.end());
+  return lm::printable(p.words.decode(all));
+}
 
-/// A decoder layer on its way from float32 to packed.
-class decoder_quantizer {
- public:
-  decoder_quantizer(run_state& run, std::int64_t layer)
-      : run_(run), index_(layer), weights_(run.m.load(layer, run.how.threads)) {
-    if (gpu* const device = run.how.quantize.device.get()) on_device_.emplace(*device, weights_);
-    if (run.saved != nullptr) saved_ = run.saved->load(layer);
+/// All that the packed model depends on, for the log and for a run that goes on with another.
+nlohmann::ordered_json settings_of(lm::model const& m, text const& calibration, command_line const& args) {
+  gptq::quantize_options const& options = args.how.quantize.options;
+  std::size_t const used = calibration.windows.size() * static_cast<std::size_t>(args.window);
+  nlohmann::ordered_json settings{
+      {"model", args.model.filename().string()},
+      {"weights", m.fingerprint()},
+      {"calibration", lm::fingerprint(std::as_bytes(std::span(calibration.tokens).first(used)))},
+      {"windows", calibration.windows.size()},
+      {"window", args.window},
+      {"method", args.how.quantize.round_to_nearest ? "rtn" : "gptq"},
+      {"grid", lm::name_of(options.grid)},
+      {"mse", options.mse},
+      {"act_order", options.act_order},
+      {"static_groups", options.static_groups},
+      {"true_sequential", args.how.true_sequential},
+      {"held_out_windows", args.how.held_out_windows},
+      {"propagate", lm::number(args.how.propagate.value_or(0.0))},
+      {"damping", options.damping},
+      {"block_size", options.block_size},
+      {"quality", lm::name_of(options.quality)},
+      {"quantile_shares", lm::quantile_shares}};
+  if (args.how.quantize.device != nullptr) settings["device"] = "cuda";
+  settings.update(lm::json_of(args.how.quantize.format));
+  return settings;
+}
+
+void run(command_line args) {
+  auto const start = std::chrono::steady_clock::now();
+  lm::model m(args.model);
+  m.require_unquantized();
+  lm::config const& c = m.config();
+  if (args.written == lm::output_format::gguf) lm::check_gguf_rows(c);
+  if (is_gptq(args.written)) {
+    if (lm::is_gguf(args.model))
+      throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
+    lm::check_gptq(args.how.quantize.format, c);
   }
+  args.window = lm::window_length(c, args.window);
+  text const calibration = lm::read_text(args.calibration, args.model, c, args.window,
+                                         args.samples + static_cast<std::int64_t>(args.how.held_out_windows));
+  std::size_t const calibrating = lm::calibration_windows(calibration.windows.size(), args.how);
+  std::optional<text> evaluation;
+  if (!args.evaluation.empty()) {
+    evaluation = lm::read_text(args.evaluation, args.model, c, args.window, args.eval_windows);
+  }
+  std::optional<prompt> writing;
+  if (!args.prompt.empty()) writing = read_prompt(c, args);
+  lm::run_log log(args.log);  // before the long part: that the answer can be written
+  if (!args.quant_directory.empty()) lm::prepare_quant_directory(args.quant_directory, args.resume);
 
-  /// x becomes the decoder layer's output, when that is quantized, and `exact`, unless it is empty, from the
-  /// unquantized model's residual its output.
-  void run(std::vector<matrix>& x, std::vector<matrix>& exact) {
-    if (saved_ && run_.observer == nullptr) {
-      take_saved(x, exact);
-    } else if (run_.how.true_sequential) {
-      run_sequentially(x, exact);
+  fmt::print("model        {}: {} decoder layers, hidden size {}, {:.1f} million parameters\n",
+             args.model.string(), c.num_hidden_layers, c.hidden_size,
+             static_cast<double>(m.parameters()) * 1e-6);
+  fmt::print("method       {}\n", args.how.quantize.round_to_nearest
+                                      ? "round to nearest"
+                                      : "GPTQ, quality " + lm::name_of(args.how.quantize.options.quality));
+  fmt::print("format       {}\n", to_string(args.how.quantize.format));
+  fmt::print("calibration  {} windows of {} tokens\n", calibrating, args.window);
+  if (args.how.held_out_windows > 0) {
+    fmt::print("held out     {} windows of {} tokens\n", args.how.held_out_windows, args.window);
+  }
+  if (evaluation)
+    fmt::print("evaluation   {} windows of {} tokens\n", evaluation->windows.size(), args.window);
+  std::fflush(stdout);
+  nlohmann::ordered_json const settings = settings_of(m, calibration, args);
+  std::optional<lm::unfinished_run> saved;
+  if (!args.output.empty()) saved.emplace(args.output, settings, args.resume);
+  if (saved && saved->finished() > 0) {
+    fmt::print("resumed      after {} decoder layers\n", saved->finished());
+  }
+  log.write("settings", settings);
+
+  auto const not_measured = gptq::quantize_report::not_measured;
+  double before = not_measured;
+  double after = not_measured;
+  std::string text_before;
+  std::string text_after;
+  if (!args.no_float_baseline) {
+    if (evaluation) before = measure_perplexity(m, *evaluation, args, "float32    ");
+    if (writing) text_before = continue_text(m, *writing, args);
+  }
+  std::vector<linear_report> const reports = quantize(m, calibration, args, saved ? &*saved : nullptr, log);
+  if (!args.quant_directory.empty()) lm::write_quant_directory(args.quant_directory, m);
+  if (saved) {
+    if (args.written == lm::output_format::gguf) {
+      lm::write_gguf_model(args.output, m, args.model, args.embeddings);
+    } else if (is_gptq(args.written)) {
+      using gptq::checkpoint::gptq_version;
+      auto const version = args.written == lm::output_format::gptq ? gptq_version::v1 : gptq_version::v2;
+      gptq::quantize_options const& options = args.how.quantize.options;
+      lm::write_gptq_model(args.output, m, args.model, version,
+                           {{"damp_percent", options.damping},
+                            {"static_groups", options.static_groups},
+                            {"true_sequential", args.how.true_sequential}},
+                           args.shard_bytes.value_or(lm::default_shard_bytes));
     } else {
-      run_at_once(x, exact);
+      lm::write_packed_model(args.output, m, args.model);
     }
-    if (run_.saved != nullptr && !saved_) keep();
+    saved->remove();
   }
+  if (evaluation) after = measure_perplexity(m, *evaluation, args, "evaluating ");
+  if (writing) text_after = continue_text(m, *writing, args);
 
- private:
-  /// Stage by stage: each sees the stages before it quantized. x becomes the decoder layer's output.
-  void run_sequentially(std::vector<matrix>& x, std::vector<matrix>& exact) {
-    std::optional<float_layer> original;
-    std::optional<device_layer> original_on_device;
-    if (!exact.empty()) {
-      original_on_device = on_device_;
-      if (!on_device_) original = weights_;
-    }
-    decoder_layer const& exact_decoder = either(original_on_device, original ? *original : weights_);
-    std::vector<matrix> input(x.size());
-    std::vector<matrix> exact_input(exact.size());
-    for (stage const s : stages) {
-      for_each_window(x, [&](std::size_t w) { run_stage(run_.ctx, decoder(), s, x[w], input[w]); });
-      for_each_window(
-          exact, [&](std::size_t w) { run_stage(run_.ctx, exact_decoder, s, exact[w], exact_input[w]); });
-      stage_inputs inputs = new_inputs(s);
-      add(inputs, s, input, exact_input, 0);
-      quantize(s, inputs);
-    }
-    for_each_window(exact, [&](std::size_t w) { finish(exact_decoder, exact[w], exact_input[w]); });
-    for_each_window(x, [&](std::size_t w) {
-      finish(decoder(), x[w], input[w]);
-      run_.events.advance();
-    });
-  }
+  lm::summary const s = lm::summarize(reports);
+  double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  fmt::print("\nloss         {:.6g} in total; the largest is {:.5g} in {}\n", s.loss, s.largest_loss,
+             s.largest);
+  if (s.raised_damping > 0) fmt::print("damping      had to be raised in {} layers\n", s.raised_damping);
+  fmt::print("size         {:.3f} bits a weight in the linear layers\n", s.bits_per_weight);
+  if (std::isfinite(before)) fmt::print("perplexity   {:.4f} float32\n", before);
+  if (std::isfinite(after)) fmt::print("perplexity   {:.4f} quantized\n", after);
+  fmt::print("time         {:.1f} s\n", seconds);
+  fmt::print("memory       {:.0f} MB at most, mapped files included\n", lm::peak_memory_bytes() * 1e-6);
+  if (!text_before.empty()) fmt::print("float32      {}\n", text_before);
+  if (!text_after.empty()) fmt::print("quantized    {}\n", text_after);
 
-  /// All inputs from the unquantized layer, then all of it quantized, then run again: x becomes its output.
-  void run_at_once(std::vector<matrix>& x, std::vector<matrix>& exact) {
-    std::vector<stage_inputs> inputs;
-    for (stage const s : stages) inputs.push_back(new_inputs(s));
-
-    // A few windows at a time: what the stages leave behind is as large as all activations otherwise.
-    constexpr std::size_t batch_bytes = std::size_t{256} << 20;
-    auto const threads = static_cast<std::size_t>(gptq::detail::thread_count(run_.how.threads));
-    auto const window_bytes =
-        static_cast<std::size_t>(x.front().rows() * run_.m.config().intermediate_size) * 4;
-    auto const batch = std::clamp(batch_bytes / window_bytes, threads, 4 * threads);
-    for (std::size_t first = 0; first < x.size(); first += batch) {
-      std::vector<matrix> copies(x.begin() + static_cast<std::ptrdiff_t>(first),
-                                 x.begin() + static_cast<std::ptrdiff_t>(std::min(first + batch, x.size())));
-      std::vector<matrix> input(copies.size());
-      std::vector<matrix> exact_input(exact.empty() ? 0 : copies.size());
-      for (stage const s : stages) {
-        for_each_window(copies,
-                        [&](std::size_t w) { run_stage(run_.ctx, decoder(), s, copies[w], input[w]); });
-        for_each_window(exact_input, [&](std::size_t w) {
-          run_stage(run_.ctx, decoder(), s, exact[first + w], exact_input[w]);
-        });
-        add(inputs[static_cast<std::size_t>(s)], s, input, exact_input, first);
-      }
-      for_each_window(exact_input,
-                      [&](std::size_t w) { finish(decoder(), exact[first + w], exact_input[w]); });
-    }
-    for (stage const s : stages) quantize(s, inputs[static_cast<std::size_t>(s)]);
-    for_each_window(x, [&](std::size_t w) {
-      run_layer(run_.ctx, decoder(), x[w]);
-      run_.events.advance();
-    });
-  }
-
-  /// All of it is there already.
-  void take_saved(std::vector<matrix>& x, std::vector<matrix>& exact) {
-    for_each_window(exact, [&](std::size_t w) { run_layer(run_.ctx, decoder(), exact[w]); });
-    for (stage const s : stages) {
-      for (linear const l : linears_of(s)) take_saved(l);
-    }
-    for_each_window(x, [&](std::size_t w) {
-      run_layer(run_.ctx, decoder(), x[w]);
-      run_.events.advance();
-    });
-  }
-
-  /// Writes the decoder layer, and has the model use it from the file: then it takes no memory.
-  void keep() {
-    run_.saved->save(index_, run_.m, reports_);
-    auto written = run_.saved->load(index_);
-    for (std::size_t l = 0; l < linears; ++l) {
-      run_.m.replace(index_, linear(l), std::move(written->packed[l]));
-    }
-  }
-
-  static decoder_layer const& either(std::optional<device_layer> const& on_device, float_layer const& layer) {
-    if (on_device) return *on_device;
-    return layer;
-  }
-  /// With what is quantized so far.
-  decoder_layer const& decoder() const { return either(on_device_, weights_); }
-
-  linear_report const& take_saved(linear l) {
-    auto& packed = saved_->packed[static_cast<std::size_t>(l)];
-    linear_report const& report = saved_->reports[static_cast<std::size_t>(l)];
-    packed->dequantize(weights_[l].data());
-    if (on_device_) on_device_->replace(l, weights_[l]);
-    run_.m.replace(index_, l, std::move(packed));
-    run_.events.done(report);
-    return report;
-  }
-
-  template <class Piece>
-  void for_each_window(std::vector<matrix> const& windows, Piece&& piece) const {
-    for_each(static_cast<std::ptrdiff_t>(windows.size()), run_.how.threads,
-             [&](std::ptrdiff_t w) { piece(static_cast<std::size_t>(w)); });
-  }
-
-  stage_inputs new_inputs(stage s) const {
-    auto const none = [&] {
-      auto const in = input_size(run_.m.config(), s);
-      collected_inputs empty{std::make_shared<gptq::hessian>(in, run_.how.threads), std::nullopt};
-      if (run_.how.propagate) empty.error.emplace(in, run_.how.threads);
-      return empty;
-    };
-    stage_inputs inputs{none(), std::nullopt, {}};
-    if (run_.how.held_out_windows > 0) inputs.held_out = none();
-    return inputs;
-  }
-
-  /// Counts the inputs of a stage's linear layers, one matrix a sequence, of windows `first` and on; `exact`,
-  /// unless it is empty, are those of the unquantized model.
-  void add(stage_inputs& inputs, stage s, std::vector<matrix> const& windows,
-           std::vector<matrix> const& exact, std::size_t first) const {
-    try {
-      std::size_t const calibrating =
-          std::min(windows.size(), std::max(first, run_.calibration_windows) - first);
-      std::span const all(windows);
-      if (gpu* const device = run_.how.quantize.device.get()) {
-        if (calibrating > 0) inputs.calibration.h->merge(sum_on(*device, all.first(calibrating)));
-        if (calibrating < all.size()) inputs.held_out->h->merge(sum_on(*device, all.subspan(calibrating)));
-      }
-      for (std::size_t w = 0; w < windows.size(); ++w) {
-        collected_inputs& to = w < calibrating ? inputs.calibration : *inputs.held_out;
-        if (!run_.how.quantize.device) to.h->add(windows[w]);
-        if (to.error) to.error->add(exact[w], windows[w]);
-      }
-    } catch (gptq::error const& e) {
-      throw gptq::error("input of " + full_name(index_, linears_of(s).front()) + ": " + e.what());
-    }
-    run_.sample.append(inputs.sample, windows, first);
-  }
-
-  /// Quantizes a stage's linear layers and puts what was packed in their place.
-  void quantize(stage s, stage_inputs const& inputs) {
-    quantiles const of_inputs = quantiles_of(inputs.sample);
-    for (linear const l : linears_of(s)) {
-      if (saved_) {
-        observe(l, inputs, take_saved(l));
-        continue;
-      }
-      linear_report report;
-      report.name = full_name(index_, l);
-      report.out = weights_[l].rows();
-      report.in = weights_[l].cols();
-      report.weights = quantiles_of(weights_[l]);
-      report.inputs = of_inputs;
-      try {
-        if (run_.how.propagate) report.propagated = compensate(weights_[l], inputs);
-        matrix const exact = weights_.multiply(l, inputs.sample);
-        auto result = run_.how.quantize(std::move(weights_[l]), *inputs.calibration.h,
-                                        inputs.held_out ? inputs.held_out->h.get() : nullptr);
-        report.format = result.packed->format();
-        report.packed_bytes = result.bytes;
-        report.quality = result.report;
-        weights_[l].resize(report.out, report.in);
-        result.packed->dequantize(weights_[l].data());
-        if (on_device_) on_device_->replace(l, weights_[l]);
-        measure_int8(report, l, inputs.sample, exact, result.packed->parts().order);
-        run_.m.replace(index_, l, std::move(result.packed));
-        observe(l, inputs, report);
-      } catch (gptq::error const& e) {
-        throw gptq::error(report.name + ": " + e.what());
-      }
-      run_.events.done(report);
-      reports_.push_back(report);
-    }
-  }
-
-  /// Has a weight make up for what became of its inputs; returns the strength.
-  double compensate(matrix& weight, stage_inputs const& inputs) const {
-    gptq::compensate_options const options{*run_.how.propagate, run_.how.quantize.options.damping,
-                                           run_.how.threads};
-    auto const with = [&](gptq::held_out_inputs const* held_out) {
-      auto compensated = gptq::compensate(std::move(weight), *inputs.calibration.h, *inputs.calibration.error,
-                                          options, held_out);
-      weight = std::move(compensated.weight);
-      return compensated.strength;
-    };
-    if (!inputs.held_out) return with(nullptr);
-    gptq::held_out_inputs const held_out{*inputs.held_out->h, *inputs.held_out->error};
-    return with(&held_out);
-  }
-
-  /// What int8 inputs add, as a ratio: the sample's own error varies more than that.
-  void measure_int8(linear_report& report, linear l, matrix const& sample, matrix const& exact,
-                    std::span<std::int32_t const> order) const {
-    auto const squared_error = [&](matrix const& x) {
-      return (weights_.multiply(l, x) - exact).cast<double>().squaredNorm();
-    };
-    matrix rounded = sample;
-    auto const group = report.format.group_size;
-    for (Index t = 0; t < rounded.rows(); ++t) {
-      round_to_int8({rounded.row(t).data(), static_cast<std::size_t>(report.in)},
-                    group == gptq::whole_row ? report.in : group, order);
-    }
-    double const in_float = squared_error(sample);
-    double const in_int8 = squared_error(rounded);
-    report.int8_error = in_float > 0.0 ? report.quality.output_error * in_int8 / in_float
-                                       : in_int8 / exact.cast<double>().squaredNorm();
-    report.int8_snr_db = -10.0 * std::log10(report.int8_error);
-  }
-
-  void observe(linear l, stage_inputs const& inputs, linear_report const& report) {
-    if (run_.observer == nullptr || !run_.observer->wants(report.quality.loss)) return;
-    run_.observer->offer({report.name, [&m = run_.m, i = index_, l] { return m.original(i, l); },
-                          inputs.calibration.h, report.format, report.quality.loss, report.packed_bytes});
-    run_.reports[report.name] = report;
-  }
-
-  run_state& run_;
-  std::int64_t index_;
-  float_layer weights_;
-  std::optional<device_layer> on_device_;  ///< the same, where a GPU makes the products of whole windows
-  std::optional<unfinished_run::saved_layer> saved_;
-  std::vector<linear_report> reports_;
-};
-
-/// Quantizes again what was observed.
-void refine(run_state& run) {
-  std::map<std::string, std::pair<std::int64_t, linear>> places;
-  for (std::int64_t i = 0; i < run.m.config().num_hidden_layers; ++i) {
-    for (std::size_t l = 0; l < linears; ++l) places[full_name(i, linear(l))] = {i, linear(l)};
-  }
-  auto const quantize = [&](matrix&& weight, gptq::hessian const& h, gptq::format_spec const& format) {
-    quantizer finer = run.how.quantize;
-    finer.format = format;
-    return finer(std::move(weight), h);
-  };
-  auto const accept = [&](std::string const& name, quantizer::result&& result) {
-    linear_report& report = run.reports[name];
-    report.format = result.packed->format();
-    report.packed_bytes = result.bytes;
-    report.quality = result.report;
-    report.int8_error = report.int8_snr_db = gptq::quantize_report::not_measured;
-    auto const [layer, l] = places.at(name);
-    run.m.replace(layer, l, std::move(result.packed));
-  };
-  auto const& budget = run.how.observe->extra_bytes;
-  auto const table =
-      budget ? run.observer->spend(*budget, quantize, accept) : run.observer->refine(quantize, accept);
-  for (gptq::refinement const& r : table) run.events.refined(r, run.reports[r.name]);
+  auto total = json_of(s);
+  total.update({{"float32_perplexity", lm::number(before)},
+                {"perplexity", lm::number(after)},
+                {"seconds", seconds},
+                {"peak_memory_bytes", lm::peak_memory_bytes()}});
+  log.write("summary", total);
 }
 
 }  // namespace
 
-std::size_t calibration_windows(std::size_t windows, quantization const& how) {
-  if (how.held_out_windows < windows) return windows - how.held_out_windows;
-  throw gptq::error(fmt::format("{} windows, {} of them to be held out: none is left to calibrate on",
-                                windows, how.held_out_windows));
+/// 0: done; 2: something in the arguments or files is wrong; 130, 143: interrupted; 1: anything else.
+int main(int argc, char** argv) {
+  lm::catch_interrupts();
+  std::optional<command_line> args;
+  try {
+    args = lm::parse_command_line(argc, argv);
+    if (args) run(*args);
+    return 0;
+  } catch (lm::interrupted const&) {
+    fmt::print(stderr, "quantize_model: interrupted{}\n",
+               args->output.empty() ? "" : "; what is finished is kept, and --resume goes on with it");
+    return lm::interrupt_status();
+  } catch (gptq::error const& e) {
+    fmt::print(stderr, "quantize_model: {}\n", e.what());
+    return 2;
+  } catch (std::exception const& e) {
+    fmt::print(stderr, "quantize_model: {}\n", e.what());
+    return 1;
+  }
 }
-
-void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
-                    quantization_events const& events, unfinished_run const* saved) {
-  std::size_t const calibrating = calibration_windows(windows.size(), how);
-  set_blas_threads(how.threads);
-  auto const length = windows.front().size();
-  auto const angles = make_rotations(m.config(), static_cast<std::int64_t>(length));
-  context const ctx{m.config(), angles};
-  token_sample const sample(calibrating, length);
-  std::optional<gptq::observer> observer;
-  if (how.observe) observer.emplace(how.observe->top_k, how.observe->spill_directory);
-  run_state run{m, how, ctx, events, sample, calibrating, observer ? &*observer : nullptr, saved, {}};
-
-  std::vector<matrix> x;
-  for (token_window const window : windows) x.push_back(m.embed(window));
-  std::vector<matrix> exact;
-  if (how.propagate) exact = x;
-  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) decoder_quantizer(run, i).run(x, exact);
-  exact.clear();
-  x.clear();
-  if (observer) refine(run);
-}
-
-}  // namespace llama

@@ -8,7 +8,7 @@
 
 #include <gptq/error.hpp>
 
-namespace llama {
+namespace lm {
 
 using nlohmann::ordered_json;
 
@@ -138,4 +138,4 @@ double peak_memory_bytes() {
   return 1024.0 * static_cast<double>(usage.ru_maxrss);
 }
 
-}  // namespace llama
+}  // namespace lm

@@ -10,9 +10,9 @@
 
 #include <nlohmann/json.hpp>
 
-#include "quantize_model.hpp"
+#include "quantization.hpp"
 
-namespace llama {
+namespace lm {
 
 /// What the reports of all linear layers add up to.
 struct summary {
@@ -55,4 +55,4 @@ class run_log {
 /// Peak resident memory of this process, mapped files included.
 double peak_memory_bytes();
 
-}  // namespace llama
+}  // namespace lm

@@ -12,7 +12,7 @@ extern "C" {
 [[gnu::weak]] void openblas_set_num_threads(int);
 }
 
-namespace llama {
+namespace lm {
 
 /// Keeps OpenBLAS from starting threads of its own inside ours for as long as it lives.
 class serial_blas {
@@ -56,4 +56,4 @@ inline void set_blas_threads(int threads) {
   if (openblas_set_num_threads != nullptr) openblas_set_num_threads(gptq::detail::thread_count(threads));
 }
 
-}  // namespace llama
+}  // namespace lm

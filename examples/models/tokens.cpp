@@ -16,7 +16,7 @@
 #include <sentencepiece_processor.h>
 #endif
 
-namespace llama {
+namespace lm {
 namespace {
 
 std::string read_file(std::filesystem::path const& path) {
@@ -155,4 +155,4 @@ std::int64_t window_length(config const& c, std::int64_t asked_for) {
   return asked_for;
 }
 
-}  // namespace llama
+}  // namespace lm

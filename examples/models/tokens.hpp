@@ -11,7 +11,7 @@
 
 #include "config.hpp"
 
-namespace llama {
+namespace lm {
 
 using token = std::int32_t;
 using token_window = std::span<token const>;
@@ -60,4 +60,4 @@ text read_text(std::filesystem::path const& file, std::filesystem::path const& d
 /// fewer positions.
 std::int64_t window_length(config const& c, std::int64_t asked_for);
 
-}  // namespace llama
+}  // namespace lm

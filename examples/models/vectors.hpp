@@ -9,7 +9,7 @@
 
 #include <gptq/float16.hpp>
 
-namespace llama {
+namespace lm {
 
 inline constexpr Eigen::Index lanes = 16;
 using vector [[gnu::vector_size(4 * lanes)]] = float;
@@ -51,4 +51,4 @@ void for_each_vector(Eigen::Index size, F const& f) {
   if (i < size) f(i, static_cast<std::size_t>(size - i));
 }
 
-}  // namespace llama
+}  // namespace lm

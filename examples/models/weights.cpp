@@ -6,7 +6,7 @@
 
 #include "gguf_model.hpp"
 
-namespace llama {
+namespace lm {
 
 using gptq::checkpoint::dtype;
 using gptq::checkpoint::ggml_tensor;
@@ -97,4 +97,4 @@ gptq::checkpoint::tensor_map const& weight_files::safetensors() const {
   return directory_ ? directory_->tensors() : none;
 }
 
-}  // namespace llama
+}  // namespace lm

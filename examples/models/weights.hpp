@@ -16,7 +16,7 @@
 
 #include "config.hpp"
 
-namespace llama {
+namespace lm {
 
 /// A tensor where it lies in its file.
 struct stored_weight {
@@ -60,4 +60,4 @@ class weight_files {
   std::map<std::string, stored_weight, std::less<>> weights_;
 };
 
-}  // namespace llama
+}  // namespace lm

@@ -10,12 +10,12 @@ environment under --work, and then, on one model:
      float16, bfloat16 and float32;
   3. reads each of these directories with the LLaMA example, and compares every weight, bit for bit: ours in float32
      with code and scale multiplied in float32, and, rounded to the scales' type, with what the package itself decodes;
-  4. quantizes the model with quantize_llama --quant-directory, reads the export with tomllib and numpy, and looks
+  4. quantizes the model with quantize_model --quant-directory, reads the export with tomllib and numpy, and looks
      whether the decoded weights are numbers of these grids;
   5. writes such an export as GPTQ-for-LLaMa does, with toml and numpy, and compares the weights that the example
      rounds to it, bit for bit, with those that numpy rounds.
 --model takes a Hugging Face directory whose layers have multiples of 32 inputs; --build a build directory with
-quantize_llama and decode_model. The exit status is 1 when one of these does not hold.
+quantize_model and decode_model. The exit status is 1 when one of these does not hold.
 """
 import importlib.util
 import json
@@ -24,7 +24,7 @@ import shutil
 import sys
 import types
 
-from common import arguments_of, check, enter_environment, finish, quantize_llama, run
+from common import arguments_of, check, enter_environment, finish, quantize_model, run
 
 PACKAGES = ["numpy", "torch", "safetensors==0.8.0", "transformers==5.24.0", "accelerate==1.15.0", "toml==0.10.2",
             "compressed-tensors==0.20.0"]
@@ -146,7 +146,7 @@ def check_our_export(scheme, group_size):
     packed, grids = ARGUMENTS.work / "packed", ARGUMENTS.work / "grids"
     for directory in (packed, grids):
         shutil.rmtree(directory, ignore_errors=True)
-    quantize_llama(ARGUMENTS, "--samples", 4, "--window", 64, "--scheme", scheme, "--group-size", group_size,
+    quantize_model(ARGUMENTS, "--samples", 4, "--window", 64, "--scheme", scheme, "--group-size", group_size,
                    "--quality", "plain", "--act-order", "--output", packed, "--quant-directory", grids)
     index = tomllib.loads((grids / "quant.toml").read_text())
     worst = 0.0

@@ -52,8 +52,8 @@ def run(program, *options):
     return done.stdout
 
 
-def quantize_llama(arguments, *options):
-    run(arguments.build / "examples/models/quantize_llama", arguments.model, "--calibration", arguments.calibration,
+def quantize_model(arguments, *options):
+    run(arguments.build / "examples/models/quantize_model", arguments.model, "--calibration", arguments.calibration,
         *options)
 
 

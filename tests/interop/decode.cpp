@@ -13,15 +13,15 @@
 int main(int argc, char** argv) {
   if (argc != 3 && argc != 4) return 2;
   try {
-    llama::model m(argv[1]);
-    if (argc == 4) m.round_to(llama::read_quant_directory(argv[3]));
-    std::vector<llama::float_layer> layers;
+    lm::model m(argv[1]);
+    if (argc == 4) m.round_to(lm::read_quant_directory(argv[3]));
+    std::vector<lm::float_layer> layers;
     gptq::checkpoint::tensor_map tensors;
     for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) layers.push_back(m.load(i, 0));
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      for (std::size_t l = 0; l < llama::linears; ++l) {
+      for (std::size_t l = 0; l < lm::linears; ++l) {
         gptq::matrix const& w = layers[i].weights[l];
-        tensors[llama::full_name(static_cast<std::int64_t>(i), llama::linear(l)) + ".weight"] = {
+        tensors[lm::full_name(static_cast<std::int64_t>(i), lm::linear(l)) + ".weight"] = {
             gptq::checkpoint::dtype::f32,
             {static_cast<std::size_t>(w.rows()), static_cast<std::size_t>(w.cols())},
             std::as_bytes(std::span(w.data(), static_cast<std::size_t>(w.size())))};

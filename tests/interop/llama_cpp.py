@@ -5,14 +5,14 @@
 
 Installs gguf, safetensors and llama-cpp-python (which compiles llama.cpp) from the package registry into a
 virtual environment under --work, and then, on one model:
-  1. writes Q4_0, Q4_1 (with zero points, and half step) and Q8_0 files with quantize_llama, GPTQ in groups of 32;
+  1. writes Q4_0, Q4_1 (with zero points, and half step) and Q8_0 files with quantize_model, GPTQ in groups of 32;
   2. lists them with the gguf package and compares what that decodes with the original weights: every row in
      its place, and what is not quantized unchanged;
   3. loads them into llama.cpp and compares its perplexity with ours: within 1 %;
   4. has llama.cpp quantize the same model to Q4_0 itself: ours has to close at least half of the gap between
      that and float32;
   5. has llama.cpp write the types that we only read, and compares its perplexity of each with ours.
---model takes a Hugging Face directory, --build a build directory with quantize_llama and perplexity. Token ids
+--model takes a Hugging Face directory, --build a build directory with quantize_model and perplexity. Token ids
 for --evaluation are little-endian int32 (NAME.i32), or bytes of a text for a vocabulary of 256. The exit status
 is 1 when one of these does not hold.
 """
@@ -21,7 +21,7 @@ import os
 import shutil
 import sys
 
-from common import arguments_of, check, enter_environment, finish, our_perplexity, quantize_llama
+from common import arguments_of, check, enter_environment, finish, our_perplexity, quantize_model
 
 PACKAGES = ["numpy", "gguf==0.19.0", "safetensors", "llama-cpp-python==0.3.36"]
 TOLERANCE = 0.01  # of a perplexity: llama.cpp rounds activations to 8 bits and keys and values to float16
@@ -63,9 +63,9 @@ class Model:
         self.windows = tokens[: count * arguments.window].reshape(count, arguments.window)
 
     def quantize(self, name, scheme, bits, *options):
-        """A directory that quantize_llama has written, as well as it can in these bytes."""
+        """A directory that quantize_model has written, as well as it can in these bytes."""
         output = self.work / name
-        quantize_llama(self.arguments, "--scheme", scheme, "--bits", bits, "--group-size", 32, "--window",
+        quantize_model(self.arguments, "--scheme", scheme, "--bits", bits, "--group-size", 32, "--window",
                        self.arguments.window, "--true-sequential", "--quality", "best", "--propagate", 0.5, "--output", output,
                        *options)
         return output

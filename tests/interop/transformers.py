@@ -7,13 +7,13 @@ Installs them (and torch, unless it is there) from the package registry into a v
 then, for checkpoints of several widths, group sizes and both versions:
   1. reads every file with the safetensors package, and everything but the linear layers has to be unchanged;
   2. decodes every linear layer with the published formula, written here in numpy, and with AutoGPTQ's own layer
-     (version 1, the only one it has), and compares both with the packed model that quantize_llama makes of the same
+     (version 1, the only one it has), and compares both with the packed model that quantize_model makes of the same
      run: the same float16 values, bit for bit;
   3. has AutoGPTQ pack these weights itself: the same qweight and qzeros, bit for bit, so that ours reads its files;
   4. compares the perplexity of Transformers, with these weights and with the checkpoint loaded through GPTQModel, with
      ours: within 0.5 %.
---model takes a Hugging Face directory, --build a build directory with quantize_llama and perplexity that have all
-formats (-D GPTQ_LLAMA_FEW_FORMATS=OFF). Token ids for --evaluation are little-endian int32 (NAME.i32), or bytes of a
+--model takes a Hugging Face directory, --build a build directory with quantize_model and perplexity that have all
+formats (-D GPTQ_MODELS_FEW_FORMATS=OFF). Token ids for --evaluation are little-endian int32 (NAME.i32), or bytes of a
 text for a vocabulary of 256. The exit status is 1 when one of these does not hold.
 """
 import importlib.util
@@ -22,7 +22,7 @@ import pathlib
 import re
 import shutil
 
-from common import arguments_of, check, enter_environment, finish, our_perplexity, quantize_llama
+from common import arguments_of, check, enter_environment, finish, our_perplexity, quantize_model
 
 PACKAGES = ["numpy", "torch", "safetensors==0.8.0", "transformers==5.24.0", "setuptools>=77", "wheel",
             "packaging", "ninja"]
@@ -167,7 +167,7 @@ def by_packed_model(tensors, name, shape, bits, group_size, scheme):
 def quantize(directory, case, *options):
     scheme, bits, group_size, _, *more = case
     shutil.rmtree(directory, ignore_errors=True)
-    quantize_llama(ARGUMENTS, "--scheme", scheme, "--bits", bits, "--group-size", group_size, "--window",
+    quantize_model(ARGUMENTS, "--scheme", scheme, "--bits", bits, "--group-size", group_size, "--window",
                    ARGUMENTS.window, "--samples", ARGUMENTS.samples, *more, "--output", directory, *options)
 
 

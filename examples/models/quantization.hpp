@@ -14,7 +14,7 @@
 #include "model.hpp"
 #include "tokens.hpp"
 
-namespace llama {
+namespace lm {
 
 /// Quantizing the worst layers again, when all are done (gptq/observer.hpp).
 struct observation {
@@ -88,4 +88,4 @@ std::size_t calibration_windows(std::size_t windows, quantization const& how);
 void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
                     quantization_events const& events, unfinished_run const* saved = nullptr);
 
-}  // namespace llama
+}  // namespace lm

@@ -1,6 +1,6 @@
 // How near the example programs come to what the kernels below them allow, both measured in turns.
 //
-//   bench_llama DIRECTORY [--tokens N] [--windows N] [--threads N]
+//   bench_models DIRECTORY [--tokens N] [--windows N] [--threads N]
 //
 // A packed model: decoding, against the time that gemv alone takes for the same matrices in the same order
 // (threads that wait awake) and merely reading the output layer and the cached keys and values. A float32
@@ -31,7 +31,7 @@ constexpr int rounds = 15;
 struct arguments {
   std::filesystem::path model;
   std::int64_t tokens = 128;
-  std::int64_t windows = 128;  // as quantize_llama has them
+  std::int64_t windows = 128;  // as quantize_model has them
   int threads = 0;
 };
 
@@ -41,10 +41,10 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-std::vector<llama::token> some_tokens(llama::model const& m, std::int64_t count) {
-  std::vector<llama::token> tokens;
+std::vector<lm::token> some_tokens(lm::model const& m, std::int64_t count) {
+  std::vector<lm::token> tokens;
   for (std::int64_t i = 0; i < count; ++i) {
-    tokens.push_back(static_cast<llama::token>(3 + i * 7919 % (m.config().vocab_size - 3)));
+    tokens.push_back(static_cast<lm::token>(3 + i * 7919 % (m.config().vocab_size - 3)));
   }
   return tokens;
 }
@@ -58,14 +58,14 @@ void read(spin_pool& pool, std::span<std::byte const> bytes, roofline::reader re
   });
 }
 
-void decode(llama::model const& m, arguments const& args) {
-  llama::config const& c = m.config();
+void decode(lm::model const& m, arguments const& args) {
+  lm::config const& c = m.config();
   int const threads = gptq::detail::thread_count(args.threads);
-  std::vector<std::unique_ptr<llama::decoder_layer>> layers;
-  std::vector<llama::packed_layer::entry> products;
+  std::vector<std::unique_ptr<lm::decoder_layer>> layers;
+  std::vector<lm::packed_layer::entry> products;
   for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
-    layers.push_back(m.load(i, llama::arithmetic::int8, threads));
-    auto const& weights = dynamic_cast<llama::packed_layer const&>(*layers.back()).weights;
+    layers.push_back(m.load(i, lm::arithmetic::int8, threads));
+    auto const& weights = dynamic_cast<lm::packed_layer const&>(*layers.back()).weights;
     products.insert(products.end(), weights.begin(), weights.end());
   }
   std::vector<float> const x(static_cast<std::size_t>(std::max(c.hidden_size, c.intermediate_size)), 0.5F);
@@ -89,8 +89,8 @@ void decode(llama::model const& m, arguments const& args) {
   std::vector<double> measured;
   std::vector<double> shares;  // of a round's: the machine's speed changes from one to the next
   for (int round = 0; round < rounds; ++round) {
-    auto const text = llama::generate(m, prompt, args.tokens, {}, {llama::arithmetic::int8, threads, true});
-    if (text.tokens.size() < 2) throw gptq::error("bench_llama: the model ends its text at once");
+    auto const text = lm::generate(m, prompt, args.tokens, {}, {lm::arithmetic::int8, threads, true});
+    if (text.tokens.size() < 2) throw gptq::error("bench_models: the model ends its text at once");
     measured.push_back(1.0 / text.tokens_a_second());
     bytes = text.bytes_a_token;
 
@@ -119,15 +119,15 @@ void decode(llama::model const& m, arguments const& args) {
       100.0 * median(shares));
 }
 
-void forward(llama::model const& m, arguments const& args) {
-  llama::config const& c = m.config();
-  llama::set_blas_threads(args.threads);
-  auto const angles = llama::make_rotations(c, args.tokens);
-  llama::context const ctx{c, angles};
+void forward(lm::model const& m, arguments const& args) {
+  lm::config const& c = m.config();
+  lm::set_blas_threads(args.threads);
+  auto const angles = lm::make_rotations(c, args.tokens);
+  lm::context const ctx{c, angles};
   auto const weights = m.load(0, args.threads);
-  llama::matrix const embedded = m.embed(some_tokens(m, args.tokens));
+  lm::matrix const embedded = m.embed(some_tokens(m, args.tokens));
   double parameters = 0.0;
-  for (llama::matrix const& weight : weights.weights) parameters += static_cast<double>(weight.size());
+  for (lm::matrix const& weight : weights.weights) parameters += static_cast<double>(weight.size());
   auto const tokens = static_cast<double>(args.tokens);
   // Every token with all tokens up to itself: scores, and the values they weigh.
   double const attention = tokens * tokens * static_cast<double>(c.query_size()) * 2.0;
@@ -137,11 +137,10 @@ void forward(llama::model const& m, arguments const& args) {
   std::vector<double> seconds;
   for (int round = 0; round < rounds; ++round) {
     limit.measure();
-    std::vector<llama::matrix> x(static_cast<std::size_t>(args.windows), embedded);
+    std::vector<lm::matrix> x(static_cast<std::size_t>(args.windows), embedded);
     seconds.push_back(roofline::seconds_of([&] {
-      llama::for_each(args.windows, args.threads, [&](std::ptrdiff_t w) {
-        llama::run_layer(ctx, weights, x[static_cast<std::size_t>(w)]);
-      });
+      lm::for_each(args.windows, args.threads,
+                   [&](std::ptrdiff_t w) { lm::run_layer(ctx, weights, x[static_cast<std::size_t>(w)]); });
     }));
   }
   double const rate = operations / median(seconds);
@@ -155,7 +154,7 @@ void forward(llama::model const& m, arguments const& args) {
 int main(int argc, char** argv) {
   try {
     arguments args;
-    CLI::App app("Decoding speed of a packed model, or calibration speed of a float32 one.", "bench_llama");
+    CLI::App app("Decoding speed of a packed model, or calibration speed of a float32 one.", "bench_models");
     app.add_option("MODEL", args.model, "Directory of the model")->required()->type_name("");
     app.add_option("--tokens", args.tokens, "Tokens to decode, or of a window")
         ->check(CLI::Range(2, 1 << 20).description(""))
@@ -163,13 +162,13 @@ int main(int argc, char** argv) {
     app.add_option("--windows", args.windows, "Windows of calibration")
         ->check(CLI::PositiveNumber.description(""))
         ->capture_default_str();
-    llama::add_threads_option(app, args.threads);
-    if (!llama::parse_options(app, argc, argv)) return 0;
-    llama::model const m(args.model);
+    lm::add_threads_option(app, args.threads);
+    if (!lm::parse_options(app, argc, argv)) return 0;
+    lm::model const m(args.model);
     m.has_kernels() ? decode(m, args) : forward(m, args);
     return 0;
   } catch (std::exception const& e) {
-    fmt::print(stderr, "bench_llama: {}\n", e.what());
+    fmt::print(stderr, "bench_models: {}\n", e.what());
     return 1;
   }
 }

@@ -1,0 +1,157 @@
+// GPTQ checkpoints: written, read, and what they cannot hold.
+#include "gptq_model.hpp"
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <gptq/checkpoint/safetensors.hpp>
+
+#include "catch.hpp"
+#include "evaluate.hpp"
+#include "files.hpp"
+#include "model.hpp"
+#include "quantization.hpp"
+#include "random_model.hpp"
+#include "support.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using gptq::checkpoint::dtype;
+using nlohmann::json;
+using test::contains;
+using test::error_of;
+using test::random_tokens;
+using test::scratch;
+using test::small_config;
+using test::write_file;
+using test::write_model;
+
+constexpr auto float32 = lm::arithmetic::float32;
+
+}  // namespace
+
+TEST_CASE("GPTQ checkpoints") {
+  scratch const dir;
+  json config = small_config();
+  config["num_key_value_heads"] = 2;
+  write_model(dir.path, config, dtype::f32);
+  auto const calibration = random_tokens(16 * 48, 80);
+  auto const evaluation = random_tokens(8 * 48, 80, 3);
+  auto const windows = lm::cut_windows(calibration, 48, 0);
+  auto const held_out = lm::cut_windows(evaluation, 48, 0);
+  lm::quantization how;
+  how.quantize.format = {"asymmetric", 8, 32};
+  how.threads = how.quantize.options.threads = 1;
+
+  SECTION("is a GPTQ checkpoint, written and read") {
+    using gptq::checkpoint::gptq_version;
+    how.quantize.format =
+        GENERATE(gptq::format_spec{"asymmetric", 4, 32}, gptq::format_spec{"symmetric", 2, 32},
+                 gptq::format_spec{"fixed_zero", 8, gptq::whole_row});
+    how.quantize.options.quality = gptq::quality::plain;
+    how.quantize.options.act_order = GENERATE(false, true);
+    auto const version = GENERATE(gptq_version::v1, gptq_version::v2);
+    std::size_t const shard_bytes = GENERATE(std::size_t{1}, std::size_t{1} << 30);
+    lm::model m(dir.path);
+    lm::quantize_model(m, windows, how, {});
+    auto const out = dir.path / "gptq";
+    write_file(dir.path / "tokenizer.json", "{}");
+    lm::write_gptq_model(out, m, dir.path, version, {{"damp_percent", 0.01}}, shard_bytes);
+    CHECK(fs::exists(out / "model.safetensors.index.json") == (shard_bytes == 1));
+    // 7 other tensors, 14 linear layers.
+    CHECK(fs::exists(out / "model-00021-of-00021.safetensors") == (shard_bytes == 1));
+    CHECK(fs::exists(out / "model.safetensors") != (shard_bytes == 1));
+    CHECK(fs::exists(out / "tokenizer.json"));
+    auto const said = json::parse(std::ifstream(out / "quantize_config.json"));
+    CHECK(said.at("sym") == (how.quantize.format.scheme != "asymmetric"));
+    bool const ordered = how.quantize.options.act_order && how.quantize.format.group_size != gptq::whole_row;
+    CHECK(said.at("desc_act") == ordered);
+    CHECK(said.at("damp_percent") == 0.01);
+
+    double const expected = lm::perplexity(m, held_out, float32, 1);
+    lm::model const read(out);
+    CHECK(read.has_kernels());
+    CHECK(lm::perplexity(read, held_out, float32, 1) == Approx(expected).epsilon(1e-6));
+    CHECK(contains(error_of([&] { read.require_unquantized(); }), "quantized already"));
+
+    // A label that zero points prove wrong.
+    auto label = json::parse(std::ifstream(out / "config.json"));
+    CHECK(label.at("quantization_config") == said);
+    label["quantization_config"]["checkpoint_format"] = version == gptq_version::v1 ? "gptq_v2" : "gptq";
+    write_file(out / "config.json", label.dump());
+    if (said.at("sym") == true) {
+      CHECK(lm::perplexity(lm::model(out), held_out, float32, 1) == Approx(expected).epsilon(1e-6));
+    }
+    label["quantization_config"]["checkpoint_format"] = "marlin";
+    write_file(out / "config.json", label.dump());
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "only gptq and gptq_v2 can be read"));
+    label["quantization_config"]["checkpoint_format"] = "gptq";
+    label["quantization_config"]["bits"] = 0;
+    write_file(out / "config.json", label.dump());
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "'bits' is 0: not 2, 3, 4 or 8"));
+  }
+  SECTION("what a GPTQ checkpoint cannot hold") {
+    lm::model m(dir.path);
+    auto const refusal = [&](gptq::format_spec const& f) {
+      return error_of([&] { lm::check_gptq(f, m.config()); });
+    };
+    CHECK(refusal({"symmetric", 4, 32}).empty());
+    CHECK(contains(refusal({"half_step", 4, 32}), "half_step does not fit; --format gguf can (Q4_1)"));
+    CHECK(contains(refusal({"symmetric", 4, 32, gptq::scale_type::float32}), "float16 scales"));
+    CHECK(contains(refusal({"symmetric", 3, 32}), "16 codes of 3 bits are not; --format packed can"));
+
+    auto const out = dir.path / "gptq";
+    how.quantize.format = {"asymmetric", 4, 32};
+    lm::quantize_model(m, windows, how, {});
+    auto const write = [&](gptq::checkpoint::gptq_version version) {
+      return error_of([&] { lm::write_gptq_model(out, m, dir.path, version, {}); });
+    };
+    auto parts = m.packed(1, lm::linear::o_proj)->parts();
+    std::vector<std::byte> const zeros(parts.zeros.size());
+    parts.zeros = zeros;
+    std::vector<std::byte> const codes(parts.codes.begin(), parts.codes.end());
+    parts.codes = codes;
+    std::vector<gptq::float16> const scales(parts.scales.size() / 2, gptq::float16(0.01F));
+    parts.scales = std::as_bytes(std::span(scales));
+    m.replace(1, lm::linear::o_proj, lm::make_packed(how.quantize.format, parts, nullptr));
+    CHECK(write(gptq::checkpoint::gptq_version::v1) ==
+          "model.layers.1.self_attn.o_proj: the zero point of row 0, group 0 is 0, which version 1 cannot "
+          "hold; "
+          "--format gptq_v2 can, and with --resume it goes on with what is quantized");
+    CHECK_FALSE(fs::exists(out));
+    CHECK(write(gptq::checkpoint::gptq_version::v2).empty());
+    CHECK(lm::perplexity(lm::model(out), held_out, float32, 1) ==
+          Approx(lm::perplexity(m, held_out, float32, 1)).epsilon(1e-6));
+    fs::remove_all(out);
+
+    how.quantize.format = {"fixed_zero", 4, 32};
+    lm::quantize_model(m, windows, how, {});
+    lm::write_gptq_model(out, m, dir.path, gptq::checkpoint::gptq_version::v2, {});
+    auto const file = out / "model.safetensors";
+    std::string const name = "model.layers.1.self_attn.q_proj";
+    auto const with = [&](auto&& change) {
+      gptq::checkpoint::safetensors_file const mapped(file);
+      auto tensors = mapped.tensors();
+      change(tensors);
+      write_safetensors(dir.path / "changed", tensors);
+      fs::rename(file, dir.path / "kept");
+      fs::rename(dir.path / "changed", file);
+      auto const message = error_of([&] { lm::model const other(out); });
+      fs::rename(dir.path / "kept", file);
+      return message;
+    };
+    CHECK(with([](auto&) {}).empty());
+    CHECK(contains(with([&](auto& t) { t.erase(name + ".qzeros"); }), "has no tensor '" + name + ".qzeros'"));
+    CHECK(contains(with([&](auto& t) { t[name + ".qweight"] = t[name + ".g_idx"]; }),
+                   "'" + name + "': GPTQ checkpoint: qweight has 128 bytes, not 512"));
+    CHECK(contains(with([&](auto& t) { t[name + ".scales"].type = gptq::checkpoint::dtype::bf16; }),
+                   "not F16"));
+    fs::resize_file(file, fs::file_size(file) - 1);
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "model.safetensors"));
+  }
+}
