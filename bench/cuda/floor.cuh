@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include <gptq/cuda/error.cuh>
+#include <gptq/cuda/device.cuh>
 
 namespace bench {
 

@@ -20,7 +20,7 @@ T* allocate(std::size_t count) {
 
 /// Bytes that matrices are rotated through, or one matrix more.
 inline constexpr std::size_t rotated = std::size_t{600} << 20;
-inline int copies_of(std::size_t bytes) { return static_cast<int>(rotated / bytes) + 1; }
+inline int copy_count(std::size_t bytes) { return static_cast<int>(rotated / bytes) + 1; }
 
 /// Between 1/2 and 1, of either sign; a multiple of 4 of them.
 inline void fill_activations(cudaStream_t stream, __half* x, std::size_t count) {
@@ -44,7 +44,7 @@ class matrices {
   }
 
   std::size_t bytes() const { return static_cast<std::size_t>(layout_.bytes(false)); }
-  int count() const { return copies_of(bytes()); }
+  int count() const { return copy_count(bytes()); }
   /// The i-th, and after the last the first.
   gptq::cuda::prepacked_view<Format> operator[](int i) const {
     return gptq::cuda::prepacked_at(memory_ + i % count() * bytes(), layout_, false);

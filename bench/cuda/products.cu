@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include <gptq/cuda/dequantize.cuh>
 #include <gptq/cuda/gemm.cuh>
 
 #include "matrices.cuh"
@@ -47,7 +48,7 @@ struct row {
 template <class Format>
 double ours(machine const& m, index_t out, index_t in, index_t tokens) {
   bench::matrices<Format> const w(m.stream, m.weights, out, in);
-  cuda::execution const where{m.stream, m.workspace, m.workspace_bytes, m.blas, true};
+  cuda::product_options const options{m.stream, m.workspace, m.workspace_bytes, m.blas, true};
 
   float const one = 1.0F, zero = 0.0F;
   cuda::dequantize(w[0], m.decoded, m.stream);
@@ -58,7 +59,7 @@ double ours(machine const& m, index_t out, index_t in, index_t tokens) {
         "the expected product");
   std::size_t const count = static_cast<std::size_t>(out * tokens);
   check(cudaMemsetAsync(m.y, 0xff, count * 2, m.stream), "poisoning");
-  cuda::gemm(w[0], m.x, tokens, m.y, where);
+  cuda::gemm(w[0], m.x, tokens, m.y, options);
   std::vector<__half> y(count), expected(count);
   check(cudaStreamSynchronize(m.stream), "the product");
   check(cudaMemcpy(y.data(), m.y, count * 2, cudaMemcpyDeviceToHost), "copying");
@@ -75,12 +76,12 @@ double ours(machine const& m, index_t out, index_t in, index_t tokens) {
   }
   int const launches = tokens > 128 ? std::max(w.count(), 4) : std::max(w.count(), 24);
   return bench::microseconds(
-      m.stream, launches, [&](int i) { cuda::gemm(w[i], m.x, tokens, m.y, where); }, tokens > 128 ? 9 : 21);
+      m.stream, launches, [&](int i) { cuda::gemm(w[i], m.x, tokens, m.y, options); }, tokens > 128 ? 9 : 21);
 }
 
 double blas(machine const& m, index_t out, index_t in, index_t tokens) {
   std::size_t const bytes = static_cast<std::size_t>(out * in) * 2;
-  int const copies = std::max(bench::copies_of(bytes), 2);
+  int const copies = std::max(bench::copy_count(bytes), 2);
   bench::fill<<<1024, 256, 0, m.stream>>>(reinterpret_cast<std::uint64_t*>(m.weights), copies * bytes / 8,
                                           0x83ff83ff83ff83ffull, 0x2000200020002000ull);
   float const one = 1.0F, zero = 0.0F;
@@ -99,7 +100,7 @@ double blas(machine const& m, index_t out, index_t in, index_t tokens) {
 
 double reading(machine const& m, index_t out, index_t in) {
   std::size_t const bytes = static_cast<std::size_t>(cuda::prepacked_layout<symmetric>{out, in}.bytes(false));
-  int const copies = bench::copies_of(bytes);
+  int const copies = bench::copy_count(bytes);
   return bench::reading(
       m.stream, m.gpu.multiprocessors, bytes, std::max(copies, 24),
       [&](int i) { return m.weights + i % copies * bytes; }, m.sink);

@@ -49,9 +49,9 @@ __global__ void fill(T* x, index_t size, index_t columns, float decay, std::uint
 }
 
 template <class T>
-cuda::detail::device_array<T> random_array(cuda::context& ctx, index_t rows, index_t columns, float decay,
+cuda::device_array<T> random_array(cuda::context& ctx, index_t rows, index_t columns, float decay,
                                            std::uint64_t seed) {
-  cuda::detail::device_array<T> x(ctx, rows * columns);
+  cuda::device_array<T> x(ctx, rows * columns);
   cuda::launch(fill<T>, {.grid = 1024, .block = 256, .stream = ctx.stream()}, x.data(), x.size(), columns,
                decay, seed);
   return x;
@@ -90,14 +90,13 @@ void quantize(cuda::context& ctx, index_t out, index_t in, report& all) {
     }
   }
   auto const weight = random_array<float>(ctx, out, in, 0.0F, 3);
-  gptq::quantize_options const options{
-      .quality = gptq::quality::plain, .act_order = true, .measure_output_error = false};
+  cuda::quantize_options options{.act_order = true, .measure_output_error = false};
   double loss[2] = {}, time[2] = {};
   std::vector<double> factors;
-  for (auto const products : {cuda::arithmetic::float32, cuda::arithmetic::tf32}) {
-    auto const which = static_cast<int>(products);
+  for (int const which : {0, 1}) {
+    options.tf32 = which == 1;
     time[which] = milliseconds(ctx, repetitions, [&] {
-      auto const report = cuda::quantize<q4>(ctx, {{weight.data(), out}}, h, options, products).report(0);
+      auto const report = cuda::quantize<q4>({{weight.data(), out}}, h, options).report(0);
       loss[which] = report.loss;
       factors.push_back(1e3 * report.seconds_factorization);
     });

@@ -15,7 +15,7 @@ struct device_matrix final : gpu_matrix {
   device_matrix(gptq::cuda::context const& ctx, gptq::index_t rows, gptq::index_t columns)
       : gpu_matrix(rows, columns), data(ctx, rows * columns) {}
 
-  gptq::cuda::detail::device_array<float> data;
+  gptq::cuda::device_array<float> data;
 };
 
 }  // namespace
@@ -40,8 +40,8 @@ std::shared_ptr<gpu_matrix const> gpu::upload(float const* weight, gptq::index_t
 void gpu::multiply(gpu_matrix const& weight, float const* x, gptq::index_t tokens, float* y) {
   std::scoped_lock const lock(state_->in_use);
   gptq::cuda::context const& ctx = state_->ctx;
-  gptq::cuda::detail::device_array<float> inputs(ctx, tokens * weight.in);
-  gptq::cuda::detail::device_array<float> outputs(ctx, tokens * weight.out);
+  gptq::cuda::device_array<float> inputs(ctx, tokens * weight.in);
+  gptq::cuda::device_array<float> outputs(ctx, tokens * weight.out);
   inputs.upload(x);
   // By columns, as cuBLAS has them, y' = weight x'.
   float const one = 1.0F;
@@ -55,7 +55,7 @@ void gpu::multiply(gpu_matrix const& weight, float const* x, gptq::index_t token
 
 void gpu::add_to_hessian(float const* x, gptq::index_t tokens, gptq::index_t in) {
   if (!state_->h) state_->h.emplace(state_->ctx, in);
-  gptq::cuda::detail::device_array<float> on_device(state_->ctx, tokens * in);
+  gptq::cuda::device_array<float> on_device(state_->ctx, tokens * in);
   on_device.upload(x);
   state_->h->add(on_device.data(), tokens);
 }
@@ -72,12 +72,12 @@ gpu_layer gpu::quantize(gptq::format_spec const& format, float const* weight, gp
                         gptq::index_t in, float const* sum, double tokens, gptq::index_t sequences,
                         gptq::quantize_options const& options) {
   gptq::cuda::context& ctx = state_->ctx;
-  gptq::cuda::hessian h(ctx, in);
-  h.assign(sum, tokens, sequences);
-  gptq::cuda::detail::device_array<float> on_device(ctx, out * in);
+  auto const h = gptq::cuda::hessian::from_sum(ctx, sum, in, tokens, sequences);
+  auto const on_gpu = gptq::cuda::quantize_options::from(options);
+  gptq::cuda::device_array<float> on_device(ctx, out * in);
   on_device.upload(weight);
   return gptq::with_format<formats>(format, [&]<class Format>() -> gpu_layer {
-    auto layer = gptq::cuda::quantize<Format>(ctx, {{on_device.data(), out}}, h, options).host(0);
+    auto layer = gptq::cuda::quantize<Format>({{on_device.data(), out}}, h, on_gpu).host(0);
     return {std::move(layer.codes), std::move(layer.scales), std::move(layer.zeros), std::move(layer.order),
             layer.report};
   });

@@ -2,6 +2,7 @@
 #include <initializer_list>
 #include <utility>
 
+#include <gptq/cuda/dequantize.cuh>
 #include <gptq/cuda/gemm.cuh>
 
 #include "product_check.cuh"
@@ -20,9 +21,9 @@ struct blas_handle {
 
 /// A product computed in a given way.
 template <class X, class Y>
-auto by(cuda::detail::gemm_way way, cublasHandle_t blas) {
-  return [way, blas, gpu = cuda::device::current()](auto const& w, X const* x, index_t n, Y* y) {
-    auto const plan = cuda::detail::plan_gemm<X, Y>(way, w, n, gpu);
+auto by(cuda::detail::gemm_method method, cublasHandle_t blas) {
+  return [method, blas, gpu = cuda::device::current()](auto const& w, X const* x, index_t n, Y* y) {
+    auto const plan = cuda::detail::plan_gemm<X, Y>(method, w, n, gpu);
     test::device_vector<std::uint8_t> const workspace(plan.operand_bytes + plan.rest_bytes);
     cuda::detail::run_gemm(
         plan, w, x, n, y, {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
@@ -51,9 +52,9 @@ void for_each_size(std::initializer_list<std::pair<index_t, index_t>> shapes, au
 /// By this library's kernels, as many as run on this device, and by the one that is chosen.
 template <class Format, class X, class Y>
 void check_gemm(test::random& random) {
-  using cuda::detail::gemm_way;
-  auto const warps = by<X, Y>(gemm_way::warps, nullptr);
-  auto const warpgroups = by<X, Y>(gemm_way::warpgroups, nullptr);
+  using cuda::detail::gemm_method;
+  auto const warps = by<X, Y>(gemm_method::warps, nullptr);
+  auto const warpgroups = by<X, Y>(gemm_method::warpgroups, nullptr);
   bool const have_warpgroups =
       cuda::detail::warpgroups_run<Format, cuda::detail::operand<X>, Y>(cuda::device::current());
   auto const chosen = as_chosen<X, Y>(nullptr);
@@ -76,7 +77,7 @@ template <class Format, class X>
 void check_gemm_by_blas(cublasHandle_t blas, test::random& random) {
   for_each_size({{16, 128}, {50, 320}, {260, 4160}}, [&](index_t out, index_t in, index_t tokens) {
     test::check_product<Format, X, X>(out, in, tokens, random.below(3) == 0, random,
-                                      by<X, X>(cuda::detail::gemm_way::blas, blas), as_chosen<X, X>(blas));
+                                      by<X, X>(cuda::detail::gemm_method::blas, blas), as_chosen<X, X>(blas));
   });
 }
 

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include <gptq/cuda/error.cuh>
+#include <gptq/cuda/device.cuh>
 
 #include "support.hpp"
 

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
+#include <gptq/config.hpp>
 #include <gptq/cuda/error.cuh>
-#include <gptq/format.hpp>
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define GPTQ_BULK_COPIES 1

@@ -6,57 +6,11 @@
 #include <cuda_fp16.h>
 #include <type_traits>
 
-#include <gptq/cuda/prepack.cuh>
+#include <gptq/cuda/kernels/code_places.cuh>
+#include <gptq/cuda/kernels/numbers.cuh>
+#include <gptq/cuda/prepacked.cuh>
 
 namespace gptq::cuda::detail {
-
-/// The type in which activations of type X are multiplied, and how many numbers of it stand for one.
-template <class X>
-using operand = std::conditional_t<std::is_same_v<X, float>, __nv_bfloat16, X>;
-template <class X>
-inline constexpr int parts = std::is_same_v<X, float> ? 3 : 1;
-
-/// Columns of the right-hand side: tokens * parts rows of `stride` numbers, of which the first `width`, a
-/// multiple of 8, count.
-template <class T>
-struct operands {
-  T const* data;
-  int columns;
-  index_t width;
-  index_t stride;
-};
-
-/// Two numbers of 16 bits in a register, each the value of a code, less the middle 2^(Bits-1): an integer,
-/// and exact in both types. Bit patterns of T: one, and 2^m for the m bits of its fraction.
-template <class T>
-struct number;
-template <>
-struct number<__half> {
-  static constexpr int fraction = 10;
-  static constexpr std::uint32_t one = 0x3c00u, magic = 0x6400u;
-  /// a * b + c on both halves.
-  __device__ static std::uint32_t fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
-    std::uint32_t d;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-  }
-  GPTQ_HOST_DEVICE static constexpr std::uint32_t bits(float value) { return float16(value).bits; }
-  GPTQ_HOST_DEVICE static constexpr bool holds(float value) { return float16(value) == value; }
-};
-template <>
-struct number<__nv_bfloat16> {
-  static constexpr int fraction = 7;
-  static constexpr std::uint32_t one = 0x3f80u, magic = 0x4300u;
-  __device__ static std::uint32_t fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
-    std::uint32_t d;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-  }
-  GPTQ_HOST_DEVICE static constexpr std::uint32_t bits(float value) { return bfloat16(value).bits; }
-  GPTQ_HOST_DEVICE static constexpr bool holds(float value) { return bfloat16(value) == value; }
-};
-
-GPTQ_HOST_DEVICE constexpr std::uint32_t twice(std::uint32_t half) { return half | half << 16; }
 
 /// (a & mask) | b in one instruction.
 template <std::uint32_t Mask>
@@ -88,7 +42,7 @@ template <device_format Format, class T, int P>
 __device__ __forceinline__ std::uint32_t decoded(std::uint32_t const* words, std::uint32_t zeros) {
   using n = number<T>;
   constexpr int bits = Format::bits;
-  constexpr code_place place = place_of<bits>(P, 0);
+  constexpr code_place place = code_place_at<bits>(P, 0);
   if constexpr (bits == 8 && n::fraction < 8) {
     std::uint32_t const code = centered_bytes<T>(words[place.word] >> place.bit);
     if constexpr (Format::has_zero_point)
@@ -105,7 +59,7 @@ __device__ __forceinline__ std::uint32_t decoded(std::uint32_t const* words, std
     constexpr std::uint32_t mask = twice(((1u << width) - 1u) << at);
     std::uint32_t value = masked_or<mask>(words[place.word] >> shift, twice(n::magic));
     if constexpr (bits == 3) {
-      constexpr code_place top = top_place_of(P, 0);
+      constexpr code_place top = top_place(P, 0);
       constexpr std::uint32_t top_mask = twice(4u << at);
       value = masked_or<top_mask>(shifted<top.bit - (at + 2)>(words[top.word]), value);
     }
@@ -144,7 +98,7 @@ inline constexpr bool bare_rows_overlap = Bits == 4;
 
 template <int Bits, int P>
 __device__ __forceinline__ std::uint32_t bare_code(std::uint32_t const* words) {
-  constexpr code_place place = place_of<Bits>(P, 0);
+  constexpr code_place place = code_place_at<Bits>(P, 0);
   std::uint32_t const word = words[place.word];
   if constexpr (Bits == 8) {
     return __byte_perm(word, 0, place.bit == 0 ? 0x4240 : 0x4341);
@@ -155,7 +109,7 @@ __device__ __forceinline__ std::uint32_t bare_code(std::uint32_t const* words) {
     constexpr int at = 2 * (P % 2);
     std::uint32_t value = (word >> (place.bit - at)) & twice(3u << at);
     if constexpr (Bits == 3) {
-      constexpr code_place top = top_place_of(P, 0);
+      constexpr code_place top = top_place(P, 0);
       value = masked_or<twice(4u << at)>(shifted<top.bit - (at + 2)>(words[top.word]), value);
     }
     return value;
@@ -248,11 +202,11 @@ struct chunk_reader {
   __device__ __forceinline__ void copy(char* slot, int tile) const {
     char const* const from = codes + index_t{tile} * code_stride;
 #pragma unroll
-    for (int part = 0; part < layout::lane_words / 4; ++part) {
-      copy_async<16>(slot + 512 * part + 16 * lane, from + 512 * part);
+    for (int v = 0; v < layout::lane_words / 4; ++v) {
+      copy_async<16>(slot + 512 * v + 16 * lane, from + 512 * v);
     }
     if constexpr (layout::lane_words % 4 != 0) copy_async<8>(slot + 512 + 8 * lane, from + 512 - 8 * lane);
-    int const group = tile * groups + static_cast<int>(layout{}.group_of(chunk));
+    int const group = tile * groups + static_cast<int>(layout{}.first_group(chunk));
     if (lane < 8 * s::groups) {
       copy_async<pair_bytes>(slot + s::code_bytes + pair_bytes * lane,
                              scales + index_t{group} * layout::scale_bytes);
@@ -381,21 +335,9 @@ __device__ __forceinline__ void wait_for_predecessor() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-
-template <class T>
-__device__ __forceinline__ T to(float value) {
-  if constexpr (sizeof(T) == 4) {
-    return value;
-  } else if constexpr (number<T>::fraction == 10) {
-    return __float2half_rn(value);
-  } else {
-    return __float2bfloat16_rn(value);
-  }
-}
-
 /// The warps' sums of a token in a row, added up; `sums` are the first warp's, with Parts columns a token.
 template <int Warps, int Parts>
-__device__ __forceinline__ float sum_of_warps(float const* sums, int warp_stride, int column_stride) {
+__device__ __forceinline__ float add_warps(float const* sums, int warp_stride, int column_stride) {
   float sum = 0.0F;
 #pragma unroll
   for (int warp = 0; warp < Warps; ++warp) {
@@ -407,12 +349,12 @@ __device__ __forceinline__ float sum_of_warps(float const* sums, int warp_stride
 
 /// Writes what a warp has of a row tile, of columns first_column and on, as accumulators of multiply(): to
 /// y[column, row], or to partial[column, row] where that is not null.
-template <class Y, int Tiles>
-__device__ __forceinline__ void store_sums(float const (&sums)[Tiles][4], index_t first_row, index_t rows,
+template <class Y, int ColumnTiles>
+__device__ __forceinline__ void store_sums(float const (&sums)[ColumnTiles][4], index_t first_row, index_t rows,
                                            int first_column, int columns, Y* y, float* partial) {
   int const lane = threadIdx.x % 32;
 #pragma unroll
-  for (int n = 0; n < Tiles; ++n) {
+  for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       index_t const row = first_row + lane / 4 + 8 * (k / 2);

@@ -10,7 +10,9 @@
 #include <algorithm>
 #include <utility>
 
-#include <gptq/cuda/gemv.cuh>
+#include <gptq/cuda/kernels/bulk_copy.cuh>
+#include <gptq/cuda/kernels/fragments.cuh>
+#include <gptq/cuda/kernels/operands.cuh>
 #include <gptq/cuda/kernels/warpgroup.cuh>
 
 namespace gptq::cuda::detail {
@@ -134,8 +136,8 @@ struct row_scale {
 
 #endif
 
-/// Block (x, y, z) has columns Shape::columns * x and on, rows warpgroup_rows * y and on, share z of the
-/// chunks. Where `partial` is null the result goes to y, else the sums to partial[share, column, row].
+/// Block (x, y, z) has columns Shape::columns * x and on, rows warpgroup_rows * y and on, split z of the
+/// chunks. Where `partial` is null the result goes to y, else the sums to partial[split, column, row].
 template <device_format Format, class T, class Y, class Shape>
 __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
     warpgroup_gemm(prepacked_view<Format> w, T const* stages, int columns, Y* y, float* partial) {
@@ -151,9 +153,9 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
   auto* const empty = full + depth;
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / warpgroup_size;
   auto const layout = w.layout();
-  int const chunks = static_cast<int>(layout.chunks()), shares = static_cast<int>(gridDim.z);
-  int const first = static_cast<int>(index_t{blockIdx.z} * chunks / shares);
-  int const count = static_cast<int>(index_t{blockIdx.z + 1} * chunks / shares) - first;
+  int const chunks = static_cast<int>(layout.chunks()), splits = static_cast<int>(gridDim.z);
+  int const first = static_cast<int>(index_t{blockIdx.z} * chunks / splits);
+  int const count = static_cast<int>(index_t{blockIdx.z + 1} * chunks / splits) - first;
   index_t const first_tile = index_t{blockIdx.y} * (warpgroup_rows / tile_rows);
   int const first_column = static_cast<int>(blockIdx.x) * Shape::columns;
 
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
     zeros[r] = reinterpret_cast<char const*>(w.zeros) + tile * layout.groups() * prepacked::zero_bytes;
   }
   auto const read = [&](raw_chunk<Format>(&to)[row_tiles], int i) {  // those beyond the last repeat it
-    int const chunk = min(i, count - 1), of_group = static_cast<int>(layout.group_of(first + chunk));
+    int const chunk = min(i, count - 1), of_group = static_cast<int>(layout.first_group(first + chunk));
 #pragma unroll
     for (int r = 0; r < row_tiles; ++r) {
       to[r].load(codes[r] + chunk * s::code_bytes, scales[r] + of_group * prepacked::scale_bytes,
@@ -319,7 +321,7 @@ bool warpgroups_run(device const& gpu) {
 
 template <class Format, class X>
 void launch_prepare_stages(prepacked_view<Format> const& w, X const* x, index_t tokens, int block_columns,
-                           operand<X>* stages, execution const& where) {
+                           operand<X>* stages, product_options const& options) {
   auto const launch_for = [&]<int Columns>() {
     constexpr int block_tokens = 16;
     index_t const columns = (tokens * parts<X> + Columns - 1) / Columns * Columns;
@@ -329,8 +331,8 @@ void launch_prepare_stages(prepacked_view<Format> const& w, X const* x, index_t 
     launch(prepare_stages<X, Columns>,
            {.grid = dim3(static_cast<unsigned>(w.layout().chunks()), static_cast<unsigned>(blocks)),
             .block = 16 * block_tokens,
-            .stream = where.stream,
-            .overlap = where.overlap},
+            .stream = options.stream,
+            .overlap = options.overlap},
            x, w.order, w.in, tokens, in_words, stages);
   };
   if (block_columns == 32) return launch_for.template operator()<32>();
@@ -340,15 +342,15 @@ void launch_prepare_stages(prepacked_view<Format> const& w, X const* x, index_t 
 
 template <class Shape, class Format, class T, class Y>
 void launch_warpgroups(prepacked_view<Format> const& w, T const* stages, int columns, Y* y, float* partial,
-                       int shares, execution const& where) {
+                       int splits, product_options const& options) {
   launch(warpgroup_gemm<Format, T, Y, Shape>,
          {.grid = dim3(static_cast<unsigned>((columns + Shape::columns - 1) / Shape::columns),
                        static_cast<unsigned>((w.out + warpgroup_rows - 1) / warpgroup_rows),
-                       static_cast<unsigned>(shares)),
+                       static_cast<unsigned>(splits)),
           .block = warpgroup_threads,
           .shared_memory = warpgroup_ring<Shape>::bytes,
-          .stream = where.stream,
-          .overlap = where.overlap},
+          .stream = options.stream,
+          .overlap = options.overlap},
          w, stages, columns, y, partial);
 }
 

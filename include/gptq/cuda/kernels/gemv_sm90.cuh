@@ -8,6 +8,7 @@
 
 #include <gptq/cuda/kernels/bulk_copy.cuh>
 #include <gptq/cuda/kernels/fragments.cuh>
+#include <gptq/cuda/kernels/operands.cuh>
 
 namespace gptq::cuda::detail {
 
@@ -16,7 +17,7 @@ inline constexpr int gemv_sm90_warps = 8;
 inline constexpr int gemv_sm90_threads = 32 * (gemv_sm90_warps + 2);
 
 /// Shared memory: barriers, zeros in place of columns that are not there, the ring, and sums of the warps.
-template <device_format Format, int RowTiles, int RowWarps, int Tiles>
+template <device_format Format, int RowTiles, int RowWarps, int ColumnTiles>
 struct gemv_memory {
   using s = staged<Format>;
   static constexpr int stage_chunks = gemv_sm90_warps / RowWarps;
@@ -40,7 +41,7 @@ struct gemv_memory {
   static constexpr bool uneven = RowTiles == 4 && RowWarps == 2;
   /// Row tiles of each warp that are added up at once. Sums of 16 columns of all of four in a row would take
   /// a slot of the ring.
-  static constexpr int pass_tiles = Tiles == 2 && RowTiles == 4 && RowWarps == 1 ? 2 : RowTiles;
+  static constexpr int pass_tiles = ColumnTiles == 2 && RowTiles == 4 && RowWarps == 1 ? 2 : RowTiles;
   static constexpr int sum_rows = RowWarps * pass_tiles * tile_rows;
   /// Sums of a column, [chunk of a stage][row], such that four that are written at once find different banks.
   static constexpr int column_sums = stage_chunks * sum_rows + 4;
@@ -56,25 +57,25 @@ __device__ __forceinline__ float subnormal(std::uint32_t n) {
   return __half2float(__ushort_as_half(static_cast<unsigned short>(n)));
 }
 
-/// Adds a chunk of each of RowTiles row tiles, times Tiles * 8 columns, to `sums`. operand(n, h) is 16
+/// Adds a chunk of each of RowTiles row tiles, times ColumnTiles * 8 columns, to `sums`. operand(n, h) is 16
 /// bytes of a column of n: fragments 2h and 2h+1.
 ///
 /// Bare codes are multiplied as they are, and so are ones: a group's sum of code * x, less zero point * sum
 /// of x, is what the scale applies to; sums stay in the units of bare codes. Fragments are the outer loop:
 /// products that wait for one another are as far apart as they can be.
-template <bool Bare, device_format Format, class T, int RowTiles, int Tiles, class Operand>
+template <bool Bare, device_format Format, class T, int RowTiles, int ColumnTiles, class Operand>
 __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[RowTiles], Operand&& operand,
-                                                float (&sums)[RowTiles][Tiles][4]) {
+                                                float (&sums)[RowTiles][ColumnTiles][4]) {
   constexpr int groups = staged<Format>::groups, bits = Format::bits;
   unrolled<0, groups>([&]<int J>() {
     constexpr int first = 8 / groups * J, last = first + 8 / groups;
-    float c[RowTiles][Tiles][4] = {};
-    [[maybe_unused]] float of_x[Tiles][4] = {};  // x as the A operand: rows are columns, in two halves
-    uint4 b[Tiles];
+    float c[RowTiles][ColumnTiles][4] = {};
+    [[maybe_unused]] float of_x[ColumnTiles][4] = {};  // x as the A operand: rows are columns, in two halves
+    uint4 b[ColumnTiles];
     unrolled<first, last>([&]<int F>() {
-      std::uint32_t b0[Tiles], b1[Tiles];
+      std::uint32_t b0[ColumnTiles], b1[ColumnTiles];
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
+      for (int n = 0; n < ColumnTiles; ++n) {
         if (F % 2 == 0) b[n] = operand(n, F / 2);
         b0[n] = F % 2 == 0 ? b[n].x : b[n].z, b1[n] = F % 2 == 0 ? b[n].y : b[n].w;
         if constexpr (Bare && F % 2 == 0) {
@@ -92,15 +93,15 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
         }
       }
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
+      for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
         for (int r = 0; r < RowTiles; ++r) multiply<T>(c[r][n], a[r], b0[n], b1[n]);
       }
     });
-    [[maybe_unused]] float column_sums[Tiles][2];
+    [[maybe_unused]] float column_sums[ColumnTiles][2];
     if constexpr (Bare) {
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
+      for (int n = 0; n < ColumnTiles; ++n) {
         float const sum = of_x[n][0] + of_x[n][2];  // of column 8n + g
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -121,7 +122,7 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
           zeros[1] = subnormal(factor * stored[1] + (overlap ? stored[0] : 0));
         }
 #pragma unroll
-        for (int n = 0; n < Tiles; ++n) {
+        for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {  // columns; rows g and g+8 of each
             float const lower = fmaf(-zeros[0], column_sums[n][i], c[r][n][i]);
@@ -133,7 +134,7 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
         }
       } else {
 #pragma unroll
-        for (int n = 0; n < Tiles; ++n) {
+        for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
           for (int i = 0; i < 4; ++i) sums[r][n][i] = fmaf(w[r].scales[J][i / 2], c[r][n][i], sums[r][n][i]);
         }
@@ -142,17 +143,17 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
   });
 }
 
-/// RowWarps warps share a chunk, and have RowTiles of its row tiles each; Tiles * 8 columns. Blocks have so
+/// RowWarps warps share a chunk, and have RowTiles of its row tiles each; ColumnTiles * 8 columns. Blocks have so
 /// many row tiles each in turn, or (not in_turn) all of a share one after the other. In either case a block
 /// has `least` of them, and the first `longer` blocks have one more. The next kernel may start when `late`
 /// stages are left to copy; weights are copied after a pause of so many cycles.
-template <device_format Format, class T, int Parts, class Y, int RowTiles, int RowWarps, int Tiles>
+template <device_format Format, class T, int Parts, class Y, int RowTiles, int RowWarps, int ColumnTiles>
 __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
-                                  Tiles == 1 && RowTiles * RowWarps < 8 ? 2 : 1)
+                                  ColumnTiles == 1 && RowTiles * RowWarps < 8 ? 2 : 1)
     gemv_sm90(prepacked_view<Format> w, operands<T> x, Y* y, int slots, int late, bool in_turn, int pause,
               int least, int longer) {
 #if GPTQ_BULK_COPIES
-  using m = gemv_memory<Format, RowTiles, RowWarps, Tiles>;
+  using m = gemv_memory<Format, RowTiles, RowWarps, ColumnTiles>;
   using s = staged<Format>;
   using layout = prepacked_layout<Format>;
   constexpr int stage_chunks = m::stage_chunks, block_tiles = m::block_tiles,
@@ -174,7 +175,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
   int const end_tile = in_turn ? static_cast<int>(w.layout().row_tiles()) : first_tile + share;
   int const tile_step = in_turn ? block_tiles * static_cast<int>(gridDim.x) : block_tiles;
   int const total = (in_turn ? share : (share + block_tiles - 1) / block_tiles) * steps;
-  auto const group_of = [&](int chunk) { return static_cast<int>(layout{}.group_of(chunk)); };
+  auto const group_at = [&](int chunk) { return static_cast<int>(layout{}.first_group(chunk)); };
 
   if (warp == gemv_sm90_warps) {  // copies weights, which do not depend on the kernel before
     if (lane < slots) {
@@ -196,9 +197,9 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
       auto const zeros = reinterpret_cast<char const*>(w.zeros) + index_t{tile} * groups * layout::zero_bytes;
       for (int step = 0; step < steps; ++step) {
         int const first = step * stage_chunks, count = min(stage_chunks, chunks - first);
-        int const first_group = group_of(first);
+        int const first_group = group_at(first);
         int const stage_groups = layout::chunk_groups > 1 ? count * layout::chunk_groups
-                                                          : group_of(first + count - 1) - first_group + 1;
+                                                          : group_at(first + count - 1) - first_group + 1;
         char* const stage = ring + slot * stage_bytes;
         std::uint64_t* const barrier = full + slot;
         if (left == late) let_successor_start();
@@ -239,7 +240,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
   // Everything waits for the first columns: of 2 to 8, those of so many stages are copied by the warps that
   // multiply, one each.
   constexpr int stage_columns = stage_chunks * chunk_columns;
-  int const by_all = Tiles == 1 && x.columns > 1 ? min(slots, total) : 0;
+  int const by_all = ColumnTiles == 1 && x.columns > 1 ? min(slots, total) : 0;
   auto const fill_up = [](char* column, int bytes) {  // what is behind a column in its last chunk counts as 0
     for (int i = bytes; i % (2 * chunk_columns) != 0; i += 16) {
       *reinterpret_cast<uint4*>(column + i) = make_uint4(0, 0, 0, 0);
@@ -259,7 +260,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
       if (bytes < 2 * stage_columns && lane < x.columns) fill_up(to + lane * m::column_bytes, bytes);
       // Lanes take turns at copies, so one had better make many of them. In these blocks lanes are as fast
       // with 8 columns and a little faster with one.
-      if constexpr (RowWarps == 1 && Tiles == 1) {
+      if constexpr (RowWarps == 1 && ColumnTiles == 1) {
         if (lane < x.columns) {
           arrive_expecting(full + slot, bytes);
           copy_bulk(to + lane * m::column_bytes, from + lane * x.stride, bytes, full + slot);
@@ -269,7 +270,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
       } else if (one_of_warp()) {
         arrive_expecting(full + slot, x.columns * bytes);
 #pragma unroll
-        for (int c = 0; c < 8 * Tiles; ++c) {
+        for (int c = 0; c < 8 * ColumnTiles; ++c) {
           if (c < x.columns) copy_bulk(to + c * m::column_bytes, from + c * x.stride, bytes, full + slot);
         }
       } else {
@@ -314,7 +315,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
   float* const shared = reinterpret_cast<float*>(ring + slots * stage_bytes);
   constexpr float unit[2] = {bare ? 0x1p24F : 1.0F, bare ? 0x1p24F / bare_factor<Format::bits> : 1.0F};
   for (int tile = first_tile; tile < end_tile; tile += tile_step) {
-    float sums[RowTiles][Tiles][4] = {};
+    float sums[RowTiles][ColumnTiles][4] = {};
     int const present = min(block_tiles, end_tile - tile);
     int const own_tiles = m::uneven ? (present + RowWarps - 1) / RowWarps : RowTiles;
     int const row_tile = row_warp * own_tiles;
@@ -323,22 +324,22 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
       char* const stage = ring + slot * stage_bytes;
       wait_for(full + slot, parity);
       if (chunk < chunks) {
-        int const group = group_of(chunk) - group_of(step * stage_chunks);
+        int const group = group_at(chunk) - group_at(step * stage_chunks);
         char const* const codes = stage + row_tile * m::code_bytes + chunk_of_stage * s::code_bytes;
         char const* const scales =
             stage + block_tiles * m::code_bytes + row_tile * m::scale_bytes + group * layout::scale_bytes;
         char const* const zeros = stage + block_tiles * (m::code_bytes + m::scale_bytes) +
                                   row_tile * m::zero_bytes + group * layout::zero_bytes;
-        auto const multiply_tiles = [&]<int Count>(float(&count_sums)[Count][Tiles][4]) {
+        auto const multiply_tiles = [&]<int Count>(float(&count_sums)[Count][ColumnTiles][4]) {
           lane_chunk<Format> words[Count];
 #pragma unroll
           for (int r = 0; r < Count; ++r) {
             words[r].load(codes + r * m::code_bytes, scales + r * m::scale_bytes, zeros + r * m::zero_bytes,
                           lane);
           }
-          char const* column[Tiles];
+          char const* column[ColumnTiles];
 #pragma unroll
-          for (int n = 0; n < Tiles; ++n) {
+          for (int n = 0; n < ColumnTiles; ++n) {
             bool const there = lane / 4 + 8 * n < x.columns;
             column[n] = there ? stage + column_offset + 8 * n * m::column_bytes : no_column;
           }
@@ -348,7 +349,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
         };
         if constexpr (m::uneven) {
           if (own_tiles < RowTiles) {
-            multiply_tiles(reinterpret_cast<float(&)[RowTiles - 1][Tiles][4]>(sums));
+            multiply_tiles(reinterpret_cast<float(&)[RowTiles - 1][ColumnTiles][4]>(sums));
           } else {
             multiply_tiles(sums);
           }
@@ -369,7 +370,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
       float* const own =
           shared + 2 * (lane % 4) * m::column_sums + chunk_of_stage * rows + row_tile * tile_rows + lane / 4;
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
+      for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           if (8 * n + 2 * (lane % 4) + i >= x.columns) continue;
@@ -385,7 +386,7 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
 #pragma unroll 1
       for (int j = threadIdx.x; j < rows * (x.columns / Parts); j += multiplying) {
         int const row = j % rows, token = j / rows;
-        float const sum = sum_of_warps<stage_chunks, Parts>(shared + token * Parts * m::column_sums + row,
+        float const sum = add_warps<stage_chunks, Parts>(shared + token * Parts * m::column_sums + row,
                                                             rows, m::column_sums);
         index_t const at = (index_t{tile} + first) * tile_rows + row;
         if (at < end_row) y[token * w.out + at] = to<Y>(sum);
@@ -433,14 +434,14 @@ class gemv_launcher {
 
  private:
   /// The plan's shape is one of these, or there is no such kernel.
-  template <int Tiles, block_shape... Shapes>
+  template <int ColumnTiles, block_shape... Shapes>
   bool run_in(gemv_plan const& plan) const {
-    return ((plan.shape == Shapes && run<Shapes.row_tiles, Shapes.row_warps, Tiles>(plan)) || ...);
+    return ((plan.shape == Shapes && run<Shapes.row_tiles, Shapes.row_warps, ColumnTiles>(plan)) || ...);
   }
 
-  template <int RowTiles, int RowWarps, int Tiles>
+  template <int RowTiles, int RowWarps, int ColumnTiles>
   bool run(gemv_plan const& plan) const {
-    using m = gemv_memory<Format, RowTiles, RowWarps, Tiles>;
+    using m = gemv_memory<Format, RowTiles, RowWarps, ColumnTiles>;
     // The system takes 1 KiB for each block; one block can have all of a multiprocessor's less that.
     int const memory = plan.halves ? (gpu_.shared_memory + 1024) / 2 - 1024 : gpu_.shared_memory;
     int const slots = m::slots(memory, x_.columns);
@@ -451,7 +452,7 @@ class gemv_launcher {
     index_t const tiles = w_.layout().row_tiles();
     index_t const parts = plan.in_turn ? (tiles + m::block_tiles - 1) / m::block_tiles : tiles;
     index_t const blocks = std::min(parts, index_t{gpu_.multiprocessors});
-    launch(gemv_sm90<Format, T, Parts, Y, RowTiles, RowWarps, Tiles>,
+    launch(gemv_sm90<Format, T, Parts, Y, RowTiles, RowWarps, ColumnTiles>,
            {.grid = static_cast<unsigned>(blocks),
             .block = gemv_sm90_threads,
             .shared_memory = static_cast<std::size_t>(memory),

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <gptq/cuda/kernels/bulk_copy.cuh>
-#include <gptq/cuda/kernels/fragments.cuh>
+#include <gptq/cuda/kernels/numbers.cuh>
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define GPTQ_WARPGROUPS 1
@@ -89,21 +89,21 @@ __device__ __forceinline__ void wait_products() {
       : __VA_ARGS__                                                                                   \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)))
 
-/// Starts c = a b, or, to add, c += a b: 64 x 16, rows 16w and on from warp w, times 16 x 8 * Tiles.
+/// Starts c = a b, or, to add, c += a b: 64 x 16, rows 16w and on from warp w, times 16 x 8 * ColumnTiles.
 /// Registers are as in multiply().
-template <class T, int Tiles>
-__device__ __forceinline__ void start_product(float (&c)[Tiles][4], std::uint32_t const (&a)[4],
+template <class T, int ColumnTiles>
+__device__ __forceinline__ void start_product(float (&c)[ColumnTiles][4], std::uint32_t const (&a)[4],
                                               std::uint64_t b, bool add) {
   constexpr bool half = number<T>::fraction == 10;
-  static_assert(Tiles == 4 || Tiles == 8 || Tiles == 16);
-  if constexpr (Tiles == 4 && half) {
+  static_assert(ColumnTiles == 4 || ColumnTiles == 8 || ColumnTiles == 16);
+  if constexpr (ColumnTiles == 4 && half) {
     GPTQ_PRODUCT("n32k16", "f16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", ", 0", GPTQ_C4(0));
-  } else if constexpr (Tiles == 4) {
+  } else if constexpr (ColumnTiles == 4) {
     GPTQ_PRODUCT("n32k16", "bf16", GPTQ_NAMES_16, "%16,%17,%18,%19", "%20", "%21", ", 0", GPTQ_C4(0));
-  } else if constexpr (Tiles == 8 && half) {
+  } else if constexpr (ColumnTiles == 8 && half) {
     GPTQ_PRODUCT("n64k16", "f16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", ", 0", GPTQ_C4(0),
                  GPTQ_C4(4));
-  } else if constexpr (Tiles == 8) {
+  } else if constexpr (ColumnTiles == 8) {
     GPTQ_PRODUCT("n64k16", "bf16", GPTQ_NAMES_32, "%32,%33,%34,%35", "%36", "%37", ", 0", GPTQ_C4(0),
                  GPTQ_C4(4));
   } else if constexpr (half) {
@@ -130,20 +130,20 @@ __device__ __forceinline__ void start_product_tf32(float (&c)[16][4], std::uint3
 
 /// Accumulators of products before the first, which does not add: had anything else written to them, products
 /// would no longer overlap.
-template <int Tiles>
-__device__ __forceinline__ void leave_undefined(float (&c)[Tiles][4]) {
+template <int ColumnTiles>
+__device__ __forceinline__ void leave_undefined(float (&c)[ColumnTiles][4]) {
 #pragma unroll
-  for (int n = 0; n < Tiles; ++n) {
+  for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) asm volatile("" : "=f"(c[n][i]));
   }
 }
 
 /// Accumulators are read after this and not before: wait_products() does not say so of registers.
-template <int Tiles>
-__device__ __forceinline__ void pin(float (&c)[Tiles][4]) {
+template <int ColumnTiles>
+__device__ __forceinline__ void pin(float (&c)[ColumnTiles][4]) {
 #pragma unroll
-  for (int n = 0; n < Tiles; ++n) {
+  for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(c[n][i])::"memory");
   }

@@ -1,7 +1,8 @@
 // Scales and zero points of groups, found by some lanes of a warp together.
 #pragma once
 
-#include <gptq/cuda/context.cuh>
+#include <gptq/config.hpp>
+#include <gptq/cuda/solver/faults.cuh>
 #include <gptq/grid.hpp>
 
 namespace gptq::cuda::detail {
@@ -11,14 +12,6 @@ using gptq::detail::nearest_code;
 using gptq::detail::range;
 
 inline constexpr unsigned all_lanes = 0xffffffffu;
-
-/// What is wrong, by its index; `none` where nothing is.
-struct faults {
-  static constexpr unsigned long long none = ~0ULL;
-  unsigned long long weight;   ///< first entry that is not finite: row * in + column
-  unsigned long long hessian;  ///< likewise: column * in + row
-  unsigned long long scale;    ///< first one that does not fit its type: row * groups + group
-};
 
 /// The same sum in each of `Lanes` neighbouring lanes.
 template <int Lanes, class T>

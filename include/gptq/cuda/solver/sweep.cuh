@@ -1,4 +1,4 @@
-// The kernels of GPTQ.
+// The sweep of GPTQ over the columns.
 //
 // The algorithm is that of solver/solver.hpp: with the damped Hessian H = R R', R upper triangular, position
 // j is quantized at
@@ -14,7 +14,6 @@
 #include <cfloat>
 #include <cstdint>
 
-#include <gptq/cuda/context.cuh>
 #include <gptq/cuda/solver/grids.cuh>
 #include <gptq/grid.hpp>
 #include <gptq/scheme.hpp>
@@ -27,9 +26,9 @@ inline constexpr int lane_columns = 8;
 inline constexpr int row_lanes = block_columns / lane_columns;
 inline constexpr int block_rows = 16;
 /// Floats from one row of the factor to the next in shared memory.
-inline constexpr int tile_stride = block_columns + 4;
+inline constexpr int factor_stride = block_columns + 4;
 inline constexpr std::size_t sweep_shared_memory =
-    static_cast<std::size_t>(block_columns) * (tile_stride + 2) * sizeof(float);
+    static_cast<std::size_t>(block_columns) * (factor_stride + 2) * sizeof(float);
 
 struct sweep_arguments {
   float* work;            ///< [rows, ld] W, then W - Q
@@ -53,11 +52,11 @@ template <bool HalfStep>
 __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     sweep_block(sweep_arguments s, index_t first, int width, bool find) {
   extern __shared__ float4 sweep_memory[];
-  // tile[i][j] = R_ij for i < j, otherwise 0: what position i passes on to j. The first four positions of
+  // passed[i][j] = R_ij for i < j, otherwise 0: what position i passes on to j. The first four positions of
   // each lane lie before the other four, which keeps lanes out of each other's banks.
-  float* const tile = reinterpret_cast<float*>(sweep_memory);
-  float* const pivots = tile + block_columns * tile_stride;  // R_jj, 0 beyond the block
-  float* const shares = pivots + block_columns;              // 1 / R_jj, what w_now has of f; 0 beyond
+  float* const passed = reinterpret_cast<float*>(sweep_memory);
+  float* const pivots = passed + block_columns * factor_stride;  // R_jj, 0 beyond the block
+  float* const inverse_pivots = pivots + block_columns;              // 1 / R_jj, by which f enters w_now; 0 beyond
   index_t const top = s.ld - 1 - first;
   int const lane = static_cast<int>(threadIdx.x) % row_lanes;
   index_t const row = index_t{blockIdx.x} * block_rows + threadIdx.x / row_lanes;
@@ -80,7 +79,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   float const* const corner = s.factor + top * (s.ld + 1);  // R_ij is i before it and j rows up
   if (int const i = static_cast<int>(threadIdx.x); i < block_columns) {
     pivots[i] = i < width ? corner[-i * (s.ld + 1)] : 0.0F;
-    shares[i] = i < width ? 1.0F / pivots[i] : 0.0F;
+    inverse_pivots[i] = i < width ? 1.0F / pivots[i] : 0.0F;
   }
   {
     // Many are under way before the first is stored. A warp's are of eight i and four j, which go to
@@ -94,35 +93,35 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
       float values[at_once];
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
-        int const j = from + k / 2 * j_step, its = i + k % 2 * (block_columns / 2);
-        values[k] = its < j && j < width ? corner[-its - j * s.ld] : 0.0F;
+        int const j = from + k / 2 * j_step, i_k = i + k % 2 * (block_columns / 2);
+        values[k] = i_k < j && j < width ? corner[-i_k - j * s.ld] : 0.0F;
       }
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
-        int const j = from + k / 2 * j_step, its = i + k % 2 * (block_columns / 2);
-        tile[its * tile_stride + (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3)] = values[k];
+        int const j = from + k / 2 * j_step, i_k = i + k % 2 * (block_columns / 2);
+        passed[i_k * factor_stride + (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3)] = values[k];
       }
     }
   }
   __syncthreads();
 
-  float share[lane_columns];
+  float inverse_pivot[lane_columns];
   float scale[lane_columns];    // 0 for what is not there: it stays as it is
   float inverse[lane_columns];  // of the scale
   float zero[lane_columns];
   std::uint32_t codes[2] = {0, 0};
   float loss = 0.0F;
-  auto const use_grid = [&](int r, float its_scale, float its_zero) {
-    scale[r] = its_scale;
+  auto const use_grid = [&](int r, float grid_scale, float grid_zero) {
+    scale[r] = grid_scale;
     // Infinite for a subnormal scale, and 0 times that is no number.
-    inverse[r] = its_scale == 0.0F ? 0.0F : fmaxf(-FLT_MAX, fminf(1.0F / its_scale, FLT_MAX));
-    zero[r] = its_zero;
+    inverse[r] = grid_scale == 0.0F ? 0.0F : fmaxf(-FLT_MAX, fminf(1.0F / grid_scale, FLT_MAX));
+    zero[r] = grid_zero;
   };
 #pragma unroll
   for (int r = 0; r < lane_columns; ++r) {
     bool const there = live && own + r < width;
     if (!there) feedback[r] = 0.0F;
-    share[r] = shares[own + r];
+    inverse_pivot[r] = inverse_pivots[own + r];
     if (there && !find) {
       index_t const at = row * s.grids.groups + s.group_of[first + own + r];
       use_grid(r, s.grids.scales[at],
@@ -132,9 +131,9 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     }
   }
   auto const pass_on = [&](float value, int i, float* to) {
-    auto const* const its = reinterpret_cast<float4 const*>(tile + i * tile_stride) + lane;
-    float4 const a = its[0];
-    float4 const b = its[block_columns / 8];
+    auto const* const from = reinterpret_cast<float4 const*>(passed + i * factor_stride) + lane;
+    float4 const a = from[0];
+    float4 const b = from[block_columns / 8];
     to[0] = fmaf(value, a.x, to[0]), to[1] = fmaf(value, a.y, to[1]);
     to[2] = fmaf(value, a.z, to[2]), to[3] = fmaf(value, a.w, to[3]);
     to[4] = fmaf(value, b.x, to[4]), to[5] = fmaf(value, b.y, to[5]);
@@ -157,14 +156,14 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
       for (int from = owner; from * lane_columns < group_end; ++from) {
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          float const move = __shfl_sync(all_lanes, left[r] * share[r], from, row_lanes);
+          float const move = __shfl_sync(all_lanes, left[r] * inverse_pivot[r], from, row_lanes);
           pass_on(-move, from * lane_columns + r, left);
         }
       }
       auto const each = [&](auto&& use) {
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          if (member && own + r < width) use(fmaf(left[r], share[r], weight[r]));
+          if (member && own + r < width) use(fmaf(left[r], inverse_pivot[r], weight[r]));
         }
       };
       grid const g = find_grid<row_lanes, HalfStep>(each, s.levels, s.options);
@@ -180,7 +179,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     float difference[lane_columns], code[lane_columns];
 #pragma unroll
     for (int r = 0; r < lane_columns; ++r) {
-      float const now = fmaf(feedback[r], share[r], weight[r]);
+      float const now = fmaf(feedback[r], inverse_pivot[r], weight[r]);
       // Its quotient by the scale, rounded correctly, without a division.
       float const about = now * inverse[r];
       float const steps = fmaf(fmaf(-about, scale[r], now), inverse[r], about);
@@ -207,113 +206,5 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   to[1] = {weight[3], weight[2], weight[1], weight[0]};
   *reinterpret_cast<uint2*>(s.codes + row * s.ld + first + own) = {codes[0], codes[1]};
 }
-
-/// work[row, ld - 1 - p] = weight[row, order[p]], zero for dead inputs and what pads a row. A block a row.
-template <int Threads = 256>
-__global__ void gather_weight(float const* weight, float const* diagonal, int const* order, float* work,
-                              index_t columns, index_t ld, faults* found) {
-  index_t const row = blockIdx.x;
-  for (index_t a = threadIdx.x; a < ld; a += Threads) {
-    index_t const position = ld - 1 - a;
-    float value = 0.0F;
-    if (position < columns) {
-      index_t const column = order[position];
-      value = weight[row * columns + column];
-      if (!isfinite(value)) {
-        atomicMin(&found->weight, static_cast<unsigned long long>(row * columns + column));
-      }
-      if (diagonal[column] == 0.0F) value = 0.0F;
-    }
-    work[row * ld + a] = value;
-  }
-}
-
-/// The lower triangle of the reversed, damped Hessian, which is of float32 in any case. A block a column.
-/// @param dead_diagonal   what a dead input counts as
-/// @param added_diagonal  damping
-template <class T>
-__global__ void gather_hessian(float const* sum, int const* order, T* matrix, index_t columns, index_t stride,
-                               float scale, double dead_diagonal, double added_diagonal, faults* found) {
-  index_t const b = blockIdx.x;
-  index_t const j = order[columns - 1 - b];
-  for (index_t a = b + threadIdx.x; a < columns; a += blockDim.x) {
-    index_t const i = order[columns - 1 - a];
-    float const given = sum[j * columns + i];
-    if (!isfinite(given)) atomicMin(&found->hessian, static_cast<unsigned long long>(j * columns + i));
-    float value = scale * given;
-    if (a == b) {
-      double const live = given == 0.0F ? dead_diagonal : double{value};
-      value = static_cast<float>(live + added_diagonal);
-    }
-    matrix[b * stride + a] = value;
-  }
-}
-
-/// The lower triangle of `wide` as float32, padded at the upper left. A block a column.
-template <int Threads = 256>
-__global__ void narrow_factor(double const* wide, float* factor, index_t columns, index_t ld) {
-  index_t const pad = ld - columns;
-  index_t const b = blockIdx.x;
-  for (index_t a = b + threadIdx.x; a < columns; a += Threads) {
-    factor[(b + pad) * ld + a + pad] = static_cast<float>(wide[b * columns + a]);
-  }
-}
-
-/// Codes by position to where they are stored: column order[p], or p itself where order is null. A block a
-/// row, with `columns` bytes of shared memory.
-template <int Threads = 256>
-__global__ void store_codes(std::uint8_t const* by_position, int const* order, std::uint8_t* codes,
-                            index_t columns, index_t ld) {
-  extern __shared__ std::uint8_t stored_row[];
-  index_t const row = blockIdx.x;
-  for (index_t p = threadIdx.x; p < columns; p += Threads) {
-    stored_row[order == nullptr ? p : order[p]] = by_position[row * ld + p];
-  }
-  __syncthreads();
-  for (index_t c = threadIdx.x; c < columns; c += Threads) codes[row * columns + c] = stored_row[c];
-}
-
-/// sums[row] = sum over the columns of term(row, column), in double and in a fixed order. A block a row.
-template <int Threads, class Term>
-__global__ void row_sums(Term term, double* sums, index_t columns) {
-  __shared__ double parts[Threads / 32];
-  index_t const row = blockIdx.x;
-  double sum = 0.0;
-  for (index_t column = threadIdx.x; column < columns; column += Threads) sum += term(row, column);
-  sum = sum_over_lanes<32>(sum);
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int i = 1; i < Threads / 32; ++i) sum += parts[i];
-  sums[row] = sum;
-}
-
-/// w[row] . (w S)[row]
-struct signal_term {
-  float const* weight;   ///< [rows, columns]
-  float const* product;  ///< [rows, ld]
-  index_t columns;
-  index_t ld;
-
-  __device__ double operator()(index_t row, index_t column) const {
-    return double{weight[row * columns + column]} * double{product[row * ld + column]};
-  }
-};
-
-/// What damping and dead inputs add to the loss of a row: to be taken out of it again.
-struct damping_term {
-  float const* difference;  ///< [rows, ld], reversed
-  float const* diagonal;    ///< [columns]
-  int const* order;
-  index_t ld;
-  double added_diagonal;
-  double dead_diagonal;
-
-  __device__ double operator()(index_t row, index_t position) const {
-    double const d = difference[row * ld + ld - 1 - position];
-    double const added = added_diagonal + (diagonal[order[position]] == 0.0F ? dead_diagonal : 0.0);
-    return added * d * d;
-  }
-};
 
 }  // namespace gptq::cuda::detail
