@@ -50,7 +50,7 @@ __global__ void fill(T* x, index_t size, index_t columns, float decay, std::uint
 
 template <class T>
 cuda::device_array<T> random_array(cuda::context& ctx, index_t rows, index_t columns, float decay,
-                                           std::uint64_t seed) {
+                                   std::uint64_t seed) {
   cuda::device_array<T> x(ctx, rows * columns);
   cuda::launch(fill<T>, {.grid = 1024, .block = 256, .stream = ctx.stream()}, x.data(), x.size(), columns,
                decay, seed);

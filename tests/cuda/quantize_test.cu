@@ -91,7 +91,8 @@ void same_as_cpu(test::layer_input const& input, test::exact_hessian const& exac
        << options.static_groups << ", mse " << options.mse << ", grid " << static_cast<int>(options.grid));
   auto const expected = test::quantize_on_cpu<Format>(input, options);
   on_device const device(ctx, input);
-  auto const layers = cuda::quantize<Format>({device.view()}, device.h, cuda::quantize_options::from(options));
+  auto const layers =
+      cuda::quantize<Format>({device.view()}, device.h, cuda::quantize_options::from(options));
   auto const layer = layers.host(0);
   CHECK_NOTHROW(gptq::check(layer));
   CHECK(layer.order == expected.order);
@@ -255,8 +256,7 @@ TEST_CASE("damping is raised while H is not positive definite") {
   using format = gptq::format<gptq::symmetric, 4, 128>;
   auto const input = random_input(20, 256, random, 30);  // of rank 30
   on_device const device(ctx, input);
-  auto const layer =
-      cuda::quantize<format>({device.view()}, device.h, {.damping = 0.0});
+  auto const layer = cuda::quantize<format>({device.view()}, device.h, {.damping = 0.0});
   CHECK(layer.report(0).damping_raised > 0);
   CHECK(layer.report(0).damping > 0.0);
 }
@@ -309,6 +309,5 @@ TEST_CASE("bad input is an error that names it") {
   refused({}, {{device.weight.data(), 0}});
   refused({}, {{nullptr, 3}});
   cuda::hessian const empty(ctx, 64);
-  CHECK_THROWS_AS(cuda::quantize<format>({device.view()}, empty),
-                  cuda::invalid_argument);
+  CHECK_THROWS_AS(cuda::quantize<format>({device.view()}, empty), cuda::invalid_argument);
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 
+#include <gptq/cuda/dequantize.cuh>
 #include <gptq/cuda/gemm.cuh>
 #include <gptq/cuda/quantize.cuh>
 
@@ -21,8 +22,34 @@ extern unsigned blocks;
 __global__ void kernel(float*) {}
 }  // namespace cuda_error_cuh
 
+namespace cuda_device_cuh {
+using cuda_error_cuh::blocks;
+using cuda_error_cuh::kernel;
+using cuda_error_cuh::p;
+}  // namespace cuda_device_cuh
+
+namespace cuda_memory_cuh {
+extern float const* host;
+}
+
+namespace cuda_dequantize_cuh {
+extern __half* weights;
+}
+
+namespace cuda_hessian_cuh {
+extern gptq::cuda::context ctx;
+extern gptq::bfloat16 const* x;
+extern float const* sum;
+extern gptq::index_t sequences;
+}  // namespace cuda_hessian_cuh
+
 namespace cuda_prepack_cuh {
 extern gptq::packed_matrix<q4> packed;
+extern gptq::packed_view<q4> there;
+}  // namespace cuda_prepack_cuh
+
+namespace cuda_quantize_cuh {
+extern float const *q, *k, *v;
 }
 
 namespace README_md {

@@ -1,7 +1,7 @@
 // The device, and kernels launched on it.
 //
 //   auto const gpu = gptq::cuda::device::current();
-//   gptq::cuda::launch(kernel, {.grid = blocks, .block = 256, .stream = stream}, arguments...);
+//   gptq::cuda::launch(kernel, {.grid = blocks, .block = 256, .stream = stream}, p);
 #pragma once
 
 #include <cstddef>

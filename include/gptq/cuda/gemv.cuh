@@ -13,7 +13,7 @@
 // A workspace is needed where activations cannot be read as they lie: with a column order, with float, with
 // `in` no multiple of 8 or x not aligned to 16 bytes. gemv_workspace_bytes() says how much:
 //
-//   std::size_t bytes = gptq::cuda::gemv_workspace_bytes<__half>(w, tokens);
+//   std::size_t bytes = gptq::cuda::gemv_workspace_bytes<__half>(w, tokens);    // yours to allocate
 //   gptq::cuda::gemv(w, x, tokens, y, {.stream = stream, .workspace = memory, .workspace_bytes = bytes});
 //
 // The kernels: kernels/gemv_sm90.cuh from compute capability 9.0 on, for most shapes, and

@@ -7,7 +7,7 @@
 // As on the CPU, it is S = sum over tokens of x x' that is kept, added up, given and taken; H = scale() * S,
 // the published solvers' matrix, is only what losses are reported in.
 //
-//   auto h = gptq::cuda::hessian::from_sum(ctx, sum, in_features, tokens, sequences);   // from a CPU, say
+//   auto taken = gptq::cuda::hessian::from_sum(ctx, sum, in_features, tokens, sequences);  // from a CPU, say
 #pragma once
 
 #include <cstddef>

@@ -1,9 +1,9 @@
 // What calibration and quantization on the GPU keep between calls, and memory on the device.
 //
 //   gptq::cuda::context ctx(stream);                          // library handles, a second stream, a pool
-//   gptq::cuda::device_array<float> w(ctx, out * in);         // memory of the pool
-//   w.upload(weight);                                         // from the host
-//   gptq::cuda::weight_view const view{w.data(), out};        // what quantize() takes
+//   gptq::cuda::device_array<float> weight(ctx, out * in);    // memory of the pool
+//   weight.upload(host);                                      // from the host
+//   gptq::cuda::weight_view const view{weight.data(), out};   // what quantize() takes
 #pragma once
 
 #include <cstddef>

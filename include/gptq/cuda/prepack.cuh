@@ -1,13 +1,13 @@
 // From a packed matrix to the layout of the device, and back without a change.
 //
-//   gptq::cuda::prepacked_matrix<q4> w(packed.view());           // a copy on the device, made once
-//   gptq::cuda::prepacked_view<q4> view = w.view();              // what gemv and gemm take
+//   gptq::cuda::prepacked_matrix<q4> copy(packed.view());        // on the device, made once
+//   gptq::cuda::prepacked_view<q4> view = copy.view();           // what gemv and gemm take
 //
-// Or in memory of your own, from a packed matrix that is on the device already:
+// Or in memory of your own, from a packed matrix that is on the device already, of which there is a view:
 //
-//   gptq::cuda::prepacked_layout<q4> layout{out, in};            // prepacked.cuh
-//   cudaMalloc(&memory, layout.bytes(packed.order != nullptr));
-//   view = gptq::cuda::prepack(packed, memory, stream);          // packed: a packed_view of device memory
+//   gptq::cuda::prepacked_layout<q4> layout{there.out, there.in};          // prepacked.cuh
+//   cudaMalloc(&memory, layout.bytes(there.order != nullptr));
+//   auto view = gptq::cuda::prepack(there, memory, stream);
 #pragma once
 
 #include <cstdint>

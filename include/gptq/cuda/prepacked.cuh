@@ -1,8 +1,9 @@
 // Where a code lies on the device: the layout that all CUDA kernels read. How to get there and back:
 // prepack.cuh.
 //
-//   gptq::cuda::prepacked_layout<q4> layout{out, in};      // sizes: layout.bytes(permuted)
-//   gptq::cuda::prepacked_view<q4> w;                      // pointers and a shape: what gemv and gemm take
+//   gptq::cuda::prepacked_layout<q4> layout{out, in};      // sizes
+//   bool permuted = w.order != nullptr;                    // w: a prepacked_view, pointers and a shape
+//   gptq::index_t all = layout.bytes(permuted);
 //
 // Rows are cut into row tiles of 16, columns (in stored order) into chunks of 128; the last of each is padded
 // with code 0. A (row tile, chunk) pair is what one warp reads at once: 2 * Bits words of 32 bits for each

@@ -2,7 +2,7 @@
 //
 //   gptq::cuda::context ctx(stream);
 //   gptq::cuda::hessian h(ctx, in_features);                        // hessian.cuh: h.add(...)
-//   auto layers = gptq::cuda::quantize<q4>({{q, rows}, {k, rows}, {v, rows}}, h);
+//   auto layers = gptq::cuda::quantize<q4>({{q, out}, {k, out}, {v, out}}, h);
 //   auto layer = layers.host(0);                                    // a gptq::quantized_layer, for pack()
 //
 // The same codes as gptq::quantize with quality plain, up to what rounding makes of a tie. How it is computed:

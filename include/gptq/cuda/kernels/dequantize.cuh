@@ -12,8 +12,8 @@ namespace gptq::cuda::detail {
 /// Rows first_row_tile * 16 and on; a warp for each (row tile, chunk) pair. `stride` numbers a row.
 template <device_format Format, class T>
 __global__ void __launch_bounds__(256)
-    dequantize_kernel(prepacked_view<Format> w, index_t first_row_tile, index_t row_tiles, std::int32_t const* order,
-                      index_t stride, T* weights) {
+    dequantize_kernel(prepacked_view<Format> w, index_t first_row_tile, index_t row_tiles,
+                      std::int32_t const* order, index_t stride, T* weights) {
   auto const layout = w.layout();
   index_t const pair = index_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
   int const lane = threadIdx.x % 32;
@@ -22,9 +22,10 @@ __global__ void __launch_bounds__(256)
   index_t const row_tile = first_row_tile + pair / layout.chunks(), chunk = pair % layout.chunks();
   index_t const group = row_tile * layout.groups() + layout.first_group(chunk);
   lane_chunk<Format> codes;
-  codes.load(reinterpret_cast<char const*>(w.codes + (row_tile * layout.chunks() + chunk) * layout.chunk_words),
-             reinterpret_cast<char const*>(w.scales + group * tile_rows),
-             reinterpret_cast<char const*>(w.zeros) + group * layout.zero_bytes, lane);
+  codes.load(
+      reinterpret_cast<char const*>(w.codes + (row_tile * layout.chunks() + chunk) * layout.chunk_words),
+      reinterpret_cast<char const*>(w.scales + group * tile_rows),
+      reinterpret_cast<char const*>(w.zeros) + group * layout.zero_bytes, lane);
   wait_for_predecessor();
   unrolled<0, 4>([&]<int H>() {
     // bfloat16 and float16 hold every code - zero exactly; float16 makes them in fewer steps.

@@ -350,8 +350,9 @@ __device__ __forceinline__ float add_warps(float const* sums, int warp_stride, i
 /// Writes what a warp has of a row tile, of columns first_column and on, as accumulators of multiply(): to
 /// y[column, row], or to partial[column, row] where that is not null.
 template <class Y, int ColumnTiles>
-__device__ __forceinline__ void store_sums(float const (&sums)[ColumnTiles][4], index_t first_row, index_t rows,
-                                           int first_column, int columns, Y* y, float* partial) {
+__device__ __forceinline__ void store_sums(float const (&sums)[ColumnTiles][4], index_t first_row,
+                                           index_t rows, int first_column, int columns, Y* y,
+                                           float* partial) {
   int const lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < ColumnTiles; ++n) {

@@ -111,7 +111,8 @@ struct gemm_plan {
 template <class X, class Y, class Format>
 gemm_plan plan_gemm(gemm_method method, prepacked_view<Format> const& w, index_t tokens, device const& gpu) {
   index_t const columns = tokens * parts<X>, chunks = w.layout().chunks();
-  if (method == gemm_method::blas) return {method, 0, 1, aligned_256(operand_bytes<X>(w, tokens)), slice_bytes(w)};
+  if (method == gemm_method::blas)
+    return {method, 0, 1, aligned_256(operand_bytes<X>(w, tokens)), slice_bytes(w)};
   bool const warps = method == gemm_method::warps;
   gemm_plan plan{method, 0, 1, 0, 0};
   plan.block_columns = columns <= 32                                             ? 32

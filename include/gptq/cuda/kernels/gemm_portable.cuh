@@ -34,7 +34,8 @@ template <device_format Format, class T, class Y, int ColumnTiles>
 __global__ void __launch_bounds__(32 * gemm_warps, gemm_blocks<ColumnTiles>)
     gemm_kernel(prepacked_view<Format> w, operands<T> x, Y* y, float* partial) {
   constexpr int depth = gemm_depth<Format, ColumnTiles>, columns = 8 * ColumnTiles;
-  constexpr int stage_bytes = gemm_stage_bytes<Format, ColumnTiles>, activation_bytes = columns * chunk_columns * 2;
+  constexpr int stage_bytes = gemm_stage_bytes<Format, ColumnTiles>,
+                activation_bytes = columns * chunk_columns * 2;
   extern __shared__ __align__(128) char memory[];
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   auto const layout = w.layout();
@@ -145,15 +146,16 @@ template <class Format, class T, class Y, int ColumnTiles>
 void launch_gemm(prepacked_view<Format> const& w, operands<T> const& x, Y* y, float* partial, int splits,
                  product_options const& options) {
   constexpr int columns = 8 * ColumnTiles;
-  launch(gemm_kernel<Format, T, Y, ColumnTiles>,
-         {.grid =
-              dim3(static_cast<unsigned>((x.columns + columns - 1) / columns),
-                   static_cast<unsigned>((w.out + gemm_rows - 1) / gemm_rows), static_cast<unsigned>(splits)),
-          .block = 32 * gemm_warps,
-          .shared_memory = gemm_depth<Format, ColumnTiles> * std::size_t{gemm_stage_bytes<Format, ColumnTiles>},
-          .stream = options.stream,
-          .overlap = options.overlap},
-         w, x, y, partial);
+  launch(
+      gemm_kernel<Format, T, Y, ColumnTiles>,
+      {.grid =
+           dim3(static_cast<unsigned>((x.columns + columns - 1) / columns),
+                static_cast<unsigned>((w.out + gemm_rows - 1) / gemm_rows), static_cast<unsigned>(splits)),
+       .block = 32 * gemm_warps,
+       .shared_memory = gemm_depth<Format, ColumnTiles> * std::size_t{gemm_stage_bytes<Format, ColumnTiles>},
+       .stream = options.stream,
+       .overlap = options.overlap},
+      w, x, y, partial);
 }
 
 }  // namespace gptq::cuda::detail

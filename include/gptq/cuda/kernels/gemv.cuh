@@ -45,7 +45,8 @@ void run_gemv(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y,
   constexpr index_t most = 16 / parts<X>;
   for (index_t token = 0; token < tokens; token += most) {
     auto const some = static_cast<int>(std::min(most, tokens - token)) * parts<X>;
-    gemv_columns<Format, T, parts<X>>(w, {all.data + token * parts<X> * all.stride, some, all.width, all.stride},
+    gemv_columns<Format, T, parts<X>>(w,
+                                      {all.data + token * parts<X> * all.stride, some, all.width, all.stride},
                                       y + token * w.out, options, gpu);
   }
 }

@@ -72,7 +72,8 @@ struct operand_ring {
 /// Adds a chunk of a row tile, times ColumnTiles * 8 columns b, to `sums`.
 template <device_format Format, class T, int ColumnTiles>
 __device__ __forceinline__ void multiply_chunk(lane_chunk<Format> const& w,
-                                               std::uint32_t const (&b)[ColumnTiles][16], float (&sums)[ColumnTiles][4]) {
+                                               std::uint32_t const (&b)[ColumnTiles][16],
+                                               float (&sums)[ColumnTiles][4]) {
   constexpr int groups = staged<Format>::groups;
   unrolled<0, groups>([&]<int J>() {
     constexpr int chains = ColumnTiles == 1 && groups == 1 ? 2 : 1;  // products that wait for one another
@@ -104,7 +105,7 @@ inline constexpr int gemv_depth = 4;
 /// Blocks that a multiprocessor has registers for.
 template <class Format, int RowTiles, int ColumnTiles>
 inline constexpr int gemv_blocks =
-    ColumnTiles == 2                                                                          ? 2
+    ColumnTiles == 2                                                                    ? 2
     : RowTiles == 1 && Format::bits <= 4 && prepacked_layout<Format>::chunk_groups == 1 ? 4
                                                                                         : 3;
 

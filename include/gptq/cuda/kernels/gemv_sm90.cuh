@@ -386,8 +386,8 @@ __global__ void __launch_bounds__(bulk_copy_bound(gemv_sm90_threads),
 #pragma unroll 1
       for (int j = threadIdx.x; j < rows * (x.columns / Parts); j += multiplying) {
         int const row = j % rows, token = j / rows;
-        float const sum = add_warps<stage_chunks, Parts>(shared + token * Parts * m::column_sums + row,
-                                                            rows, m::column_sums);
+        float const sum = add_warps<stage_chunks, Parts>(shared + token * Parts * m::column_sums + row, rows,
+                                                         m::column_sums);
         index_t const at = (index_t{tile} + first) * tile_rows + row;
         if (at < end_row) y[token * w.out + at] = to<Y>(sum);
       }

@@ -92,7 +92,7 @@ bool readable(prepacked_view<Format> const& w, X const* x) {
 /// x as kernels read it: in place, or prepared in the workspace.
 template <class X, class Format>
 operands<operand<X>> readable_operands(prepacked_view<Format> const& w, X const* x, index_t tokens,
-                                 product_options const& options) {
+                                       product_options const& options) {
   if constexpr (parts<X> == 1) {
     if (readable(w, x)) return {x, static_cast<int>(tokens), w.in, w.in};
   }

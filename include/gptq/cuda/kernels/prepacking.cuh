@@ -21,8 +21,8 @@ GPTQ_HOST_DEVICE constexpr prepacked_layout<Format> device_layout(packed_view<Fo
 }
 
 template <device_format Format>
-GPTQ_HOST_DEVICE void prepack_lane(packed_view<Format> const& packed, index_t row_tile, index_t chunk, int lane,
-                                   std::uint32_t* codes) {
+GPTQ_HOST_DEVICE void prepack_lane(packed_view<Format> const& packed, index_t row_tile, index_t chunk,
+                                   int lane, std::uint32_t* codes) {
   std::uint32_t words[2 * Format::bits] = {};
   for (int i = 0; i < 64; ++i) {
     int const p = i / 2, e = i % 2;
@@ -38,7 +38,8 @@ GPTQ_HOST_DEVICE void prepack_lane(packed_view<Format> const& packed, index_t ro
       words[at.word] |= code << at.bit;
     }
   }
-  index_t const first = (row_tile * device_layout(packed).chunks() + chunk) * prepacked_layout<Format>::chunk_words;
+  index_t const first =
+      (row_tile * device_layout(packed).chunks() + chunk) * prepacked_layout<Format>::chunk_words;
   for (int w = 0; w < 2 * Format::bits; ++w) codes[first + word_offset<Format::bits>(lane, w)] = words[w];
 }
 
@@ -120,7 +121,7 @@ prepacked_view<Format> prepack_on_host(packed_view<Format> const& packed, void* 
     }
     for (index_t group = 0; group < layout.groups(); ++group) {
       prepack_group(packed, row_tile, group, const_cast<typename Format::scale*>(view.scales),
-                            const_cast<std::uint8_t*>(view.zeros));
+                    const_cast<std::uint8_t*>(view.zeros));
     }
   }
   if (packed.order != nullptr) {

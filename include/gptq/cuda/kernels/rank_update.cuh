@@ -48,8 +48,8 @@ inline void add_rank_update(float* sum, index_t in, void const* x, cudaDataType_
   for (index_t first = 0; first < in; first += columns) {
     auto const* const rows = static_cast<char const*>(x) + first * size;
     check(cublasGemmEx_64(blas, CUBLAS_OP_N, CUBLAS_OP_T, in - first, std::min(columns, in - first), tokens,
-                          &one, rows, type, in, rows, type, in, &one, sum + first * in + first, CUDA_R_32F, in,
-                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                          &one, rows, type, in, rows, type, in, &one, sum + first * in + first, CUDA_R_32F,
+                          in, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
           "multiplying activations");
   }
 }

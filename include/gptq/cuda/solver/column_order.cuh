@@ -5,12 +5,11 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cuda_runtime.h>
 #include <numeric>
 #include <span>
 #include <string>
 #include <vector>
-
-#include <cuda_runtime.h>
 
 #include <gptq/cuda/error.cuh>
 #include <gptq/cuda/memory.cuh>
@@ -48,9 +47,9 @@ inline void sort_descending(std::span<float const> values, std::vector<std::int3
 struct column_order {
   device_array<float> diagonal;  ///< [columns] of S
   index_t dead_columns = 0;
-  double dead_diagonal = 0.0;               ///< what a dead input counts as: the mean of the others
-  std::vector<std::int32_t> columns;        ///< original column of each position
-  std::vector<std::int32_t> groups;         ///< of each position; here, because copies may be made later
+  double dead_diagonal = 0.0;                ///< what a dead input counts as: the mean of the others
+  std::vector<std::int32_t> columns;         ///< original column of each position
+  std::vector<std::int32_t> groups;          ///< of each position; here, because copies may be made later
   device_array<std::int32_t> columns_there;  ///< the same on the device
   device_array<std::int32_t> groups_there;
 

@@ -2,11 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <string>
-#include <vector>
-
 #include <cuda_runtime.h>
 #include <cusolverDn.h>
+#include <string>
+#include <vector>
 
 #include <gptq/cuda/device.cuh>
 #include <gptq/cuda/error.cuh>

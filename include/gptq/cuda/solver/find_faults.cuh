@@ -2,9 +2,8 @@
 #pragma once
 
 #include <cmath>
-#include <string>
-
 #include <cuda_runtime.h>
+#include <string>
 
 #include <gptq/cuda/error.cuh>
 #include <gptq/cuda/memory.cuh>

@@ -3,13 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
 #include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <cublas_v2.h>
-#include <cuda_runtime.h>
 
 #include <gptq/cuda/device.cuh>
 #include <gptq/cuda/error.cuh>
@@ -54,11 +53,11 @@ inline std::vector<quantize_report> make_reports(problem const& p, column_order 
   sweep.losses().download(losses.data());
   std::vector<double> by_damping;
   if (p.options.measure_output_error) {
-    by_damping = row_totals(p,
-                            damping_term{sweep.differences(), order.diagonal.data(),
-                                         order.columns_there.data(), p.ld, factor.added_diagonal(),
-                                         order.dead_diagonal},
-                            p.rows);
+    by_damping =
+        row_totals(p,
+                   damping_term{sweep.differences(), order.diagonal.data(), order.columns_there.data(), p.ld,
+                                factor.added_diagonal(), order.dead_diagonal},
+                   p.rows);
   }
   auto const total = [](std::vector<double> const& values, index_t first, index_t count) {
     return std::accumulate(values.begin() + first, values.begin() + first + count, 0.0);

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   // each lane lie before the other four, which keeps lanes out of each other's banks.
   float* const passed = reinterpret_cast<float*>(sweep_memory);
   float* const pivots = passed + block_columns * factor_stride;  // R_jj, 0 beyond the block
-  float* const inverse_pivots = pivots + block_columns;              // 1 / R_jj, by which f enters w_now; 0 beyond
+  float* const inverse_pivots = pivots + block_columns;  // 1 / R_jj, by which f enters w_now; 0 beyond
   index_t const top = s.ld - 1 - first;
   int const lane = static_cast<int>(threadIdx.x) % row_lanes;
   index_t const row = index_t{blockIdx.x} * block_rows + threadIdx.x / row_lanes;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
@@ -62,10 +61,11 @@ class sweeper {
       });
     }
     sweep();
-    launch(store_codes<>,
-           {.grid = grid_size(p.rows), .block = 256, .shared_memory = at(p.columns), .stream = p.ctx.stream()},
-           codes_by_position_.data(), p.keeps_order() ? nullptr : order_.columns_there.data(),
-           result.codes.data(), p.columns, p.ld);
+    launch(
+        store_codes<>,
+        {.grid = grid_size(p.rows), .block = 256, .shared_memory = at(p.columns), .stream = p.ctx.stream()},
+        codes_by_position_.data(), p.keeps_order() ? nullptr : order_.columns_there.data(),
+        result.codes.data(), p.columns, p.ld);
   }
 
   /// W - Q, [rows, ld], reversed.
@@ -127,11 +127,11 @@ class sweeper {
     }
     float const one = 1.0F;
     float const keep = p0 == 0 ? 0.0F : 1.0F;
-    check(cublasGemmEx_64(beside ? p.ctx.side_blas() : p.ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, count, p.rows,
-                          p1 - p0, &one, factor_ + b * p.ld + a, CUDA_R_32F, p.ld, work_.data() + a,
-                          CUDA_R_32F, p.ld, &keep, feedback_.data() + b, CUDA_R_32F, p.ld, compute_,
-                          CUBLAS_GEMM_DEFAULT),
-          "updating later columns");
+    check(
+        cublasGemmEx_64(beside ? p.ctx.side_blas() : p.ctx.blas(), CUBLAS_OP_T, CUBLAS_OP_N, count, p.rows,
+                        p1 - p0, &one, factor_ + b * p.ld + a, CUDA_R_32F, p.ld, work_.data() + a, CUDA_R_32F,
+                        p.ld, &keep, feedback_.data() + b, CUDA_R_32F, p.ld, compute_, CUBLAS_GEMM_DEFAULT),
+        "updating later columns");
   }
 
   /// What the sweep, of two blocks to a multiprocessor, leaves free where that is half of the device or more.

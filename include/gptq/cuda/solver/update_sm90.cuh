@@ -14,9 +14,9 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <gptq/config.hpp>
 #include <gptq/cuda/device.cuh>
 #include <gptq/cuda/kernels/warpgroup.cuh>
-#include <gptq/config.hpp>
 
 namespace gptq::cuda::detail {
 
