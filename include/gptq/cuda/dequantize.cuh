@@ -1,6 +1,6 @@
 // Weights as numbers again, on the device.
 //
-//   gptq::cuda::dequantize(w, weights, stream);      // weights[out, in], row-major, columns in original order
+//   gptq::cuda::dequantize(w, weights, stream);     // weights[out, in], row-major, columns in original order
 //
 // The product scale * (code - zero) is rounded once, to the type of the weights; float holds it exactly when
 // scales are float16. What exceeds float16's range becomes infinite there.

@@ -14,8 +14,8 @@
 //   up to 4095         products of warpgroups straight from codes, 32, 64 or 128 columns at a time
 //   more               W decoded, and cuBLAS
 // cuBLAS needs a handle in product_options::blas, x and y of the same type of 16 bits, and rows whose length
-// is a multiple of 64; otherwise products straight from codes have no limit. For cuBLAS, and by warpgroups for
-// more than 64 columns when x and y have 16 bits, weights are rounded to the type of x. Everywhere else
+// is a multiple of 64; otherwise products straight from codes have no limit. For cuBLAS, and by warpgroups
+// for more than 64 columns when x and y have 16 bits, weights are rounded to the type of x. Everywhere else
 // products are exact. Sums are float32. Unlike gemv, gemm by warpgroups always needs a workspace.
 //
 // The kernels: kernels/gemm_portable.cuh and, for sm_90a, kernels/gemm_sm90.cuh.

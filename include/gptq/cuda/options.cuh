@@ -1,5 +1,5 @@
-// What can be chosen about a product and about quantizing on the GPU. Every default works on every device that
-// gptq::cuda supports.
+// What can be chosen about a product and about quantizing on the GPU. Every default works on every device
+// that gptq::cuda supports.
 //
 //   gptq::cuda::quantize_options const options{.act_order = true};
 //   auto const same = gptq::cuda::quantize_options::from(gptq::quantize_options{.act_order = true});
@@ -49,8 +49,8 @@ struct quantize_options {
   /// the loss stays within 0.1 % then, but not all codes do.
   bool tf32 = false;
 
-  /// What the CPU's options say, but for the two that only a CPU has. Its default quality is fast, and quantize()
-  /// will refuse that.
+  /// What the CPU's options say, but for the two that only a CPU has. Their default quality is fast, which
+  /// quantize() refuses.
   static quantize_options from(gptq::quantize_options const& o) {
     return {o.quality, o.grid, o.mse, o.act_order, o.static_groups, o.damping, o.measure_output_error};
   }

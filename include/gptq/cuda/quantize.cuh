@@ -5,8 +5,8 @@
 //   auto layers = gptq::cuda::quantize<q4>({{q, out}, {k, out}, {v, out}}, h);
 //   auto layer = layers.host(0);                                    // a gptq::quantized_layer, for pack()
 //
-// The same codes as gptq::quantize with quality plain, up to what rounding makes of a tie. How it is computed:
-// solver/sweep.cuh.
+// The same codes as gptq::quantize with quality plain, up to what rounding makes of a tie. How it is
+// computed: solver/sweep.cuh.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// What gemm() does: which kernel, or cuBLAS, multiplies how many columns at a time, and what the workspace is for.
+// What gemm() does: which kernel, or cuBLAS, multiplies how many columns at a time, and what the workspace is
+// for.
 #pragma once
 
 #include <algorithm>

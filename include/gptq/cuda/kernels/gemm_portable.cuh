@@ -1,6 +1,6 @@
-// gemm on any device, straight from codes. A block has 256 rows, a warp 32 of them; activations go through a ring
-// in shared memory for all warps, codes through one for each. Where rows make too few blocks, the chunks of W
-// are split among blocks, too (split-K), and a second kernel adds up.
+// gemm on any device, straight from codes. A block has 256 rows, a warp 32 of them; activations go through a
+// ring in shared memory for all warps, codes through one for each. Where rows make too few blocks, the chunks
+// of W are split among blocks, too (split-K), and a second kernel adds up.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// gemv on any device. A warp reads whole chunks of a few row tiles, a ring of them ahead by asynchronous copies,
-// decodes them to A operands and multiplies by up to 16 columns of activations, which it keeps in registers
+// gemv on any device. A warp reads whole chunks of a few row tiles, a ring of them ahead by asynchronous
+// copies, decodes them to A operands and multiplies by up to 16 columns of activations, which it keeps in registers
 // for all of its row tiles. The warps of a block take the chunks of a row in turn, and add up in the end.
 #pragma once
 
