@@ -64,8 +64,9 @@ gptq_tensors random_tensors(index_t out, index_t in, bool act_order) {
   index_t const groups = Format::groups(in);
   t.scales.assign(at(groups * out), gptq::float16(0.5F));
   // Version 2: one bit in each entry, its highest.
-  for (index_t i = 0; i < groups * (out * Format::bits / 32); ++i) {
-    t.qzeros.push_back(detail::repeated_word<Format::bits>(1U << (Format::bits - 1), i));
+  t.qzeros.resize(at(groups * (out * Format::bits / 32)));
+  for (index_t bit = Format::bits - 1; bit < groups * out * Format::bits; bit += Format::bits) {
+    t.qzeros[at(bit / 32)] |= 1U << (bit % 32);
   }
   for (index_t c = 0; c < in; ++c) {
     t.g_idx.push_back(static_cast<std::int32_t>((act_order ? 1237 * c % in : c) / Format::group_columns(in)));
@@ -98,7 +99,7 @@ void convert(benchmark::State& state, index_t out, index_t in, bool act_order) {
     });
     double const converted = roofline::seconds_of([&] {
       for (std::size_t l = 0; l < layers; ++l) {
-        gptq_packer<Format> const packer(view_of(tensors[l], out, in), gptq_version::v2);
+        gptq_packer<Format> const packer(as_view(tensors[l], out, in), gptq_version::v2);
         packed[l].order() = packer.order();
         pool.run([&](int part) {
           packer.pack(blocks * part / threads, blocks * (part + 1) / threads, packed[l].codes(),

@@ -41,7 +41,7 @@ class layer_tensors {
     }
     std::string expected;
     for (dtype const type : types)
-      expected += fmt::format("{}{}", expected.empty() ? "" : " or ", name_of(type));
+      expected += fmt::format("{}{}", expected.empty() ? "" : " or ", type_name(type));
     throw gptq::error(
         fmt::format("tensor '{}{}' is {}, not {}", name_, suffix, to_string(found->second), expected));
   }

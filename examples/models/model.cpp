@@ -189,10 +189,10 @@ std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& t
     if (found == tensors.end() && optional) return {};
     if (found == tensors.end()) throw gptq::error("has no tensor '" + name + suffix + "'");
     tensor_view const& tensor = found->second;
-    auto const misaligned = reinterpret_cast<std::uintptr_t>(tensor.bytes.data()) % size_of(type);
+    auto const misaligned = reinterpret_cast<std::uintptr_t>(tensor.bytes.data()) % element_bytes(type);
     if (tensor.type != type || tensor.shape.size() != 1 || misaligned != 0) {
       throw gptq::error(fmt::format("tensor '{}{}' is {}, not an aligned row of {}", name, suffix,
-                                    to_string(tensor), name_of(type)));
+                                    to_string(tensor), type_name(type)));
     }
     return tensor.bytes;
   };

@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <gptq/checkpoint/file.hpp>
+#include <gptq/checkpoint/files.hpp>
 #include <gptq/error.hpp>
 
 namespace lm {
@@ -116,8 +116,8 @@ class header_parser {
 template <class T>
 npy_array<T> read_npy(fs::path const& path) {
   std::string const where = path.string();
-  auto const file = gptq::checkpoint::detail::map_file(path);
-  std::string_view const bytes(reinterpret_cast<char const*>(file.data.get()), file.size);
+  gptq::checkpoint::mapped_file const file(path);
+  auto const bytes = file.text();
   auto const fail = [&](std::string const& what) { throw gptq::error(where + ": " + what); };
   if (!bytes.starts_with(magic) || bytes.size() < 12) fail("not a .npy file");
   int const version = bytes[6];
@@ -163,7 +163,7 @@ void write_npy(fs::path const& path, std::span<std::size_t const> shape, std::sp
   auto const length = static_cast<std::uint16_t>(header.size());  // two extents are no 200 bytes
   std::array<std::uint8_t, 4> const version_and_length{1, 0, static_cast<std::uint8_t>(length & 0xff),
                                                        static_cast<std::uint8_t>(length >> 8)};
-  gptq::checkpoint::detail::new_file out(path);
+  gptq::checkpoint::new_file out(path);
   out.write(std::as_bytes(std::span(magic)));
   out.write(std::as_bytes(std::span(version_and_length)));
   out.write(std::as_bytes(std::span(header)));

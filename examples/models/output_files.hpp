@@ -8,14 +8,14 @@
 
 #include <nlohmann/json.hpp>
 
-#include <gptq/checkpoint/file.hpp>
+#include <gptq/checkpoint/files.hpp>
 #include <gptq/error.hpp>
 
 namespace lm {
 
 inline void write_text(std::filesystem::path const& path, std::string const& text) {
-  gptq::checkpoint::detail::new_file out(path);
-  out.write(std::as_bytes(std::span(text)));
+  gptq::checkpoint::new_file out(path);
+  out.write(text);
   out.finish();
 }
 
@@ -34,10 +34,9 @@ inline nlohmann::ordered_json read_json(std::filesystem::path const& path) {
 }
 
 inline void copy_file(std::filesystem::path const& from, std::filesystem::path const& to) {
-  gptq::checkpoint::detail::new_file out(to);
+  gptq::checkpoint::new_file out(to);
   if (!std::filesystem::is_empty(from)) {
-    auto const file = gptq::checkpoint::detail::map_file(from);
-    out.write({file.data.get(), file.size});
+    out.write(gptq::checkpoint::mapped_file(from).bytes());
   }
   out.finish();
 }

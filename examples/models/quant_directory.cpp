@@ -10,7 +10,7 @@
 #include <fmt/format.h>
 #include <toml++/toml.h>
 
-#include <gptq/checkpoint/file.hpp>
+#include <gptq/checkpoint/files.hpp>
 #include <gptq/error.hpp>
 
 #include "formats.hpp"
@@ -197,10 +197,10 @@ void write_quant_directory(fs::path const& directory, model const& m) {
 
 model_grids read_quant_directory(fs::path const& directory) {
   auto const path = directory / index_name;
-  auto const file = gptq::checkpoint::detail::map_file(path);
+  gptq::checkpoint::mapped_file const file(path);
   toml::table index;
   try {
-    index = toml::parse(std::string_view(reinterpret_cast<char const*>(file.data.get()), file.size));
+    index = toml::parse(file.text());
   } catch (toml::parse_error const& e) {
     throw gptq::error(fmt::format("{}: line {}: not valid TOML: {}", path.string(), e.source().begin.line,
                                   e.description()));

@@ -138,7 +138,7 @@ void check_tensors(index_t out, index_t in, bool permuted, gptq_version version)
   CHECK(wrong == 0);
 
   if constexpr (Format::has_zero_point || Format::levels.min_code == 0) {
-    auto view = view_of(tensors, out, in);
+    auto view = as_view(tensors, out, in);
     auto const check_same = [&](quantized_layer<Format> const& read) {
       CHECK(read.scales == layer.scales);
       CHECK(read.zeros == layer.zeros);
@@ -169,7 +169,7 @@ struct checkpoint_case {
   index_t out = 16, in = 72;
   gptq_version version = gptq_version::v2;
 
-  gptq_view view() const { return view_of(tensors, out, in); }
+  gptq_view view() const { return as_view(tensors, out, in); }
 };
 
 /// Reads the tensors of a layer after a change, both ways, which agree.
@@ -255,7 +255,7 @@ TEST_CASE("words become packed units wherever groups and blocks of rows end", "[
         CAPTURE(gptq::to_string(gptq::spec_of<Format>()), permuted, version == gptq_version::v1);
         auto const layer = random_layer<Format>(out, in, permuted, version == gptq_version::v1 ? 1 : 0, 48);
         auto const tensors = to_gptq(layer, version);
-        check_packed<Format>(view_of(tensors, out, in), version);
+        check_packed<Format>(as_view(tensors, out, in), version);
       }
     }
   };
@@ -329,7 +329,7 @@ TEST_CASE("damaged checkpoint tensors", "[checkpoint]") {
   inputs.push_back({"qzeros that are no rows, to be proven", [] { proven_version({}, 4, true); }});
   inputs.push_back({"zero points of 5 bits, to be proven", [] {
                       gptq_tensors const tensors{{}, {0, 0, 0, 0, 0}, {}, {}};
-                      proven_version(view_of(tensors, 32, 64), 5, true);
+                      proven_version(as_view(tensors, 32, 64), 5, true);
                     }});
   test::check_bad_inputs("GPTQ tensors", inputs);
 }
@@ -338,13 +338,13 @@ TEST_CASE("what zero points prove of the version", "[checkpoint]") {
   using f3 = format<gptq::fixed_zero, 3, 32>;
   for (gptq_version const version : {gptq_version::v1, gptq_version::v2}) {
     auto const symmetric = to_gptq(random_layer<f3>(32, 64, false, 1, 46), version);
-    CHECK(proven_version(view_of(symmetric, 32, 64), 3, true) == version);
+    CHECK(proven_version(as_view(symmetric, 32, 64), 3, true) == version);
   }
   auto layer = random_layer<a4>(16, 64, false, 1, 47);
   std::fill(layer.zeros.begin(), layer.zeros.end(), std::uint8_t{8});
   auto const proof = [&](gptq_version version) {
     auto const tensors = to_gptq(layer, version);
-    return proven_version(view_of(tensors, 16, 64), 4, false);
+    return proven_version(as_view(tensors, 16, 64), 4, false);
   };
   CHECK(proof(gptq_version::v1) == std::nullopt);
   CHECK(proof(gptq_version::v2) == std::nullopt);

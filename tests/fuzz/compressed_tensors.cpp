@@ -83,7 +83,7 @@ extern "C" int LLVMFuzzerTestOneInput(std::uint8_t const* data, std::size_t size
   auto const words = [&](std::size_t count) { return (count * format.bits + 31) / 32; };
   fuzz::tensors<5> const tensors(
       std::as_bytes(std::span(data, size)).subspan(head_bytes),
-      {out * words(in) * 4, out * groups * static_cast<std::size_t>(detail::bytes_of(type)),
+      {out * words(in) * 4, out * groups * static_cast<std::size_t>(scale_bytes(type)),
        words(out) * groups * 4, in * 4, 16},
       data[3] | unsigned{data[4]} << 8);
   // Bytes that come as they may fill no groups, and are no shape.

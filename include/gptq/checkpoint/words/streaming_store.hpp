@@ -11,8 +11,8 @@
 namespace gptq::checkpoint::detail {
 
 /// Writes 64 bytes. At a multiple of 16 this does not read the line of memory first, as ordinary stores do.
-/// Other threads see them after stream_fence().
-inline void stream(std::uint8_t* to, std::uint32_t const* from) {
+/// Other threads see them after streaming_store_fence().
+inline void streaming_store(std::uint8_t* to, std::uint32_t const* from) {
 #ifdef __SSE2__
   if (reinterpret_cast<std::uintptr_t>(to) % sizeof(__m128i) == 0) {
     for (int i = 0; i < 4; ++i) {
@@ -25,7 +25,7 @@ inline void stream(std::uint8_t* to, std::uint32_t const* from) {
   std::memcpy(to, from, 64);
 }
 
-inline void stream_fence() {
+inline void streaming_store_fence() {
 #ifdef __SSE2__
   _mm_sfence();
 #endif
