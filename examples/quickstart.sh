@@ -18,7 +18,7 @@ flags=-march=native
 # g++ 12 warns about its own AVX-512 headers; the large products are OpenBLAS's, which uses AVX-512 anyway.
 [[ $(uname -m) != x86_64 ]] || flags+=" -mno-avx512f"
 cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="$flags" \
-  -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DGPTQ_LLAMA_FEW_FORMATS=ON -DGPTQ_COMPONENTS="gptq;checkpoint" \
+  -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DGPTQ_MODELS_FEW_FORMATS=ON -DGPTQ_COMPONENTS="gptq;checkpoint" \
   -DGPTQ_BUILD_TESTS=OFF -DGPTQ_BUILD_BENCHMARKS=OFF \
   >$build.log 2>&1 || { cat $build.log; exit 1; }
 cmake --build $build --target quantize_model
