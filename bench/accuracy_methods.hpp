@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>

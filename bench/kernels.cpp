@@ -1,4 +1,4 @@
-// Compiled once for each architecture, BENCH_ISA, for bench_gemv as BENCH_GEMV and for bench_gemm as
+// Compiled once for each ISA, BENCH_ISA, for bench_gemv as BENCH_GEMV and for bench_gemm as
 // BENCH_GEMM. Flags are the same for all: what they do not allow has an empty table.
 #include "kernels.hpp"
 
@@ -26,20 +26,20 @@ constexpr kernel kernel_of() {
   k.x = Case::x;
 #if defined(BENCH_GEMV)
   k.gemv = [](matrix const& w, float const* x, float* y, index_t first_row, index_t last_row) {
-    gptq::gemv<Case::x, isa>(typed<format>(w), x, y, first_row, last_row);
+    gptq::gemv<Case::x, isa>(typed<format>(w), x, y, {first_row, last_row});
   };
 #endif
 #if defined(BENCH_GEMM)
   k.prepare = [](matrix const& w, float const* x, index_t tokens, void* workspace, index_t first_token,
                  index_t last_token) {
-    gptq::prepare<Case::x, isa>(typed<format>(w), x, tokens, workspace, first_token, last_token);
+    gptq::prepare<Case::x, isa>(typed<format>(w), x, tokens, workspace, {first_token, last_token});
   };
   k.gemm = [](matrix const& w, index_t tokens, void* workspace, float* y, index_t first_row,
               index_t last_row) {
     // No token's share: where everything lies.
     float const* const x = nullptr;
-    auto const a = gptq::prepare<Case::x, isa>(typed<format>(w), x, tokens, workspace, 0, 0);
-    gptq::gemm<isa>(typed<format>(w), a, y, first_row, last_row);
+    auto const a = gptq::prepare<Case::x, isa>(typed<format>(w), x, tokens, workspace, {0, 0});
+    gptq::gemm<Case::x, isa>(typed<format>(w), a, y, {first_row, last_row});
   };
 #endif
   return k;
@@ -54,7 +54,7 @@ kernel_table table_of(case_list<Cases...>) {
 /// A template, so that nothing of an architecture that is not there is looked at.
 template <class Isa>
 kernel_table table_for() {
-  if constexpr (!requires { sizeof(gptq::detail::operations<Isa>); }) {
+  if constexpr (!Isa::compiled) {
     return {};
   } else if constexpr (std::is_same_v<Isa, gptq::isa::generic>) {
     return table_of(generic_cases{});

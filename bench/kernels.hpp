@@ -7,7 +7,8 @@
 #include <string_view>
 
 #include <gptq/activations.hpp>
-#include <gptq/packed.hpp>
+#include <gptq/format_spec.hpp>
+#include <gptq/layout.hpp>
 
 #include "roofline.hpp"
 

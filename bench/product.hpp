@@ -14,6 +14,8 @@
 
 #include <benchmark/benchmark.h>
 
+#include <gptq/layout/aligned.hpp>
+
 #include "kernels.hpp"
 #include "spin_pool.hpp"
 

@@ -1,7 +1,7 @@
-# gptq_dispatch(<target> SOURCES <file>... [ISAS <architecture>...])
+# gptq_dispatch(<target> SOURCES <file>... [ISAS <isa>...])
 #
-# Compiles the files into the target once for each architecture: with its flags (isa.cmake), and with
-# gptq::isa::native being that architecture. The other files of the target see which these are as
+# Compiles the files into the target once for each ISA: with its flags (isa.cmake), and with
+# gptq::isa::native being that ISA. The other files of the target see which these are as
 # gptq::isa::dispatched. gptq/dispatch.hpp says how to make a program of that; link it with gptq::kernels.
 #
 # ISAS are all by default. Those that the compiler does not know are left out; the target's property gptq_isas
@@ -14,14 +14,14 @@ include(${CMAKE_CURRENT_LIST_DIR}/isa.cmake)
 function(gptq_dispatch target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;ISAS")
   if(NOT arg_SOURCES OR arg_UNPARSED_ARGUMENTS)
-    message(FATAL_ERROR "Usage: gptq_dispatch(<target> SOURCES <file>... [ISAS <architecture>...])")
+    message(FATAL_ERROR "Usage: gptq_dispatch(<target> SOURCES <file>... [ISAS <isa>...])")
   endif()
 
-  set(best_first amx_int8 avx512vnni avx512bw avxvnni avx2 neon_dotprod neon generic)
+  gptq_isas(best_first)
   set(unknown ${arg_ISAS})
   list(REMOVE_ITEM unknown ${best_first})
   if(unknown)
-    message(FATAL_ERROR "gptq_dispatch: not an architecture: ${unknown}. There are ${best_first}")
+    message(FATAL_ERROR "gptq_dispatch: no ISA is called ${unknown}. There are ${best_first}")
   endif()
   set(isas "")
   foreach(isa IN LISTS best_first)
@@ -33,12 +33,12 @@ function(gptq_dispatch target)
     endif()
   endforeach()
   if(NOT isas)
-    message(FATAL_ERROR "gptq_dispatch: the compiler knows none of the architectures")
+    message(FATAL_ERROR "gptq_dispatch: the compiler knows none of the ISAs")
   endif()
   list(JOIN isas ", " text)
   message(STATUS "gptq: ${target} has kernels for ${text}")
 
-  # A source file has one set of flags, so each architecture gets one that includes it. Being part of the target
+  # A source file has one set of flags, so each ISA gets one that includes it. Being part of the target
   # they are compiled as the rest of it is.
   foreach(source IN LISTS arg_SOURCES)
     cmake_path(ABSOLUTE_PATH source NORMALIZE OUTPUT_VARIABLE path)

@@ -1,24 +1,40 @@
-# The one table of compiler flags: what a translation unit needs for the kernels of an architecture
-# (include/gptq/isa.hpp).
+# The one table of ISAs (CPU instruction sets; include/gptq/isa.hpp has a type for each): names, best first, and
+# what a translation unit is compiled with for the kernels of an ISA. Nothing after the name where every compiler
+# for that CPU has it anyway. Dispatch, tests and benchmarks follow from this table; tests/isa_test.cpp fails where
+# it and isa.hpp differ.
+set(gptq_avx2 "-mavx2 -mfma -mf16c")
+set(gptq_avx512 "${gptq_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl")
+set_property(GLOBAL PROPERTY gptq_isa_table
+  "amx_int8 ${gptq_avx512} -mavx512vnni -mamx-tile -mamx-int8"
+  "avx512vnni ${gptq_avx512} -mavx512vnni"
+  "avx512bw ${gptq_avx512}"
+  "avxvnni ${gptq_avx2} -mavxvnni"
+  "avx2 ${gptq_avx2}"
+  "neon_dotprod -march=armv8.2-a+dotprod"
+  "neon"
+  "generic")
 
-# gptq_isa_flags(<isa> <out-var>): its flags, a list; empty where every compiler for that CPU has it anyway.
-function(gptq_isa_flags isa out)
-  set(generic "")
-  set(avx2 -mavx2 -mfma -mf16c)
-  set(avxvnni ${avx2} -mavxvnni)
-  set(avx512bw ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
-  set(avx512vnni ${avx512bw} -mavx512vnni)
-  set(amx_int8 ${avx512vnni} -mamx-tile -mamx-int8)
-  set(neon "")
-  set(neon_dotprod -march=armv8.2-a+dotprod)
-  if(NOT isa MATCHES "^(generic|avx2|avxvnni|avx512bw|avx512vnni|amx_int8|neon|neon_dotprod)$")
-    message(FATAL_ERROR "gptq_isa_flags: no architecture is called ${isa}")
-  endif()
-  set(${out} ${${isa}} PARENT_SCOPE)
+# gptq_isas(<out-var>): the names of all ISAs, best first.
+function(gptq_isas out)
+  get_property(table GLOBAL PROPERTY gptq_isa_table)
+  list(TRANSFORM table REPLACE " .*" "")
+  set(${out} ${table} PARENT_SCOPE)
 endfunction()
 
-# gptq_isa_compiles(<isa> <out-var>): whether this compiler, for the CPU it compiles for, takes the flags and
-# has the architecture with them.
+# gptq_isa_flags(<isa> <out-var>): its flags, a list.
+function(gptq_isa_flags isa out)
+  get_property(table GLOBAL PROPERTY gptq_isa_table)
+  list(FILTER table INCLUDE REGEX "^${isa}( |$)")
+  if(NOT table)
+    message(FATAL_ERROR "gptq_isa_flags: no ISA is called ${isa}")
+  endif()
+  string(REPLACE " " ";" flags "${table}")
+  list(POP_FRONT flags)
+  set(${out} ${flags} PARENT_SCOPE)
+endfunction()
+
+# gptq_isa_compiles(<isa> <out-var>): whether this compiler, for the CPU it compiles for, takes the flags and has
+# the ISA with them.
 function(gptq_isa_compiles isa out)
   gptq_isa_flags(${isa} flags)
   set(CMAKE_REQUIRED_FLAGS)
@@ -31,12 +47,8 @@ function(gptq_isa_compiles isa out)
   set(CMAKE_REQUIRED_QUIET TRUE)
   include(CheckCXXSourceCompiles)
   check_cxx_source_compiles("
-    #include <gptq/isa/all.hpp>
-    #include <type_traits>
-    template <class Isa, class... Isas>
-    constexpr bool among(gptq::isa::list<Isas...>) { return (std::is_same_v<Isa, Isas> || ...); }
-    static_assert(among<gptq::isa::${isa}>(gptq::isa::compiled{}));
-    static_assert(sizeof(gptq::detail::operations<gptq::isa::${isa}>) > 0);
+    #include <gptq/isa.hpp>
+    static_assert(gptq::isa::${isa}::compiled);
     int main() {}" gptq_isa_${isa}_compiles)
   set(${out} ${gptq_isa_${isa}_compiles} PARENT_SCOPE)
 endfunction()

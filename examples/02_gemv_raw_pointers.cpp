@@ -67,8 +67,8 @@ int main() {
   // 3. Each thread takes a share of the rows.
   auto const work = [&](int part) {
     auto const rows = gptq::row_share(out, part, 2);
-    gptq::gemv(gate, inputs, y[0], rows.first, rows.last);
-    gptq::gemv(up, inputs, y[1], rows.first, rows.last);
+    gptq::gemv(gate, inputs, y[0], rows);
+    gptq::gemv(up, inputs, y[1], rows);
   };
   std::thread helper(work, 1);
   work(0);

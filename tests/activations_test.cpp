@@ -2,7 +2,8 @@
 // Their bytes are in kernels_test.cpp, for every architecture.
 #include <limits>
 
-#include <gptq/activations.hpp>
+#include <gptq/packed.hpp>
+#include <gptq/prepare.hpp>
 
 #include "activation_model.hpp"
 #include "catch.hpp"
@@ -38,8 +39,8 @@ std::vector<double> precise_values(std::vector<float> const& x, index_t in) {
       index_t const cell = static_cast<index_t>(c) * tokens + token;
       for (index_t i = 0; i < chunks[c].columns; ++i) {
         double sum = 0.0;
-        for (int p = 0; p < gptq::planes_of(P); ++p) {
-          index_t const row = cell * gptq::planes_of(P) + p;
+        for (int p = 0; p < gptq::digit_planes(P); ++p) {
+          index_t const row = cell * gptq::digit_planes(P) + p;
           sum += std::ldexp(static_cast<double>(a.digits[row * a.chunks.stride() + i]), 8 * p);
         }
         values[static_cast<std::size_t>(token * in + chunks[c].first + i)] =
@@ -109,9 +110,9 @@ TEST_CASE("chunks", "[activations]") {
     CHECK(layout.stride() == test::stride_of(group));
     for (std::size_t c = 0; c < chunks.size(); ++c) {
       auto const at = static_cast<index_t>(c);
-      CHECK(layout.group_of(at) == chunks[c].group);
-      CHECK(layout.columns_of(at) == chunks[c].columns);
-      CHECK(layout.group_of(at) * group + layout.offset_in_group(at) == chunks[c].first);
+      CHECK(layout.group(at) == chunks[c].group);
+      CHECK(layout.columns(at) == chunks[c].columns);
+      CHECK(layout.group(at) * group + layout.offset_in_group(at) == chunks[c].first);
     }
   }
   CHECK(gptq::chunk_layout{0, 0}.count() == 0);
@@ -152,7 +153,7 @@ TEST_CASE("shares of prepared tokens return the same", "[activations]") {
   view.in = 300;
   std::vector<std::uint8_t> workspace(gptq::workspace_bytes<precision::int8>(view.layout(), 7));
   auto const whole = gptq::prepare(view, x.data(), 7, workspace.data());
-  auto const share = gptq::prepare(view, x.data(), 7, workspace.data(), 3, 5);
+  auto const share = gptq::prepare(view, x.data(), 7, workspace.data(), {3, 5});
   CHECK((whole.digits == share.digits && whole.sums == share.sums && whole.scales == share.scales));
   CHECK((whole.tokens == 7 && share.tokens == 7));
 }

@@ -3,7 +3,7 @@
 #include <type_traits>
 #include <typeindex>
 
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 
 #include "catch.hpp"
 #include "support.hpp"
@@ -51,7 +51,7 @@ TEST_CASE("with_format finds the type that the values name", "[format]") {
   auto const type = []<class Format>() { return std::type_index(typeid(Format)); };
   std::set<std::string> seen;
   test::for_each_format(gptq::default_formats{}, [&]<class Format>() {
-    format_spec const spec = gptq::spec_of<Format>();
+    format_spec const spec = gptq::to_spec<Format>();
     INFO(gptq::to_string(spec));
     CHECK((gptq::with_format(spec, type) == type.template operator()<Format>()));
     seen.insert(gptq::to_string(spec));
@@ -62,7 +62,7 @@ TEST_CASE("with_format finds the type that the values name", "[format]") {
 TEST_CASE("specifications as text", "[format]") {
   CHECK(gptq::to_string({"symmetric", 4, 128, scale_type::float16}) ==
         "symmetric, 4 bits, groups of 128, float16 scales");
-  CHECK(gptq::to_string(gptq::spec_of<format<gptq::asymmetric, 2, whole_row, float>>()) ==
+  CHECK(gptq::to_string(gptq::to_spec<format<gptq::asymmetric, 2, whole_row, float>>()) ==
         "asymmetric, 2 bits, one group a row, float32 scales");
   CHECK(format_spec{"a"} == format_spec{"a", 4, 128, scale_type::float16});
   CHECK(!(format_spec{"a"} == format_spec{"b"}));

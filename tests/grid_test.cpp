@@ -37,10 +37,10 @@ double expected_scale(std::string const& scheme, int bits, grid_rule rule, doubl
 template <class F>
 void for_each_levels(F&& f) {
   for (int const bits : {2, 3, 4, 8}) {
-    f(std::string("asymmetric"), bits, gptq::levels_of<gptq::asymmetric>(bits));
-    f(std::string("symmetric"), bits, gptq::levels_of<gptq::symmetric>(bits));
-    f(std::string("fixed_zero"), bits, gptq::levels_of<gptq::fixed_zero>(bits));
-    f(std::string("half_step"), bits, gptq::levels_of<gptq::half_step>(bits));
+    f(std::string("asymmetric"), bits, gptq::scheme_levels<gptq::asymmetric>(bits));
+    f(std::string("symmetric"), bits, gptq::scheme_levels<gptq::symmetric>(bits));
+    f(std::string("fixed_zero"), bits, gptq::scheme_levels<gptq::fixed_zero>(bits));
+    f(std::string("half_step"), bits, gptq::scheme_levels<gptq::half_step>(bits));
   }
 }
 
@@ -89,7 +89,7 @@ TEST_CASE("scales follow the rules", "[grid]") {
 }
 
 TEST_CASE("known grids", "[grid]") {
-  auto const fixed = gptq::levels_of<gptq::fixed_zero>(4);
+  auto const fixed = gptq::scheme_levels<gptq::fixed_zero>(4);
   std::vector<float> const weights{-4.0F, 1.0F, 3.0F};
   constexpr auto exact = scale_type::float32;
   CHECK(gptq::find_grid(weights, fixed, {.scales = exact}).scale == 4.0F / 7.5F);
@@ -97,18 +97,18 @@ TEST_CASE("known grids", "[grid]") {
   CHECK(gptq::find_grid(weights, fixed, {.rule = grid_rule::signed_amax, .scales = exact}).scale == 0.5F);
   std::vector<float> const positive{4.0F, -1.0F};
   CHECK(gptq::find_grid(positive, fixed, {.rule = grid_rule::signed_amax, .scales = exact}).scale == -0.5F);
-  grid const g = gptq::find_grid(weights, gptq::levels_of<gptq::asymmetric>(3), {.scales = exact});
+  grid const g = gptq::find_grid(weights, gptq::scheme_levels<gptq::asymmetric>(3), {.scales = exact});
   CHECK(g.scale == 1.0F);
   CHECK(g.zero == 4);
   // 2.5 steps below zero: the tie goes to even.
   std::vector<float> const tie{-2.5F, 0.5F};
-  CHECK(gptq::find_grid(tie, gptq::levels_of<gptq::asymmetric>(2), {.scales = exact}).zero == 2);
+  CHECK(gptq::find_grid(tie, gptq::scheme_levels<gptq::asymmetric>(2), {.scales = exact}).zero == 2);
 }
 
 TEST_CASE("the weight of largest magnitude is exact with signed_amax", "[grid]") {
   test::random random(4);
   for (int const bits : {2, 3, 4, 8}) {
-    auto const levels = gptq::levels_of<gptq::fixed_zero>(bits);
+    auto const levels = gptq::scheme_levels<gptq::fixed_zero>(bits);
     for (int i = 0; i < 50; ++i) {
       auto weights = random.normals(32);
       weights[5] = i % 2 == 0 ? 8.0F : -8.0F;
@@ -133,7 +133,7 @@ TEST_CASE("a group of zeros decodes to zeros", "[grid]") {
     }
   });
   // The published half step has no zero at all: -1..1 spans its 15 steps.
-  auto const half = gptq::levels_of<gptq::half_step>(4);
+  auto const half = gptq::scheme_levels<gptq::half_step>(4);
   CHECK(gptq::find_grid(zeros, half, {.published_defects = true, .scales = scale_type::float32}).scale ==
         2.0F / 15.0F);
 }
@@ -150,7 +150,7 @@ TEST_CASE("one-sided groups lose half their range only when the defect is asked 
     CHECK(broken == Approx(levels.has_zero_point ? whole : whole / 2));
     CHECK(gptq::find_grid(negative, levels, defect).scale == gptq::find_grid(negative, levels, sound).scale);
   });
-  auto const fixed = gptq::levels_of<gptq::fixed_zero>(4);
+  auto const fixed = gptq::scheme_levels<gptq::fixed_zero>(4);
   grid const g = gptq::find_grid(positive, fixed, {.published_defects = true, .scales = scale_type::float32});
   CHECK(fixed.decode(fixed.encode(1.0F, g), g) == Approx(7.0 / 15));  // the 0.467 of the documentation
 }
@@ -204,25 +204,25 @@ TEST_CASE("scales are never rounded to zero, and overflow to infinity", "[grid]"
     CHECK(std::isinf(gptq::find_grid(huge, levels, {.mse = true}).scale));
   });
   std::vector<float> const tiny{1e-12F};
-  CHECK(gptq::find_grid(tiny, gptq::levels_of<gptq::fixed_zero>(4), {.rule = grid_rule::signed_amax}).scale ==
-        -0x1p-24F);
+  CHECK(gptq::find_grid(tiny, gptq::scheme_levels<gptq::fixed_zero>(4), {.rule = grid_rule::signed_amax})
+            .scale == -0x1p-24F);
   CHECK(gptq::detail::stored_scale(0.0F, scale_type::float16) == 0.0F);
 }
 
 TEST_CASE("rules without a zero point are refused with one", "[grid]") {
-  auto const asymmetric = gptq::levels_of<gptq::asymmetric>(4);
+  auto const asymmetric = gptq::scheme_levels<gptq::asymmetric>(4);
   CHECK_NOTHROW(gptq::check_grid_rule(grid_rule::published, asymmetric));
   CHECK(test::contains(test::error_of([&] { gptq::check_grid_rule(grid_rule::amax, asymmetric); }),
                        "rule amax "));
   CHECK(test::contains(test::error_of([&] { gptq::check_grid_rule(grid_rule::signed_amax, asymmetric); }),
                        "rule signed_amax "));
   for (grid_rule const rule : {grid_rule::published, grid_rule::amax, grid_rule::signed_amax}) {
-    CHECK_NOTHROW(gptq::check_grid_rule(rule, gptq::levels_of<gptq::half_step>(2)));
+    CHECK_NOTHROW(gptq::check_grid_rule(rule, gptq::scheme_levels<gptq::half_step>(2)));
   }
 }
 
 TEST_CASE("levels that are not a power of two", "[grid]") {
-  auto const five = gptq::levels_of<test::five_levels>(3);
+  auto const five = gptq::scheme_levels<test::five_levels>(3);
   std::vector<float> const weights{-1.0F, 3.0F};
   for (grid_rule const rule : {grid_rule::published, grid_rule::amax, grid_rule::signed_amax}) {
     CHECK(gptq::find_grid(weights, five, {.rule = rule}).scale == 1.5F);

@@ -32,7 +32,7 @@ quantized_layer<Format> typed(plain_layer const& layer) {
 template <class Format>
 quantized_layer<Format> random_layer(index_t out, index_t in, bool permuted, test::random& random) {
   return typed<Format>(
-      test::random_layer(gptq::spec_of<Format>(), Format::levels, out, in, permuted, random));
+      test::random_layer(gptq::to_spec<Format>(), Format::levels, out, in, permuted, random));
 }
 
 /// A packed matrix and what its view gives back.
@@ -148,7 +148,7 @@ template <class List>
 void check_formats() {
   test::for_each_format(List{}, []<class Format>() {
     auto const check = [](index_t out, index_t in, std::uint32_t seed) {
-      check_shape(pack_and_back<Format>, gptq::spec_of<Format>(), Format::levels, out, in, seed);
+      check_shape(pack_and_back<Format>, gptq::to_spec<Format>(), Format::levels, out, in, seed);
     };
     for (auto const& [out, in] :
          {std::pair<index_t, index_t>{1, 1}, {1, 200}, {67, 1}, {16, 128}, {17, 288}, {32, 64}, {33, 40}}) {

@@ -1,12 +1,12 @@
 // Shares of the work, and that results do not depend on them.
 #include <vector>
 
+#include <gptq/packed.hpp>
 #include <gptq/parallel.hpp>
 
 #include "catch.hpp"
 #include "support.hpp"
 
-using gptq::index_range;
 using gptq::index_t;
 
 namespace {
@@ -66,11 +66,11 @@ TEST_CASE("shares cover everything once, in order", "[parallel]") {
     for (int parts = 1; parts < 40; ++parts) {
       index_t row = 0, token = 0;
       for (int part = 0; part < parts; ++part) {
-        index_range const rows = gptq::row_share(count, part, parts);
+        gptq::row_range const rows = gptq::row_share(count, part, parts);
         REQUIRE((rows.first == row && rows.first <= rows.last));
         REQUIRE((rows.last % 32 == 0 || rows.last == count));
         row = rows.last;
-        index_range const some = gptq::token_share(count, part, parts);
+        gptq::token_range const some = gptq::token_share(count, part, parts);
         REQUIRE((some.first == token && some.first <= some.last));
         token = some.last;
       }

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include <gptq/float16.hpp>
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 #include <gptq/scheme.hpp>
 
 #include "support.hpp"

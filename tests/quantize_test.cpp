@@ -98,7 +98,7 @@ template <class List>
 std::vector<any_format> values_of() {
   std::vector<any_format> formats;
   test::for_each_format(List{}, [&]<class Format>() {
-    formats.push_back({gptq::spec_of<Format>(), Format::levels,
+    formats.push_back({gptq::to_spec<Format>(), Format::levels,
                        [](problem const& p, quantize_options const& options) {
                          return plain(gptq::quantize<Format>(p.weight, p.h, options, &p.held_out));
                        },

@@ -91,7 +91,7 @@ TEST_CASE("the reference is the dense product in double", "[reference]") {
       gptq::format_list<format<gptq::asymmetric, 3, gptq::whole_row>,
                         format<gptq::symmetric, 4, gptq::whole_row>, format<test::five_levels, 3, 32>>;
   auto const check_format = []<class Format>() {
-    CAPTURE(gptq::to_string(gptq::spec_of<Format>()));
+    CAPTURE(gptq::to_string(gptq::to_spec<Format>()));
     test::random random(7);
     for (auto const& [out, in] : {std::pair<index_t, index_t>{1, 1}, {19, 100}}) {
       for (bool const permuted : {false, true}) {

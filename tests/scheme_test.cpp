@@ -48,14 +48,14 @@ static_assert(!gptq::quantization_scheme<double_zero_point>);
 static_assert(!gptq::quantization_scheme<wrong_code_type>);
 
 // ---- all of it can be asked for at compile time ----
-constexpr code_levels seven = gptq::levels_of<gptq::symmetric>(4);
+constexpr code_levels seven = gptq::scheme_levels<gptq::symmetric>(4);
 static_assert(seven.min_code == 1 && seven.max_code == 15 && seven.zero == 8.0F && !seven.is_half_step());
 static_assert(seven.encode(0.26F, {0.5F, 0}) == 9 && seven.decode(9, {0.5F, 0}) == 0.5F);
-static_assert(gptq::levels_of<gptq::half_step>(4).is_half_step());
-static_assert(gptq::levels_of<gptq::half_step>(2).zero == 1.5F);
-static_assert(gptq::levels_of<gptq::fixed_zero>(8).zero == 128.0F);
-static_assert(gptq::levels_of<gptq::asymmetric>(3).has_zero_point);
-static_assert(!gptq::levels_of<gptq::asymmetric>(3).is_half_step());
+static_assert(gptq::scheme_levels<gptq::half_step>(4).is_half_step());
+static_assert(gptq::scheme_levels<gptq::half_step>(2).zero == 1.5F);
+static_assert(gptq::scheme_levels<gptq::fixed_zero>(8).zero == 128.0F);
+static_assert(gptq::scheme_levels<gptq::asymmetric>(3).has_zero_point);
+static_assert(!gptq::scheme_levels<gptq::asymmetric>(3).is_half_step());
 
 /// The table at the head of NUMERICS of the published code, as levels rather than codes.
 struct expected_levels {
@@ -80,7 +80,7 @@ struct levels_case {
 template <class Scheme>
 void append(std::vector<levels_case>& cases) {
   for (int const bits : {2, 3, 4, 8}) {
-    cases.push_back({std::string(Scheme::name), bits, gptq::levels_of<Scheme>(bits)});
+    cases.push_back({std::string(Scheme::name), bits, gptq::scheme_levels<Scheme>(bits)});
   }
 }
 

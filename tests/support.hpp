@@ -11,7 +11,7 @@
 #include <vector>
 
 #include <gptq/error.hpp>
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 
 #include "catch.hpp"
 

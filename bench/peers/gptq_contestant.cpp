@@ -58,17 +58,17 @@ int main(int argc, char** argv) {
     auto const rows = [&](int thread) { return share(c.out, 32, thread, c.threads); };
     if (c.tokens == 1) {
       auto const a = gptq::prepare<precision>(w, x.data(), 1, workspace.data());
-      pool.run([&](int thread) { gptq::gemv(w, a, y.data(), rows(thread), rows(thread + 1)); });
+      pool.run([&](int thread) { gptq::gemv(w, a, y.data(), {rows(thread), rows(thread + 1)}); });
       return;
     }
     gptq::activations<precision> a;
     pool.run([&](int thread) {
-      auto const prepared = gptq::prepare<precision>(w, x.data(), c.tokens, workspace.data(),
-                                                     share(c.tokens, 1, thread, c.threads),
-                                                     share(c.tokens, 1, thread + 1, c.threads));
+      auto const prepared = gptq::prepare<precision>(
+          w, x.data(), c.tokens, workspace.data(),
+          {share(c.tokens, 1, thread, c.threads), share(c.tokens, 1, thread + 1, c.threads)});
       if (thread == 0) a = prepared;
     });
-    pool.run([&](int thread) { gptq::gemm(w, a, y.data(), rows(thread), rows(thread + 1)); });
+    pool.run([&](int thread) { gptq::gemm(w, a, y.data(), {rows(thread), rows(thread + 1)}); });
   };
 
   auto const turn = [&] {

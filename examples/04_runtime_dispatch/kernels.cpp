@@ -1,4 +1,4 @@
-// Compiled once for each architecture, which is gptq::isa::native here: see gptq_dispatch() in
+// Compiled once for each ISA, which is gptq::isa::native here: see gptq_dispatch() in
 // CMakeLists.txt.
 #include "kernels.hpp"
 

@@ -1,7 +1,7 @@
 // One program for every CPU of its kind: compiled for the plainest of them, with kernels for several, it
 // takes the best that the one it wakes up on can run.
 //
-//   example_04_runtime_dispatch [--isa <architecture>] [--time]
+//   example_04_runtime_dispatch [--isa <name>] [--time]
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <gptq/dispatch.hpp>
+#include <gptq/packed.hpp>
 #include <gptq/reference.hpp>
 
 #include "kernels.hpp"
@@ -24,8 +25,7 @@ struct choice {
   kernels run;
 };
 
-/// All of the run-time dispatch, once in the life of the program. `isa` is empty, or insists on an
-/// architecture.
+/// All of the run-time dispatch, once in the life of the program. `isa` is empty, or insists on an ISA.
 choice choose(std::string_view isa) {
   auto const table = []<class Isa>() { return choice{Isa::name, kernels_for<Isa>()}; };
   return isa.empty() ? gptq::dispatch(gptq::isa::dispatched{}, table)
@@ -69,7 +69,7 @@ double microseconds(kernels const& run, index_t size, std::mt19937& random) {
   double best = 1e9;
   for (int i = 0; i < 1000; ++i) {
     auto const start = std::chrono::steady_clock::now();
-    run.gemv(w, run.prepare(w, x.data(), 1, workspace.data()), y.data(), 0, w.out);
+    run.gemv(w, run.prepare(w, x.data(), 1, workspace.data()), y.data(), {0, w.out});
     std::chrono::duration<double, std::micro> const took = std::chrono::steady_clock::now() - start;
     best = std::min(best, took.count());
   }
@@ -96,8 +96,8 @@ int main(int argc, char** argv) try {
   auto const x = some_inputs(tokens * in, random);
   std::vector<char> workspace(gptq::workspace_bytes(w.layout(), tokens));
   std::vector<float> one(out), all(tokens * out);
-  run.gemv(w, run.prepare(w, x.data(), 1, workspace.data()), one.data(), 0, out);
-  run.gemm(w, run.prepare(w, x.data(), tokens, workspace.data()), all.data(), 0, out);
+  run.gemv(w, run.prepare(w, x.data(), 1, workspace.data()), one.data(), {0, out});
+  run.gemm(w, run.prepare(w, x.data(), tokens, workspace.data()), all.data(), {0, out});
 
   std::vector<double> exact(tokens * out);
   gptq::reference::gemm(w, x.data(), tokens, exact.data());

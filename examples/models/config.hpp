@@ -12,7 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include <gptq/checkpoint/gptq.hpp>
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 
 namespace lm {
 

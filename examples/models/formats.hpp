@@ -1,7 +1,7 @@
 // The formats that the command line can ask for.
 #pragma once
 
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 
 namespace lm {
 

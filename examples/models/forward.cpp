@@ -50,7 +50,7 @@ void causal_softmax(matrix& scores, Index seen) {
 /// values lie in memory: head by head, each would wait for it.
 /// @param weights  [heads, positions], those of these heads overwritten
 /// @param result   [1, query_size]
-void attend(config const& c, matrix const& q, rows_of const& k, rows_of const& v, gptq::index_range heads,
+void attend(config const& c, matrix const& q, rows_of const& k, rows_of const& v, gptq::token_range heads,
             matrix& weights, matrix& result) {
   Index const size = c.head_dim, sharing = c.num_attention_heads / c.num_key_value_heads;
   for (Index p = 0; p < k.rows(); ++p) {

@@ -13,7 +13,7 @@
 #include <string>
 
 #include <gptq/checkpoint/gguf.hpp>
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 
 #include "config.hpp"
 #include "weights.hpp"

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
 

@@ -16,7 +16,7 @@ using gptq::precision;
 
 template <class Format, precision Precision>
 void gemv(packed_parts const& w, float const* x, float* y, index_t first_row, index_t last_row) noexcept {
-  gptq::gemv<Precision>(view_of<Format>(w), x, y, first_row, last_row);
+  gptq::gemv<Precision>(view_of<Format>(w), x, y, {first_row, last_row});
 }
 
 using kernel_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero, gptq::half_step>,
@@ -45,12 +45,12 @@ void round_to_int8(std::span<float> x, index_t group_columns, std::span<std::int
   auto const in = static_cast<index_t>(x.size());
   gptq::chunk_layout const chunks{in, group_columns};
   std::vector<char> workspace(gptq::workspace_bytes(chunks) + 64);
-  auto const a = gptq::detail::activations_in<precision::int8>(chunks, chunks.count(), 1, workspace.data());
+  auto const a = gptq::detail::activations_at<precision::int8>(chunks, chunks.count(), 1, workspace.data());
   gptq::detail::prepare_chunks<gptq::isa::native>(a, x.data(), in, order.empty() ? nullptr : order.data(), 0,
-                                                  chunks.count(), 0, 1);
+                                                  chunks.count(), {0, 1});
   index_t stored = 0;
   for (index_t chunk = 0; chunk < chunks.count(); ++chunk) {
-    for (index_t c = 0; c < chunks.columns_of(chunk); ++c, ++stored) {
+    for (index_t c = 0; c < chunks.columns(chunk); ++c, ++stored) {
       index_t const column = order.empty() ? stored : index_t{order[static_cast<std::size_t>(stored)]};
       x[static_cast<std::size_t>(column)] =
           a.scales[chunk] * static_cast<float>(a.digits[chunk * chunks.stride() + c]);

@@ -6,7 +6,7 @@
 #include <span>
 
 #include <gptq/activations.hpp>
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 #include <gptq/packed.hpp>
 
 namespace lm {

@@ -21,7 +21,7 @@ class packed_as final : public packed_linear {
  public:
   packed_as(Owner owner, gptq::packed_view<Format> view) : owner_(std::move(owner)), view_(view) {}
 
-  gptq::format_spec format() const override { return gptq::spec_of<Format>(); }
+  gptq::format_spec format() const override { return gptq::to_spec<Format>(); }
   void dequantize(float* weight) const override { gptq::dequantize(view_, weight); }
   packed_parts parts() const override { return parts_of(view_); }
 

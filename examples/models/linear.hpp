@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <memory>
 
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>

@@ -39,7 +39,7 @@ layer_grids grids_of(packed_linear const& packed) {
       for (gptq::index_t group = 0; group < grids.groups; ++group) {
         gptq::grid const g = view.grid(row, group);
         grids.scales.push_back(g.scale);
-        if (!grids.symmetric) grids.zeros.push_back(Format::levels.zero_of(g));
+        if (!grids.symmetric) grids.zeros.push_back(Format::levels.zero_point(g));
       }
     }
     if (Format::group_size != gptq::whole_row) {

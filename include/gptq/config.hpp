@@ -1,6 +1,11 @@
 // What the ground floor needs: the type of sizes, and how functions are marked.
 #pragma once
 
+#if __cplusplus < 202002L
+#error "gptq is written in C++20: compile with -std=c++20 or a later standard."
+#include <gptq needs -std=c++20>  // the compiler stops here, before hundreds of errors that say less
+#endif
+
 #include <cstddef>
 
 // What device code calls, too.

@@ -1,21 +1,29 @@
 // Choosing kernels at run time: one program for every CPU of its kind, with kernels for several.
 //
-// The source file that holds the kernels is compiled once for each architecture (cmake/dispatch.cmake) and
-// fills a table of functions there; at its start the program takes the best table that its CPU can run.
+// kernels.hpp declares a table of functions, whatever the program needs, and that there is one for each ISA:
 //
-//   CMakeLists.txt   gptq_dispatch(engine SOURCES kernels.cpp)
+//   struct kernels {
+//     void (*gemv)(gptq::packed_view<q4> const& w, float const* x, float* y) noexcept;
+//   };
+//   template <class Isa>
+//   kernels kernels_for();
 //
-//   kernels.hpp      struct kernels { void (*gemv)(...); };       // whatever the program needs
-//                    template <class Isa> kernels kernels_for();  // kernels.cpp has one an architecture
+// kernels.cpp is compiled once for each ISA, with its flags, by gptq_dispatch(engine SOURCES kernels.cpp) in
+// CMakeLists.txt (cmake/dispatch.cmake), and fills the table of the one that it is compiled for:
 //
-//   kernels.cpp      template <> kernels kernels_for<gptq::isa::native>() { return {.gemv = gptq::gemv}; }
+//   template <> kernels kernels_for<gptq::isa::native>() {
+//     return {.gemv = gptq::gemv};
+//   }
 //
-//   main.cpp         auto const table = []<class Isa>() { return kernels_for<Isa>(); };
-//                    kernels const k = gptq::dispatch(gptq::isa::dispatched{}, table);
+// main.cpp takes the best table that its CPU can run, once, at the start:
+//
+//   auto const table = []<class Isa>() { return kernels_for<Isa>(); };
+//   kernels const run = gptq::dispatch(gptq::isa::dispatched{}, table);
+//   run.gemv(w, x, y);
 //
 // The linker keeps one copy of a function that several object files have, and that may be the one for a
-// better CPU than this. Nothing of this library is shared so; in a file compiled for several architectures
-// keep to functions of its own (static, or in an unnamed namespace) and away from standard library templates.
+// better CPU than this. Nothing of this library is shared so; in a file compiled for several ISAs keep to
+// functions of its own (static, or in an unnamed namespace) and away from standard library templates.
 // examples/04_runtime_dispatch is a whole program.
 //
 // Without CMake: compile the file with -DGPTQ_ISA=avx2 and the flags for it (cmake/isa.cmake has a table),
@@ -31,7 +39,7 @@
 namespace gptq {
 
 namespace isa {
-/// The architectures that gptq_dispatch() compiles this target's kernels for, best first. Where it was not
+/// The ISAs that gptq_dispatch() compiles this target's kernels for, best first. Where it was not
 /// called that is isa::native: the same sources make an ordinary program.
 #if defined(GPTQ_DISPATCH_ISAS)
 using dispatched = list<GPTQ_DISPATCH_ISAS>;
@@ -40,13 +48,13 @@ using dispatched = list<native>;
 #endif
 }  // namespace isa
 
-/// Calls `f.template operator()<Isa>()` with the first architecture of the list that this CPU can run and
+/// Calls `f.template operator()<Isa>()` with the first ISA of the list that this CPU can run and
 /// returns its result, which has the same type for all of them. Throws gptq::error when there is none, which
 /// cannot be if isa::generic is among them.
 template <class... Isas, class F>
 decltype(auto) dispatch(isa::list<Isas...> isas, F&& f);
 
-/// The same with the architecture called `name`: for tests, and for those who know better. Throws gptq::error
+/// The same with the ISA called `name`: for tests, and for those who know better. Throws gptq::error
 /// when it is not in the list, or this CPU cannot run it.
 template <class... Isas, class F>
 decltype(auto) dispatch(isa::list<Isas...> isas, std::string_view name, F&& f);
@@ -56,7 +64,7 @@ decltype(auto) dispatch(isa::list<Isas...> isas, std::string_view name, F&& f);
 namespace detail {
 
 template <class... Isas>
-std::string names_of(isa::list<Isas...>) {
+std::string isa_names(isa::list<Isas...>) {
   std::string all;
   ((all += all.empty() ? "" : ", ", all += Isas::name), ...);
   return all;
@@ -66,7 +74,7 @@ template <class All, class F, class First, class... Rest>
 decltype(auto) dispatch_supported(F& f, isa::list<First, Rest...>) {
   if (First::supported()) return f.template operator()<First>();
   if constexpr (sizeof...(Rest) == 0) {
-    throw error("this CPU can run none of the kernels in this program: " + names_of(All{}));
+    throw error("this CPU can run none of the kernels in this program: " + isa_names(All{}));
   } else {
     return dispatch_supported<All>(f, isa::list<Rest...>{});
   }
@@ -79,7 +87,7 @@ decltype(auto) dispatch_named(std::string_view name, F& f, isa::list<First, Rest
     return f.template operator()<First>();
   }
   if constexpr (sizeof...(Rest) == 0) {
-    throw error("no kernels for '" + std::string(name) + "' in this program, only for " + names_of(All{}));
+    throw error("no kernels for '" + std::string(name) + "' in this program, only for " + isa_names(All{}));
   } else {
     return dispatch_named<All>(name, f, isa::list<Rest...>{});
   }

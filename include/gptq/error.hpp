@@ -1,4 +1,5 @@
-// The one exception type of the library.
+// What the library throws when an argument or a file is wrong. Running out of memory is std::bad_alloc, and what
+// a caller's function throws comes through as it is.
 #pragma once
 
 #include <stdexcept>

@@ -1,13 +1,22 @@
 // A quantized layer with one byte a code: what the solver returns and what pack() takes.
+//
+//   gptq::quantized_layer<gptq::format<gptq::symmetric, 4, 128>> layer;
+//   layer.out = 2, layer.in = 4;                  // weight(row, column) = levels.decode(code, grid(row, group))
+//   layer.codes = {8, 9, 10, 11, 8, 7, 6, 5};     // 0 1 2 3, 0 -1 -2 -3
+//   layer.scales = {1.0F, 0.5F};
+//   gptq::check(layer);                           // throws, and says what is wrong
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <new>
 #include <string>
 #include <vector>
 
 #include <gptq/error.hpp>
 #include <gptq/format.hpp>
+#include <gptq/layout/permutation.hpp>
 
 namespace gptq {
 
@@ -24,8 +33,8 @@ struct quantize_report {
   double held_out_snr_db = not_measured;  ///< -10 log10(held_out_error)
   double damping = 0.0;    ///< fraction of mean(diag H) added to the diagonal, as used in the end
   int damping_raised = 0;  ///< how often the damping had to be raised to make H positive definite
-  bool fell_back =
-      false;  ///< quality fast and best: the layer is plain GPTQ's, which is better on held-out tokens
+  /// Quality fast and best: the layer is plain GPTQ's, which was better on held-out tokens.
+  bool fell_back = false;
   index_t dead_columns = 0;  ///< inputs that were zero on every token
   double seconds_factorization = 0.0;
   double seconds_columns = 0.0;  ///< grids, column sweep and updates
@@ -45,7 +54,8 @@ struct quantized_layer {
   quantize_report report;
 
   index_t groups() const { return Format::groups(in); }
-  index_t group_of(index_t stored_column) const { return stored_column / Format::group_columns(in); }
+  /// The group of a stored column.
+  index_t group(index_t stored_column) const { return stored_column / Format::group_columns(in); }
   gptq::grid grid(index_t row, index_t group) const {
     auto const at = static_cast<std::size_t>(row * groups() + group);
     return {scales[at], zeros.empty() ? 0 : int{zeros[at]}};
@@ -73,15 +83,11 @@ inline void check_size(char const* what, std::size_t have, index_t want) {
 
 /// Throws unless order[0..in) holds each of 0..in-1 once.
 inline void check_permutation(std::int32_t const* order, index_t in) {
-  std::vector<bool> seen(static_cast<std::size_t>(in));
-  for (index_t p = 0; p < in; ++p) {
-    std::int32_t const column = order[p];
-    if (column < 0 || column >= in || seen[static_cast<std::size_t>(column)]) {
-      throw error("column order is not a permutation of 0.." + std::to_string(in - 1) + ": entry " +
-                  std::to_string(p) + " is " + std::to_string(column));
-    }
-    seen[static_cast<std::size_t>(column)] = true;
-  }
+  index_t const p = permutation_fault(order, in);
+  if (p == -1) return;
+  if (p == -2) throw std::bad_alloc();
+  throw error("column order is not a permutation of 0.." + std::to_string(in - 1) + ": entry " +
+              std::to_string(p) + " is " + std::to_string(order[p]));
 }
 
 }  // namespace detail

@@ -26,7 +26,7 @@
 #include <vector>
 
 #include <gptq/error.hpp>
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/solver/solution.hpp>
 

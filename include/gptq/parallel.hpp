@@ -18,22 +18,16 @@
 
 namespace gptq {
 
-/// Rows or tokens first..last-1.
-struct index_range {
-  index_t first = 0;
-  index_t last = 0;
-};
-
 /// Part `part` of `parts` of the rows of a matrix: contiguous, in order, cut at multiples of 32, where
 /// kernels best start, and as even as that allows. May be empty.
-GPTQ_INLINE constexpr index_range row_share(index_t out, int part, int parts) {
-  index_t const units = (out + 31) / 32;
-  index_t const last = units * (part + 1) / parts * 32;
-  return {units * part / parts * 32, last < out ? last : out};
+GPTQ_INLINE constexpr row_range row_share(index_t out, int part, int parts) {
+  index_t const blocks = (out + packed_rows - 1) / packed_rows;
+  index_t const last = blocks * (part + 1) / parts * packed_rows;
+  return {blocks * part / parts * packed_rows, last < out ? last : out};
 }
 
 /// The same for tokens, which may be cut anywhere.
-GPTQ_INLINE constexpr index_range token_share(index_t tokens, int part, int parts) {
+GPTQ_INLINE constexpr token_range token_share(index_t tokens, int part, int parts) {
   return {tokens * part / parts, tokens * (part + 1) / parts};
 }
 
@@ -50,23 +44,17 @@ template <class Executor>
 concept parallel_executor = std::is_invocable_v<Executor&, int, detail::no_work const&>;
 
 /// gemv(w, x, y) in `parts` row shares.
-template <class Isa = isa::native, storage_format Format, precision Precision, parallel_executor Executor>
+template <precision Precision, class Isa = isa::native, storage_format Format, parallel_executor Executor>
 void parallel_gemv(packed_view<Format> const& w, activations<Precision> const& x, float* y,
                    Executor&& executor, int parts) noexcept(detail::nothrow_executor<Executor>) {
-  executor(parts, [&](int part) noexcept {
-    index_range const rows = row_share(w.out, part, parts);
-    gemv<Isa>(w, x, y, rows.first, rows.last);
-  });
+  executor(parts, [&](int part) noexcept { gemv<Precision, Isa>(w, x, y, row_share(w.out, part, parts)); });
 }
 
 /// gemm(w, x, y) in `parts` row shares.
-template <class Isa = isa::native, storage_format Format, precision Precision, parallel_executor Executor>
+template <precision Precision, class Isa = isa::native, storage_format Format, parallel_executor Executor>
 void parallel_gemm(packed_view<Format> const& w, activations<Precision> const& x, float* y,
                    Executor&& executor, int parts) noexcept(detail::nothrow_executor<Executor>) {
-  executor(parts, [&](int part) noexcept {
-    index_range const rows = row_share(w.out, part, parts);
-    gemm<Isa>(w, x, y, rows.first, rows.last);
-  });
+  executor(parts, [&](int part) noexcept { gemm<Precision, Isa>(w, x, y, row_share(w.out, part, parts)); });
 }
 
 /// prepare(w, x, tokens, workspace) in `parts` shares of the tokens.
@@ -76,10 +64,9 @@ activations<Precision> parallel_prepare(packed_view<Format> const& w, T const* x
                                         void* workspace, Executor&& executor,
                                         int parts) noexcept(detail::nothrow_executor<Executor>) {
   executor(parts, [&](int part) noexcept {
-    index_range const share = token_share(tokens, part, parts);
-    prepare<Precision, Isa>(w, x, tokens, workspace, share.first, share.last);
+    prepare<Precision, Isa>(w, x, tokens, workspace, token_share(tokens, part, parts));
   });
-  return prepare<Precision, Isa>(w, x, tokens, workspace, 0, 0);  // no work: where it all lies
+  return prepare<Precision, Isa>(w, x, tokens, workspace, {0, 0});  // no work: where it all lies
 }
 
 #if defined(_OPENMP)

@@ -267,7 +267,7 @@ matrix dequantize(quantized_layer<Format> const& layer) {
   for (index_t p = 0; p < layer.in; ++p) {
     index_t const column = layer.order.empty() ? p : index_t{layer.order[static_cast<std::size_t>(p)]};
     for (index_t row = 0; row < layer.out; ++row) {
-      weight(row, column) = Format::levels.decode(layer.code(row, p), layer.grid(row, layer.group_of(p)));
+      weight(row, column) = Format::levels.decode(layer.code(row, p), layer.grid(row, layer.group(p)));
     }
   }
   return weight;

@@ -5,12 +5,12 @@
 //   gemm         Y[token, row] = sum over columns of weight(row, column) * X[token, column]
 //
 // Columns are the original ones: a column order in the view is undone here.
+//
+//   std::vector<double> y(static_cast<std::size_t>(w.out));
+//   gptq::reference::gemv(w, x, y.data());          // x[w.in]
 #pragma once
 
-#include <cstddef>
-#include <vector>
-
-#include <gptq/packed.hpp>
+#include <gptq/layout.hpp>
 
 namespace gptq::reference {
 
@@ -34,7 +34,7 @@ template <storage_format Format>
 double weight(packed_view<Format> const& view, index_t row, index_t stored_column) {
   gptq::grid const g = view.grid(row, stored_column / view.layout().group_columns());
   return static_cast<double>(g.scale) * (static_cast<double>(view.code(row, stored_column)) -
-                                         static_cast<double>(Format::levels.zero_of(g)));
+                                         static_cast<double>(Format::levels.zero_point(g)));
 }
 
 template <storage_format Format>

@@ -2,24 +2,34 @@
 //
 //   weight = scale * (q - zero)
 //
-// with one scale a group of columns of a row. A scheme says which codes are used and where the zero lies: in
-// a stored zero point of each group (asymmetric), or in a constant, a multiple of one half (all others).
+// with one scale for a group of columns of a row. A scheme says which codes are used and what zero is: a zero
+// point stored with each group (asymmetric), or a constant, a multiple of one half (all others).
 //
-//   scheme       codes used    zero           levels q - zero              what it is known as
-//   asymmetric   0..2^b-1      stored, code   -zero .. 2^b-1-zero          GPTQ's baseline, GGUF Q4_1
-//   symmetric    1..2^b-1      2^(b-1)        -(2^(b-1)-1)..2^(b-1)-1      -7..7, "remove-zp"
-//   fixed_zero   0..2^b-1      2^(b-1)        -2^(b-1)..2^(b-1)-1          checkpoints with sym: true, GGUF
-//   Q4_0 half_step    0..2^b-1      2^(b-1)-1/2    -(2^(b-1)-1/2)..2^(b-1)-1/2  "use-fixed-zp", floor instead
-//   of round
+//   scheme      codes used  zero             levels q - zero                    known as
+//   asymmetric  0..2^b-1    stored, a code   -zero .. 2^b-1-zero                GPTQ's default, GGUF Q4_1
+//   symmetric   1..2^b-1    2^(b-1)          -(2^(b-1)-1) .. 2^(b-1)-1          -7..7, "remove-zp"
+//   fixed_zero  0..2^b-1    2^(b-1)          -2^(b-1) .. 2^(b-1)-1              "sym": true, GGUF Q4_0
+//   half_step   0..2^b-1    2^(b-1) - 1/2    -(2^(b-1)-1/2) .. 2^(b-1)-1/2      "use-fixed-zp": floor, not round
 //
-// A scheme of your own is one struct with the same members (see the concept below); nothing is registered.
-// examples/03_custom_scheme.cpp shows a ternary one.
+// A scheme of your own is one struct with the same members (see the concept below); nothing is registered:
+//
+//   struct ternary {
+//     static constexpr std::string_view name = "ternary";
+//     static constexpr bool has_zero_point = false;
+//     static constexpr int min_code(int) { return 0; }
+//     static constexpr int max_code(int) { return 2; }
+//     static constexpr float zero_point(int) { return 1.0F; }
+//   };
+//   using t2 = gptq::format<ternary, 2, 64>;  // format.hpp
+//
+// examples/03_custom_scheme.cpp goes on from there.
 #pragma once
 
 #include <concepts>
 #include <string_view>
 
 #include <gptq/config.hpp>
+#include <gptq/grids/rounding.hpp>
 
 namespace gptq {
 
@@ -28,6 +38,9 @@ struct grid {
   float scale = 1.0F;
   int zero = 0;
 };
+
+/// The type that scales are stored in.
+enum class scale_type { float16, float32 };
 
 /// What a struct must offer to be a scheme: a name, the codes in use at a width, and where the zero lies.
 /// `zero_point(bits)` is needed only without a stored zero point; it is a multiple of 1/2, strictly between
@@ -93,79 +106,31 @@ struct code_levels {
     return zero != static_cast<float>(static_cast<int>(zero));
   }
   /// The zero point of a group.
-  GPTQ_HOST_DEVICE constexpr float zero_of(grid g) const {
+  GPTQ_HOST_DEVICE constexpr float zero_point(grid g) const {
     return has_zero_point ? static_cast<float>(g.zero) : zero;
   }
   /// The weight that `code` stands for.
   GPTQ_HOST_DEVICE constexpr float decode(int code, grid g) const {
-    return g.scale * (static_cast<float>(code) - zero_of(g));
+    return g.scale * (static_cast<float>(code) - zero_point(g));
   }
   /// The code of the level nearest to the finite `weight`: weight / scale (a division, as in the published
   /// code, never a product with a reciprocal) rounded half to even for whole zeros, down for half-integer
   /// ones, and clamped to the codes in use. A scale of 0 decodes to 0 whatever the code is.
-  GPTQ_HOST_DEVICE constexpr int encode(float weight, grid g) const;
+  GPTQ_HOST_DEVICE constexpr int encode(float weight, grid g) const {
+    auto const nearest = is_half_step() ? detail::nearest_code<true> : detail::nearest_code<false>;
+    return static_cast<int>(nearest(weight, detail::safe_divisor(g.scale), zero_point(g),
+                                    static_cast<float>(min_code), static_cast<float>(max_code)));
+  }
 };
 
 /// The levels of `Scheme` at `bits` bits.
 template <quantization_scheme Scheme>
-constexpr code_levels levels_of(int bits) {
+constexpr code_levels scheme_levels(int bits) {
   if constexpr (Scheme::has_zero_point) {
     return {Scheme::min_code(bits), Scheme::max_code(bits), true, 0.0F};
   } else {
     return {Scheme::min_code(bits), Scheme::max_code(bits), false, Scheme::zero_point(bits)};
   }
-}
-
-// ---- implementation -------------------------------------------------------------------------------------
-
-namespace detail {
-
-// Half to even, for |x| < 2^22; beyond that the result is only about as large as x, which is all that a value
-// to be clamped needs. Written as additions because std::nearbyint does not vectorize before SSE4.1; the
-// additions would vanish under -ffast-math.
-GPTQ_HOST_DEVICE constexpr float round_half_even(float x) {
-#if defined(__FAST_MATH__)
-  return __builtin_nearbyintf(x);
-#else
-  constexpr float shift = 12582912.0F;  // 1.5 * 2^23: the last bit of the sum is worth 1
-  return (x + shift) - shift;
-#endif
-}
-
-// floor, within the same bounds. Without a branch, so that it vectorizes.
-GPTQ_HOST_DEVICE constexpr float round_down(float x) {
-  float const nearest = round_half_even(x);
-  return nearest - static_cast<float>(nearest > x);
-}
-
-}  // namespace detail
-
-namespace detail {
-
-// std::clamp returns a reference, which keeps the loops around it from vectorizing.
-GPTQ_HOST_DEVICE constexpr float clamp(float x, float low, float high) {
-  float const raised = x < low ? low : x;
-  return raised > high ? high : raised;
-}
-
-// What to divide a weight by: any number for a scale of 0, under which all codes mean 0.
-GPTQ_HOST_DEVICE constexpr float divisor_of(float scale) { return scale == 0.0F ? 1.0F : scale; }
-
-// code_levels::encode on floats, so that loops over it vectorize.
-template <bool HalfStep>
-GPTQ_HOST_DEVICE constexpr float nearest_code(float weight, float divisor, float zero, float lowest,
-                                              float highest) {
-  float const steps = weight / divisor;
-  float const level = HalfStep ? round_down(steps) + 0.5F : round_half_even(steps);
-  return clamp(level + zero, lowest, highest);
-}
-
-}  // namespace detail
-
-GPTQ_HOST_DEVICE constexpr int code_levels::encode(float weight, grid g) const {
-  auto const nearest = is_half_step() ? detail::nearest_code<true> : detail::nearest_code<false>;
-  return static_cast<int>(nearest(weight, detail::divisor_of(g.scale), zero_of(g),
-                                  static_cast<float>(min_code), static_cast<float>(max_code)));
 }
 
 }  // namespace gptq

@@ -116,7 +116,7 @@ compressed_case random_case(int bits, index_t out, index_t in, index_t group_siz
 
 template <class Format>
 void check_read(compressed_case const& c) {
-  CAPTURE(gptq::to_string(gptq::spec_of<Format>()), c.out, c.in);
+  CAPTURE(gptq::to_string(gptq::to_spec<Format>()), c.out, c.in);
   auto const layer = from_compressed<Format>(c.view());
   std::vector<float> weights(c.weights.size());
   dequantize(gptq::pack(layer).view(), weights.data());

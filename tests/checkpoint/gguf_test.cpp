@@ -98,7 +98,7 @@ std::vector<float> weights_of(quantized_layer<Format> const& layer) {
   std::vector<float> weights;
   for (index_t row = 0; row < layer.out; ++row) {
     for (index_t p = 0; p < layer.in; ++p) {
-      weights.push_back(Format::levels.decode(layer.code(row, p), layer.grid(row, layer.group_of(p))));
+      weights.push_back(Format::levels.decode(layer.code(row, p), layer.grid(row, layer.group(p))));
     }
   }
   return weights;
@@ -277,7 +277,7 @@ namespace {
 /// What is written decodes to the layer's weights, exactly or (Q4_1) to the rounding of its minimum.
 template <class Format>
 void check_written(index_t out, index_t in, ggml_type type) {
-  CAPTURE(gptq::to_string(gptq::spec_of<Format>()), out, in, type_name(type));
+  CAPTURE(gptq::to_string(gptq::to_spec<Format>()), out, in, type_name(type));
   auto const layer = random_layer<Format>(out, in, 11);
   auto const blocks = to_ggml(layer, type);
   auto const decoded = to_float(tensor_of(layer, type, blocks));
@@ -286,7 +286,7 @@ void check_written(index_t out, index_t in, ggml_type type) {
   int wrong = 0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
     float const scale =
-        layer.grid(static_cast<index_t>(i) / in, layer.group_of(static_cast<index_t>(i) % in)).scale;
+        layer.grid(static_cast<index_t>(i) / in, layer.group(static_cast<index_t>(i) % in)).scale;
     // m is at most 15 scales: half a unit in the last place of float16 is 2^-11 of it; then one rounding.
     float const allowed = type == ggml_type::q4_1 ? std::abs(scale) * (15.0F / 2048 + 1e-6F) : 0.0F;
     wrong += !(std::abs(decoded[i] - weights[i]) <= allowed);
@@ -368,7 +368,7 @@ namespace {
 
 template <class Format>
 void check_round_trip(ggml_type type) {
-  CAPTURE(gptq::to_string(gptq::spec_of<Format>()), type_name(type));
+  CAPTURE(gptq::to_string(gptq::to_spec<Format>()), type_name(type));
   auto const layer = random_layer<Format>(37, 96, 19);
   auto const blocks = to_ggml(layer, type);
   auto const packed = to_packed<Format>(tensor_of(layer, type, blocks));

@@ -110,7 +110,7 @@ void check_packed(gptq_view const& view, gptq_version version) {
 
 template <class Format>
 void check_tensors(index_t out, index_t in, bool permuted, gptq_version version) {
-  CAPTURE(gptq::to_string(gptq::spec_of<Format>()), out, in, permuted, version == gptq_version::v1);
+  CAPTURE(gptq::to_string(gptq::to_spec<Format>()), out, in, permuted, version == gptq_version::v1);
   bool const v1 = version == gptq_version::v1;
   auto const layer = random_layer<Format>(out, in, permuted, v1 ? 1 : 0, 41);
   auto const tensors = to_gptq(layer, version);
@@ -148,7 +148,7 @@ void check_tensors(index_t out, index_t in, bool permuted, gptq_version version)
         // Within a group columns may come in another order.
         index_t const column = read.order.empty() ? p : index_t{read.order[at(p)]};
         index_t const before = permuted ? position_of(layer.order, column) : column;
-        different += read.group_of(p) != layer.group_of(before);
+        different += read.group(p) != layer.group(before);
         for (index_t row = 0; row < out; ++row) different += read.code(row, p) != layer.code(row, before);
       }
       CHECK(different == 0);
@@ -252,7 +252,7 @@ TEST_CASE("words become packed units wherever groups and blocks of rows end", "[
   auto const check = []<class Format>(Format, index_t out, index_t in) {
     for (bool const permuted : {false, true}) {
       for (gptq_version const version : {gptq_version::v1, gptq_version::v2}) {
-        CAPTURE(gptq::to_string(gptq::spec_of<Format>()), permuted, version == gptq_version::v1);
+        CAPTURE(gptq::to_string(gptq::to_spec<Format>()), permuted, version == gptq_version::v1);
         auto const layer = random_layer<Format>(out, in, permuted, version == gptq_version::v1 ? 1 : 0, 48);
         auto const tensors = to_gptq(layer, version);
         check_packed<Format>(as_view(tensors, out, in), version);

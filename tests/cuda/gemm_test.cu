@@ -83,7 +83,7 @@ void check_gemm_by_blas(cublasHandle_t blas, test::random& random) {
 
 template <class Format, class T>
 void check_dequantize(index_t out, index_t in, bool permuted, test::random& random) {
-  INFO(gptq::to_string(gptq::spec_of<Format>())
+  INFO(gptq::to_string(gptq::to_spec<Format>())
        << ", " << out << " x " << in << (permuted ? ", permuted" : ""));
   auto const packed = test::random_matrix<Format>(out, in, permuted, random);
   cuda::prepacked_matrix<Format> const w(packed.view());

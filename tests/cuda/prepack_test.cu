@@ -12,7 +12,7 @@ namespace {
 
 template <class Format>
 gptq::packed_matrix<Format> random_matrix(index_t out, index_t in, bool permuted, test::random& random) {
-  auto layer = test::random_layer(gptq::spec_of<Format>(), Format::levels, out, in, permuted, random);
+  auto layer = test::random_layer(gptq::to_spec<Format>(), Format::levels, out, in, permuted, random);
   return gptq::pack(gptq::quantized_layer<Format>{out,
                                                   in,
                                                   std::move(layer.codes),
@@ -61,7 +61,7 @@ void there_and_back(test::random& random) {
   index_t const shapes[][2] = {{1, 8}, {16, 128}, {33, 136}, {40, 520}, {100, 1000}, {0, 128}};
   for (auto const& [out, in] : shapes) {
     for (bool const permuted : {false, true}) {
-      INFO(gptq::to_string(gptq::spec_of<Format>()) << " " << out << " x " << in << " " << permuted);
+      INFO(gptq::to_string(gptq::to_spec<Format>()) << " " << out << " x " << in << " " << permuted);
       auto packed = random_matrix<Format>(out, in, permuted, random);
       cuda::prepacked_layout<Format> const layout{out, in};
       bool const ordered = !packed.order().empty();

@@ -18,7 +18,7 @@ namespace test {
 /// A random matrix whose products with normal activations stay far from the limits of float16.
 template <class Format>
 gptq::packed_matrix<Format> random_matrix(index_t out, index_t in, bool permuted, random& numbers) {
-  auto layer = random_layer(gptq::spec_of<Format>(), Format::levels, out, in, permuted, numbers);
+  auto layer = random_layer(gptq::to_spec<Format>(), Format::levels, out, in, permuted, numbers);
   for (float& scale : layer.scales) {
     scale = typename Format::scale((0.5F + numbers.unit()) * (numbers.below(2) == 0 ? 0.0625F : -0.0625F) /
                                    static_cast<float>(1 << Format::bits));
@@ -63,7 +63,7 @@ void check_close(std::vector<Y> const& y, std::vector<double> const& expected) {
 template <class Format, class X, class Y>
 void check_product(index_t out, index_t in, index_t tokens, bool permuted, random& numbers,
                    auto&&... products) {
-  INFO(gptq::to_string(gptq::spec_of<Format>())
+  INFO(gptq::to_string(gptq::to_spec<Format>())
        << ", " << out << " x " << in << ", " << tokens << " tokens of " << sizeof(X) << " to " << sizeof(Y)
        << " bytes" << (permuted ? ", permuted" : ""));
   auto const packed = random_matrix<Format>(out, in, permuted, numbers);

@@ -134,9 +134,9 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
   for (index_t a = 0; a < n; ++a) {
     index_t const column = original(a), s = stored(a);
     for (index_t row = 0; row < rows; ++row) {
-      gptq::grid const g = layer.grid(row, layer.group_of(s));
+      gptq::grid const g = layer.grid(row, layer.group(s));
       weight(row, a) = is_dead(input, column) ? 0.0 : double{weight_of(input)(row, column)};
-      double const level = static_cast<double>(layer.code(row, s)) - double{levels.zero_of(g)};
+      double const level = static_cast<double>(layer.code(row, s)) - double{levels.zero_point(g)};
       difference(row, a) = weight(row, a) - double{g.scale} * level;
     }
   }
@@ -158,9 +158,9 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
   for (index_t a = 0; a < n; ++a) {
     index_t const s = stored(a);
     for (index_t row = 0; row < rows; ++row) {
-      gptq::grid const g = layer.grid(row, layer.group_of(s));
+      gptq::grid const g = layer.grid(row, layer.group(s));
       if (g.scale == 0.0F) continue;
-      double const place = now(row, a) / double{g.scale} + double{levels.zero_of(g)};
+      double const place = now(row, a) / double{g.scale} + double{levels.zero_point(g)};
       double const nearest =
           std::clamp(std::nearbyint(place), double{levels.min_code}, double{levels.max_code});
       double const code = layer.code(row, s);

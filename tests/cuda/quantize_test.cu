@@ -86,7 +86,7 @@ bool close(double a, double b, double tolerance) { return relative_difference(a,
 template <class Format>
 void same_as_cpu(test::layer_input const& input, test::exact_hessian const& exact,
                  gptq::quantize_options const& options, cuda::context& ctx, totals& total) {
-  INFO(gptq::to_string(gptq::spec_of<Format>())
+  INFO(gptq::to_string(gptq::to_spec<Format>())
        << ", " << input.out << " x " << input.in << ", act_order " << options.act_order << ", static "
        << options.static_groups << ", mse " << options.mse << ", grid " << static_cast<int>(options.grid));
   auto const expected = test::quantize_on_cpu<Format>(input, options);

@@ -5,6 +5,7 @@
 
 #include <gptq/activations.hpp>
 #include <gptq/dispatch.hpp>
+#include <gptq/packed.hpp>
 #include <gptq/reference.hpp>
 
 #include "catch.hpp"

@@ -2,18 +2,22 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
+#include <gptq/packed.hpp>
 #include <gptq/parallel.hpp>
 
 using q4 = gptq::format<gptq::asymmetric, 4, 128>;
 extern gptq::packed_view<q4> w, w2;
+extern std::uint8_t const* codes;
+extern gptq::float16 const* scales;
 extern float const* x;
 extern float *y, *y2;
 extern void* workspace;
 extern gptq::index_t tokens, first_row, last_row;
 extern gptq::quantized_layer<q4> layer;
 
-namespace format_hpp {
+namespace format_spec_hpp {
 template <class Format>
 void run();
 }

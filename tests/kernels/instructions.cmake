@@ -1,5 +1,5 @@
 # cmake -D isa=<isa> -D objdump=<objdump> -D program=<program> -P kernels_instructions.cmake
-# Fails unless the kernels of gemv and gemm have the instruction that the architecture is about.
+# Fails unless the kernels of gemv and gemm have the instruction that the ISA is about.
 set(avx2 "vpmaddubsw[ \t][^\n]*%ymm")
 set(avxvnni "{vex}[ \t]+vpdpbusd[ \t][^\n]*%ymm")
 set(avx512bw "vpmaddubsw[ \t][^\n]*%zmm")
@@ -8,6 +8,9 @@ set(amx_int8 "${avx512vnni}")
 set(amx_int8_gemm "tdpb[su][su]d[ \t][^\n]*%tmm")
 set(neon "smlal2?[ \t]")
 set(neon_dotprod "[su]dot[ \t]")
+if(NOT DEFINED ${isa})
+  message(FATAL_ERROR "${isa}: an instruction that its kernels must have is to be named here")
+endif()
 
 execute_process(COMMAND ${objdump} -d -C --no-show-raw-insn ${program} OUTPUT_VARIABLE code COMMAND_ERROR_IS_FATAL ANY)
 string(REPLACE ";" "," code "${code}")

@@ -1,4 +1,4 @@
-// The kernels of the architecture GPTQ_TEST_ISA, compiled with its flags, as kernels_test.cpp calls them.
+// The kernels of the ISA GPTQ_TEST_ISA, compiled with its flags, as kernels_test.cpp calls them.
 #include <gptq/gemm.hpp>
 
 #include "kernel_cases.hpp"
@@ -23,7 +23,7 @@ gptq::activations<Precision> activations_in(void const* workspace, index_t in, i
     a.values = reinterpret_cast<float const*>(bytes);
   } else {
     index_t const cells = a.chunks.count() * tokens;
-    index_t const rows = cells * gptq::planes_of(Precision);
+    index_t const rows = cells * gptq::digit_planes(Precision);
     a.digits = reinterpret_cast<std::int8_t const*>(bytes);
     a.sums = reinterpret_cast<gptq::digit_sums const*>(bytes + rows * a.chunks.stride());
     a.scales = reinterpret_cast<float const*>(bytes + rows * (a.chunks.stride() + 12));
@@ -33,21 +33,21 @@ gptq::activations<Precision> activations_in(void const* workspace, index_t in, i
 
 template <storage_format Format, precision Precision>
 void gemv(plain_view const& w, void const* workspace, index_t tokens, float* y, index_t first, index_t last) {
-  gptq::gemv<isa_under_test>(test::typed<Format>(w),
-                             activations_in<Format, Precision>(workspace, w.in, tokens), y, first, last);
+  gptq::gemv<Precision, isa_under_test>(
+      test::typed<Format>(w), activations_in<Format, Precision>(workspace, w.in, tokens), y, {first, last});
 }
 
 template <storage_format Format, precision Precision>
 void gemm(plain_view const& w, void const* workspace, index_t tokens, float* y, index_t first, index_t last) {
-  gptq::gemm<isa_under_test>(test::typed<Format>(w),
-                             activations_in<Format, Precision>(workspace, w.in, tokens), y, first, last);
+  gptq::gemm<Precision, isa_under_test>(
+      test::typed<Format>(w), activations_in<Format, Precision>(workspace, w.in, tokens), y, {first, last});
 }
 
 template <storage_format Format, precision Precision>
 void raw_gemv(plain_view const& w, x_type type, void const* x, float* y, index_t first, index_t last) {
   auto const view = test::typed<Format>(w);
   auto const call = [&]<class T>(T const* values) {
-    gptq::gemv<Precision, isa_under_test>(view, values, y, first, last);
+    gptq::gemv<Precision, isa_under_test>(view, values, y, {first, last});
   };
   if (type == x_type::float32) call(static_cast<float const*>(x));
   // Where one type works and the preparation of the others does, so do they; once more to be sure.
@@ -96,8 +96,8 @@ struct prepared {
   static void run(plain_view const& w, x_type type, void const* x, index_t tokens, void* workspace,
                   index_t first, index_t last) {
     auto const call = [&]<class T>(T const* values) {
-      gptq::prepare<Precision, isa_under_test>(test::typed<format>(w), values, tokens, workspace, first,
-                                               last);
+      gptq::prepare<Precision, isa_under_test>(test::typed<format>(w), values, tokens, workspace,
+                                               {first, last});
     };
     if (type == x_type::float32) call(static_cast<float const*>(x));
     if (type == x_type::float16) call(static_cast<gptq::float16 const*>(x));

@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 
+#include <gptq/isa.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/reference.hpp>
 
@@ -59,7 +60,7 @@ void reference(test::plain_view const& w, float const* x, index_t tokens, double
 
 template <class... Cases>
 std::vector<format_values> values_of(test::case_list<Cases...>) {
-  return {{gptq::spec_of<typename Cases::format>(), Cases::format::levels, Cases::precision,
+  return {{gptq::to_spec<typename Cases::format>(), Cases::format::levels, Cases::precision,
            reference<typename Cases::format>}...};
 }
 

@@ -47,10 +47,10 @@ std::vector<any_format> all_formats(std::vector<index_t> const& groups) {
   std::vector<any_format> formats;
   for (index_t const group : groups) {
     for (int const bits : {2, 3, 4, 8}) {
-      formats.push_back({"asymmetric", gptq::levels_of<gptq::asymmetric>(bits), bits, group});
-      formats.push_back({"symmetric", gptq::levels_of<gptq::symmetric>(bits), bits, group});
-      formats.push_back({"fixed_zero", gptq::levels_of<gptq::fixed_zero>(bits), bits, group});
-      formats.push_back({"half_step", gptq::levels_of<gptq::half_step>(bits), bits, group});
+      formats.push_back({"asymmetric", gptq::scheme_levels<gptq::asymmetric>(bits), bits, group});
+      formats.push_back({"symmetric", gptq::scheme_levels<gptq::symmetric>(bits), bits, group});
+      formats.push_back({"fixed_zero", gptq::scheme_levels<gptq::fixed_zero>(bits), bits, group});
+      formats.push_back({"half_step", gptq::scheme_levels<gptq::half_step>(bits), bits, group});
     }
   }
   return formats;
@@ -195,7 +195,7 @@ TEST_CASE("the scale of a group is the best of all float16 numbers", "[refine]")
     Eigen::RowVectorXd levels = Eigen::RowVectorXd::Zero(24);
     for (index_t c = 16; c < 24; ++c) {
       levels(c) =
-          static_cast<double>(static_cast<float>(s.codes[at(24 + c)]) - f.levels.zero_of(s.grid_at(1, 2)));
+          static_cast<double>(static_cast<float>(s.codes[at(24 + c)]) - f.levels.zero_point(s.grid_at(1, 2)));
     }
     double least = std::numeric_limits<double>::infinity();
     for (int bits = 0; bits < 1 << 16; ++bits) {
@@ -214,7 +214,7 @@ TEST_CASE("a wide beam finds the best of all codes", "[refine]") {
   for (std::uint32_t seed = 0; seed < 12; ++seed) {
     problem const p(4, 8, 60 + seed);
     Eigen::MatrixXd const h = p.damped(0.01);
-    any_format const format{"half_step", gptq::levels_of<gptq::half_step>(2), 2, 8};
+    any_format const format{"half_step", gptq::scheme_levels<gptq::half_step>(2), 2, 8};
     format_values f = format.values(8);
     f.levels.min_code = 1;  // -1/2 and 1/2
     f.levels.max_code = 2;
@@ -332,7 +332,7 @@ TEST_CASE("the search's grid is never worse than the rule's, and as good as a fi
 }
 
 TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-out tokens", "[refine]") {
-  any_format const format{"fixed_zero", gptq::levels_of<gptq::fixed_zero>(3), 3, 32};
+  any_format const format{"fixed_zero", gptq::scheme_levels<gptq::fixed_zero>(3), 3, 32};
   format_values const f = format.values(96);
   format_values f_mse = f;
   f_mse.grids.mse = true;

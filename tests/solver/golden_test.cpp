@@ -81,7 +81,7 @@ void check_case(layer_data const& data, nlohmann::json const& c, totals& total) 
   std::vector<std::uint8_t> codes(layer.codes.size());
   for (index_t p = 0; p < layer.in; ++p) {
     index_t const column = layer.order.empty() ? p : index_t{layer.order[static_cast<std::size_t>(p)]};
-    g_idx[static_cast<std::size_t>(column)] = static_cast<std::int32_t>(layer.group_of(p));
+    g_idx[static_cast<std::size_t>(column)] = static_cast<std::int32_t>(layer.group(p));
     for (index_t row = 0; row < layer.out; ++row) {
       codes[static_cast<std::size_t>(row * layer.in + column)] =
           static_cast<std::uint8_t>(layer.code(row, p));
@@ -137,7 +137,7 @@ void check_case(layer_data const& data, nlohmann::json const& c, totals& total) 
     for (index_t row = 0; row < layer.out; ++row) {
       for (index_t g = 0; g < layer.groups(); ++g) {
         same = same && zeros[static_cast<std::size_t>(row * layer.groups() + g)] ==
-                           Format::levels.zero_of(layer.grid(row, g));
+                           Format::levels.zero_point(layer.grid(row, g));
       }
     }
     CHECK(same);

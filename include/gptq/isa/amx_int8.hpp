@@ -3,9 +3,9 @@
 // columns are left to AVX-512 VNNI.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_AMX_INT8)
+#if GPTQ_AMX_INT8
 
 #include <gptq/isa/avx512vnni.hpp>
 

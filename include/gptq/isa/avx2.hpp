@@ -2,9 +2,9 @@
 // modulo 2^16. Exact: what is left in the end is within -32768..32767, see integer_sums::start().
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_AVX2)
+#if GPTQ_AVX2
 
 #include <gptq/isa/ymm.hpp>
 #include <gptq/kernels/operations.hpp>

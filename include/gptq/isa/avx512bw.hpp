@@ -1,9 +1,9 @@
 // AVX-512 without dot products: as avx2.hpp, in 512 bits.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_AVX512BW)
+#if GPTQ_AVX512BW
 
 #include <gptq/isa/zmm.hpp>
 #include <gptq/kernels/operations.hpp>

@@ -1,9 +1,9 @@
 // AVX-512 VNNI: vpdpbusd multiplies 64 codes with digits and adds fours into int32.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_AVX512VNNI)
+#if GPTQ_AVX512VNNI
 
 #include <gptq/isa/zmm.hpp>
 #include <gptq/kernels/operations.hpp>

@@ -1,9 +1,9 @@
 // AVX-VNNI: as avx512vnni.hpp, in 256 bits.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_AVXVNNI)
+#if GPTQ_AVXVNNI
 
 #include <gptq/isa/ymm.hpp>
 #include <gptq/kernels/operations.hpp>

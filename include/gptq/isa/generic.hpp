@@ -1,16 +1,16 @@
-// Any architecture that xsimd knows, through what it offers on all of them: 16-bit products. An even and an
+// Any CPU that xsimd knows, through what it offers on all of them: 16-bit products. An even and an
 // odd column share a 16-bit lane, and up to 64 columns are summed modulo 2^16, as in avx2.hpp.
 #pragma once
 
 #include <gptq/kernels/operations.hpp>
 
-#if defined(GPTQ_GENERIC)
+#if GPTQ_GENERIC
 #include <xsimd/xsimd.hpp>
 #endif
 
 namespace gptq::detail {
 
-#if defined(GPTQ_GENERIC)
+#if GPTQ_GENERIC
 
 template <>
 struct operations<isa::generic> {

@@ -2,9 +2,9 @@
 // four columns, so 64 columns add up to at most 16 * 15 * 128 < 2^15: exact, without a start below zero.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_NEON)
+#if GPTQ_NEON
 
 #include <gptq/isa/q_registers.hpp>
 #include <gptq/kernels/operations.hpp>

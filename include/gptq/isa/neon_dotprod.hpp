@@ -1,9 +1,9 @@
 // AArch64 with dot products: sdot multiplies 16 codes with digits and adds fours into int32.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_NEON_DOTPROD)
+#if GPTQ_NEON_DOTPROD
 
 #include <gptq/isa/q_registers.hpp>
 #include <gptq/kernels/operations.hpp>

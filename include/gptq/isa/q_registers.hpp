@@ -1,9 +1,9 @@
-// What the architectures of AArch64 Advanced SIMD share: 16 rows are four q registers.
+// What the ISAs of AArch64 Advanced SIMD share: 16 rows are four q registers.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_NEON)
+#if GPTQ_NEON
 
 #include <arm_neon.h>
 #include <cstdint>

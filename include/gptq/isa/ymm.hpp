@@ -1,9 +1,9 @@
-// What the architectures of 256 bits share: 16 rows are two registers.
+// What the ISAs of 256 bits share: 16 rows are two registers.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_AVX2)
+#if GPTQ_AVX2
 
 #include <cstdint>
 #include <cstring>

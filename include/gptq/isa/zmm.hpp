@@ -1,9 +1,9 @@
-// What the architectures of 512 bits share: 16 rows are one register.
+// What the ISAs of 512 bits share: 16 rows are one register.
 #pragma once
 
-#include <gptq/isa.hpp>
+#include <gptq/isa/flags.hpp>
 
-#if defined(GPTQ_AVX512BW)
+#if GPTQ_AVX512BW
 
 #include <cstdint>
 #include <cstring>

@@ -159,7 +159,7 @@ class refinement {
       for (index_t r = 0; r < strip_rows; ++r) {
         grid const g = r < rows ? of.result_.grid_at(first_row + r, group) : grid{};
         scale[r] = g.scale;
-        zero[r] = of.format_.levels.zero_of(g);
+        zero[r] = of.format_.levels.zero_point(g);
       }
       for (index_t r = 0; r < rows; ++r) {
         std::uint8_t const* const codes = of.result_.codes.data() + (first_row + r) * of.columns_ + first;
@@ -190,7 +190,7 @@ class refinement {
       float changes[strip_rows];
       for (index_t r = 0; r < strip_rows; ++r) {
         float const target = scale[r] * level[r] + slope[r] / curvature;
-        float const code = nearest_code<HalfStep>(target, divisor_of(scale[r]), zero[r], lowest, highest);
+        float const code = nearest_code<HalfStep>(target, safe_divisor(scale[r]), zero[r], lowest, highest);
         float const by = scale[r] * (code - zero[r] - level[r]);
         float const change = by * (by * curvature - 2.0F * slope[r]);
         bool const better = change < 0.0F;
@@ -324,7 +324,7 @@ class refinement {
       for_strips(rows, threads_, [&](index_t r0, index_t n) {
         for (index_t r = r0; r < r0 + n; ++r) {
           std::uint8_t const* const codes = result_.codes.data() + (first_row + r) * columns_ + first;
-          float const zero = format_.levels.zero_of(result_.grid_at(first_row + r, group));
+          float const zero = format_.levels.zero_point(result_.grid_at(first_row + r, group));
           for (index_t c = 0; c < count; ++c) levels(r, c) = static_cast<float>(codes[c]) - zero;
           if (format_.levels.has_zero_point) center(r) = center_of(levels.row(r));
           levels.row(r).array() -= center(r);

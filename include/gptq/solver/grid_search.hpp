@@ -22,8 +22,8 @@ namespace gptq::detail {
 template <bool HalfStep>
 float weighted_error(std::span<float const> weights, float const* metric, grid g, code_levels const& levels) {
   constexpr std::size_t lanes = 16;
-  float const zero = levels.zero_of(g);
-  float const divisor = divisor_of(g.scale);
+  float const zero = levels.zero_point(g);
+  float const divisor = safe_divisor(g.scale);
   auto const lowest = static_cast<float>(levels.min_code);
   auto const highest = static_cast<float>(levels.max_code);
   auto const error = [&](std::size_t i) {
@@ -46,8 +46,8 @@ float weighted_error(std::span<float const> weights, float const* metric, grid g
 /// The scale that loses least for the codes which `g` gives to the weights; 0 when they are all zero.
 template <bool HalfStep>
 float fitted_scale(std::span<float const> weights, float const* metric, grid g, code_levels const& levels) {
-  float const zero = levels.zero_of(g);
-  float const divisor = divisor_of(g.scale);
+  float const zero = levels.zero_point(g);
+  float const divisor = safe_divisor(g.scale);
   auto const lowest = static_cast<float>(levels.min_code);
   auto const highest = static_cast<float>(levels.max_code);
   double along = 0.0;
@@ -66,7 +66,7 @@ grid search_grid(std::span<float const> weights, float const* metric, format_val
   constexpr int fits = 2;
   code_levels const& levels = format.levels;
   grid best = format.find(weights);
-  range const full = range_of(weights);
+  range const full = weight_range(weights);
   if (full.low == full.high) return best;  // zeros
   float least = weighted_error<HalfStep>(weights, metric, best, levels);
   auto const consider = [&](grid candidate) {
@@ -89,7 +89,7 @@ grid search_grid(std::span<float const> weights, float const* metric, format_val
     // A scheme's own way to find grids says where its zero point is.
     grid candidate = format.own_grid != nullptr
                          ? grid{stored_scale(keep * first.scale, format.grids.scales), first.zero}
-                         : grid_of_range({keep * full.low, keep * full.high}, levels, format.grids);
+                         : grid_for_range({keep * full.low, keep * full.high}, levels, format.grids);
     candidate.scale *= sign;
     if (!consider(candidate)) return;
     at = i;

@@ -431,8 +431,8 @@ class solver {
       grid g;
       for (index_t c = width - 1; c >= 0; --c) {
         if (index_t const its = group_of(b.end - 1 - c); its != group) g = result_.grid_at(row, group = its);
-        float const zero = format_.levels.zero_of(g);
-        float const divisor = divisor_of(g.scale);
+        float const zero = format_.levels.zero_point(g);
+        float const divisor = safe_divisor(g.scale);
         float const diagonal = diagonal_(a0 + c);
         extended.clear();
         auto const cost = [&](std::size_t i, float code) {
@@ -610,7 +610,7 @@ class solver {
     for (index_t r = 0; r < rows; ++r) {
       grid const g = result_.grid_at(first_row + r, group);
       lanes.scale[r] = g.scale;
-      lanes.zero[r] = format_.levels.zero_of(g);
+      lanes.zero[r] = format_.levels.zero_point(g);
     }
   }
 
@@ -624,7 +624,7 @@ class solver {
     for (index_t r = 0; r < rows; ++r) {
       float const scale = grids.scale[r];
       float const zero = grids.zero[r];
-      float const code = nearest_code<HalfStep>(now[r], divisor_of(scale), zero, lowest, highest);
+      float const code = nearest_code<HalfStep>(now[r], safe_divisor(scale), zero, lowest, highest);
       float const decoded = scale * (code - zero);
       errors[r] = (now[r] - decoded) * diagonal;
       difference[r] -= decoded;

@@ -16,7 +16,7 @@
 #include <gptq/checkpoint/ggml/types.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
-#include <gptq/format.hpp>
+#include <gptq/format_spec.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/packed.hpp>
 
@@ -126,7 +126,7 @@ packed_matrix<Format> pack_blocks(ggml_tensor const& tensor) {
     for (index_t group = 0; group < shape.groups(); ++group, p += bytes) {
       auto const fail = [&](std::string const& reason) {
         throw error("tensor " + describe(tensor) + ", row " + std::to_string(row) + ", block " +
-                    std::to_string(group) + ": " + reason + " in " + gptq::to_string(spec_of<Format>()));
+                    std::to_string(group) + ": " + reason + " in " + gptq::to_string(to_spec<Format>()));
       };
       code_block const block = functions.read(p);
       if (!std::isfinite(block.scale)) fail("a scale of " + std::to_string(block.scale) + " has no place");
@@ -178,10 +178,10 @@ std::vector<std::byte> layer_blocks(quantized_layer<Format> const& layer, ggml_t
   std::byte* p = blocks.data();
   for (index_t row = 0; row < layer.out; ++row) {
     for (index_t first = 0; first < layer.in; first += block_columns, p += bytes) {
-      grid const g = layer.grid(row, layer.group_of(first));
+      grid const g = layer.grid(row, layer.group(first));
       code_block block;
       block.scale = float16(g.scale);
-      if (functions.has_minimum) block.minimum = float16(0.0F - levels.zero_of(g) * block.scale);
+      if (functions.has_minimum) block.minimum = float16(0.0F - levels.zero_point(g) * block.scale);
       if (!std::isfinite(block.scale) || !std::isfinite(block.minimum)) {
         throw error(name + ": scale " + std::to_string(g.scale) + " of row " + std::to_string(row) +
                     ", columns " + std::to_string(first) + " and on is beyond float16");

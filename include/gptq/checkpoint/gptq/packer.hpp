@@ -102,7 +102,7 @@ void pack_row_blocks(gptq_view const& tensors, gptq_version version, std::vector
       for (index_t block = begin; block < end; ++block) {
         pack_grids<Format>(tensors, version, block, group, scales, zeros);
       }
-      index_t const columns = shape.columns_of(group);
+      index_t const columns = shape.group_columns(group);
       for (index_t c = 0; c < columns; c += unit_columns) {
         index_t const column = group * shape.group_columns() + c;
         for (index_t block = begin; block < end; ++block) {

@@ -39,7 +39,7 @@ gptq_tensors write_gptq(quantized_layer<Format> const& layer, gptq_version versi
   tensors.g_idx.resize(at(in));
   for (index_t p = 0; p < in; ++p) {
     index_t const column = layer.order.empty() ? p : index_t{layer.order[at(p)]};
-    tensors.g_idx[at(column)] = static_cast<std::int32_t>(layer.group_of(p));
+    tensors.g_idx[at(column)] = static_cast<std::int32_t>(layer.group(p));
     for (index_t row = 0; row < out; ++row) {
       put_entry(tensors.qweight, row, out, column, bits, static_cast<std::uint32_t>(layer.code(row, p)));
     }
@@ -53,7 +53,7 @@ gptq_tensors write_gptq(quantized_layer<Format> const& layer, gptq_version versi
                     std::to_string(group) + " is " + std::to_string(g.scale) + ", beyond float16");
       }
       tensors.scales[at(group * out + row)] = scale;
-      auto stored = static_cast<std::uint32_t>(static_cast<int>(Format::levels.zero_of(g)));
+      auto stored = static_cast<std::uint32_t>(static_cast<int>(Format::levels.zero_point(g)));
       if (version == gptq_version::v1) {
         if (stored == 0 && !published_defects) {
           throw error("GPTQ checkpoint: the zero point of row " + std::to_string(row) + ", group " +

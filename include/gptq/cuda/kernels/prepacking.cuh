@@ -187,7 +187,7 @@ packed_matrix<Format> unprepack_on_host(prepacked_view<Format> const& view) {
     }
     index_t const block = row / packed_rows;
     for (index_t group = 0; group < shape.groups(); ++group) {
-      gptq::detail::pack_row<bits>(codes.data() + group * shape.group_columns(), shape.columns_of(group),
+      gptq::detail::pack_row<bits>(codes.data() + group * shape.group_columns(), shape.group_columns(group),
                                    row % packed_rows, packed.codes() + shape.code_offset(block, group));
       int const entry = 2 * (in_tile % 8) + in_tile / 8;
       index_t const at = row_tile * layout.groups() + group;

@@ -7,7 +7,7 @@
 
 namespace gptq::cuda::detail {
 
-using gptq::detail::divisor_of;
+using gptq::detail::safe_divisor;
 using gptq::detail::nearest_code;
 using gptq::detail::range;
 
@@ -35,7 +35,7 @@ __device__ grid find_grid(Each const& each, code_levels const& levels, grid_opti
   }
   bool const zeros = full.low == 0.0F && full.high == 0.0F;
   if (zeros) full = {-1.0F, 1.0F};
-  grid best = gptq::detail::grid_of_range(full, levels, options);
+  grid best = gptq::detail::grid_for_range(full, levels, options);
   if (options.mse) {
     auto const lowest = static_cast<float>(levels.min_code);
     auto const highest = static_cast<float>(levels.max_code);
@@ -44,9 +44,9 @@ __device__ grid find_grid(Each const& each, code_levels const& levels, grid_opti
     for (int i = 0; i < 80; ++i) {
       auto const keep = static_cast<float>(1.0 - i / 100.0);
       grid const candidate =
-          gptq::detail::grid_of_range({keep * full.low, keep * full.high}, levels, options);
-      float const zero = levels.zero_of(candidate);
-      float const divisor = divisor_of(candidate.scale);
+          gptq::detail::grid_for_range({keep * full.low, keep * full.high}, levels, options);
+      float const zero = levels.zero_point(candidate);
+      float const divisor = safe_divisor(candidate.scale);
       float error = 0.0F;
       each([&](float w) {
         float const code = nearest_code<HalfStep>(w, divisor, zero, lowest, highest);

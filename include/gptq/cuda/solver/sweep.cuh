@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     if (there && !find) {
       index_t const at = row * s.grids.groups + s.group_of[first + own + r];
       use_grid(r, s.grids.scales[at],
-               s.levels.zero_of({0.0F, s.grids.zeros == nullptr ? 0 : int{s.grids.zeros[at]}}));
+               s.levels.zero_point({0.0F, s.grids.zeros == nullptr ? 0 : int{s.grids.zeros[at]}}));
     } else {
       use_grid(r, 0.0F, 0.0F);
     }
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
       if (member) {
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          if (own + r < width) use_grid(r, g.scale, s.levels.zero_of(g));
+          if (own + r < width) use_grid(r, g.scale, s.levels.zero_point(g));
         }
       }
       if (lane == owner && live) s.grids.set(row, (first + owner * lane_columns) / s.group_columns, g);
