@@ -1,4 +1,5 @@
-// gptq::cuda::gemv against the reference: every width and scheme, type, group size, odd shapes.
+// What gptq::cuda::gemv does whatever the format: how it shares out its work, graphs, what it refuses. The
+// formats: gemv_2_bits.cu and those beside it.
 #include <gptq/cuda/gemv.cuh>
 
 #include "product_check.cuh"
@@ -6,97 +7,6 @@
 using gptq::format;
 using gptq::index_t;
 namespace cuda = gptq::cuda;
-
-namespace {
-
-template <class Format, class X, class Y>
-void check_gemv(test::random& random) {
-  index_t const shapes[][2] = {{1, 8}, {16, 128}, {40, 264}, {100, 1000}, {129, 2312}};
-  for (auto const& [out, in] : shapes) {
-    for (index_t const tokens : {1, 2, 3, 5, 8, 9, 16, 19}) {
-      bool const permuted = random.below(3) == 0;
-      test::check_product<Format, X, Y>(
-          out, in, tokens, permuted, random, [](auto const& w, X const* x, index_t n, Y* y) {
-            test::device_vector<std::uint8_t> const workspace(cuda::gemv_workspace_bytes<X>(w, n));
-            cuda::gemv(w, x, n, y, {.workspace = workspace.data(), .workspace_bytes = workspace.size()});
-          });
-    }
-  }
-}
-
-}  // namespace
-
-TEST_CASE("gemv agrees with the reference") {
-  if (!test::have_gpu()) return;
-  auto random = test::fresh_random();
-  check_gemv<format<gptq::symmetric, 4, 128>, __half, __half>(random);
-  check_gemv<format<gptq::asymmetric, 4, 32>, __half, float>(random);
-  check_gemv<format<gptq::half_step, 4, 64>, __nv_bfloat16, float>(random);
-  check_gemv<format<gptq::asymmetric, 4, gptq::whole_row>, float, float>(random);
-  check_gemv<format<gptq::fixed_zero, 8, 128, float>, float, float>(random);
-  check_gemv<format<gptq::asymmetric, 8, 32>, __half, __half>(random);
-  check_gemv<format<gptq::half_step, 3, 128>, __half, float>(random);
-  check_gemv<format<gptq::asymmetric, 3, 64>, __nv_bfloat16, float>(random);
-  check_gemv<format<gptq::asymmetric, 2, 256>, float, __nv_bfloat16>(random);
-  check_gemv<format<gptq::half_step, 2, 32>, __half, float>(random);
-}
-
-namespace {
-
-/// Every way to share out the work of the kernel for compute capability 9.0, among few multiprocessors.
-template <class Format, class X, class Y>
-void check_shares(test::random& random) {
-  using cuda::detail::operand;
-  cuda::device gpu = cuda::device::current();
-  if (gpu.capability < 90 ||
-      !cuda::detail::compiled_for(cuda::detail::gemv_sm90<Format, operand<X>, 1, Y, 2, 1, 1>,
-                                  cuda::detail::gemv_sm90_threads)) {
-    return;
-  }
-  gpu.multiprocessors = 3;
-  // Among three, 648 rows are 13 or 14 row tiles each: a last round of blocks has 6 for two warps of 4.
-  for (auto const& [out, in] : {std::pair<index_t, index_t>{1, 8}, {40, 264}, {500, 2312}, {648, 520}}) {
-    for (index_t const tokens : {1, 3, 8, 9, 11, 16}) {
-      for (int const row_warps : {1, 2}) {
-        test::check_product<Format, X, Y>(
-            out, in, tokens, false, random, [&](auto const& w, X const* x, index_t n, Y* y) {
-              cuda::detail::operands<operand<X>> const columns{x, static_cast<int>(n), w.in, w.in};
-              cuda::detail::gemv_launcher<Format, operand<X>, 1, Y> const launcher(w, columns, y, nullptr,
-                                                                                   false, gpu);
-              std::vector<unsigned char> first(static_cast<std::size_t>(n * w.out) * sizeof(Y)),
-                  other(first.size());
-              bool launched = false;
-              for (int const row_tiles : {2, 3, 4}) {
-                for (bool const in_turn : {false, true}) {
-                  for (auto const& [halves, pause] : {std::pair{true, false}, {true, true}, {false, false}}) {
-                    cuda::check(cudaMemset(y, 0xff, first.size()), "poisoning");
-                    if (!launcher({{row_tiles, row_warps}, halves, in_turn, pause})) continue;
-                    cuda::check(cudaMemcpy(other.data(), y, first.size(), cudaMemcpyDeviceToHost), "copying");
-                    if (launched) CHECK(first == other);  // a sum does not depend on who makes it
-                    launched = true;
-                    first = other;
-                  }
-                }
-              }
-              REQUIRE(launched);
-              cuda::check(cudaMemcpy(y, first.data(), first.size(), cudaMemcpyHostToDevice), "copying");
-            });
-      }
-    }
-  }
-}
-
-}  // namespace
-
-TEST_CASE("gemv on compute capability 9.0, however its work is shared out") {
-  if (!test::have_gpu()) return;
-  auto random = test::fresh_random();
-  check_shares<format<gptq::symmetric, 4, 128>, __half, __half>(random);
-  check_shares<format<gptq::asymmetric, 4, 128>, __half, __half>(random);
-  check_shares<format<gptq::asymmetric, 8, 32, float>, __half, __half>(random);
-  check_shares<format<gptq::half_step, 3, 64>, __half, __half>(random);
-  check_shares<format<gptq::asymmetric, 2, 256>, __nv_bfloat16, float>(random);
-}
 
 TEST_CASE("gemv on compute capability 9.0 keeps multiprocessors about equally busy") {
   auto const over = [](index_t a, index_t b) { return (a + b - 1) / b; };

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <string>
 #include <type_traits>
 #include <vector>
 
-#include <gptq/cuda/gemv.cuh>
+#include <gptq/cuda/prepack.cuh>
 #include <gptq/reference.hpp>
 
 #include "catch.hpp"

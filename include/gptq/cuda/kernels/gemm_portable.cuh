@@ -28,8 +28,8 @@ inline constexpr int gemm_blocks = ColumnTiles <= 4 ? 2 : 1;
 template <device_format Format, int ColumnTiles>
 inline constexpr int gemm_depth = std::min(4, 99 * 1024 / gemm_stage_bytes<Format, ColumnTiles>);
 
-/// Block (x, y, z): columns 8 * ColumnTiles * x and on, rows 256 * y and on, split z of the chunks. With one split
-/// the result goes to y, else the sums to partial[split, column, row].
+/// Block (x, y, z): columns 8 * ColumnTiles * x and on, rows 256 * y and on, split z of the chunks. With one
+/// split the result goes to y, else the sums to partial[split, column, row].
 template <device_format Format, class T, class Y, int ColumnTiles>
 __global__ void __launch_bounds__(32 * gemm_warps, gemm_blocks<ColumnTiles>)
     gemm_kernel(prepacked_view<Format> w, operands<T> x, Y* y, float* partial) {

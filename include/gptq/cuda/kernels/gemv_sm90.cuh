@@ -143,8 +143,8 @@ __device__ __forceinline__ void multiply_chunks(lane_chunk<Format> const (&w)[Ro
   });
 }
 
-/// RowWarps warps share a chunk, and have RowTiles of its row tiles each; ColumnTiles * 8 columns. Blocks have so
-/// many row tiles each in turn, or (not in_turn) all of a share one after the other. In either case a block
+/// RowWarps warps share a chunk, and have RowTiles of its row tiles each; ColumnTiles * 8 columns. Blocks have
+/// so many row tiles each in turn, or (not in_turn) all of a share one after the other. In either case a block
 /// has `least` of them, and the first `longer` blocks have one more. The next kernel may start when `late`
 /// stages are left to copy; weights are copied after a pause of so many cycles.
 template <device_format Format, class T, int Parts, class Y, int RowTiles, int RowWarps, int ColumnTiles>

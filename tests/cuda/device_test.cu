@@ -1,4 +1,4 @@
-// Errors have their type and say what failed; a launch that cannot be is an error at the call.
+// device.cuh and error.cuh: errors have their type and say what failed; a launch that cannot be is an error at the call.
 #include "catch.hpp"
 #include "support.cuh"
 

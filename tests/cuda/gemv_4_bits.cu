@@ -1,0 +1,20 @@
+// gptq::cuda::gemv of 4-bit codes: every scheme, type, group size, odd shapes.
+#include "gemv_check.cuh"
+
+using gptq::format;
+
+TEST_CASE("gemv of 4 bits agrees with the reference") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  test::check_gemv<format<gptq::symmetric, 4, 128>, __half, __half>(random);
+  test::check_gemv<format<gptq::asymmetric, 4, 32>, __half, float>(random);
+  test::check_gemv<format<gptq::half_step, 4, 64>, __nv_bfloat16, float>(random);
+  test::check_gemv<format<gptq::asymmetric, 4, gptq::whole_row>, float, float>(random);
+}
+
+TEST_CASE("gemv of 4 bits on compute capability 9.0, however its work is shared out") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  test::check_shares<format<gptq::symmetric, 4, 128>, __half, __half>(random);
+  test::check_shares<format<gptq::asymmetric, 4, 128>, __half, __half>(random);
+}
