@@ -49,7 +49,7 @@ std::vector<float> downloaded(cuda::hessian const& h) {
 }
 
 template <class T>
-void sums_of(double tolerance, test::random& random) {
+void check_sums(double tolerance, test::random& random) {
   cuda::context ctx;
   for (index_t const in : {8, 130, 333}) {
     INFO(in);
@@ -82,14 +82,14 @@ void sums_of(double tolerance, test::random& random) {
 TEST_CASE("products of 16-bit activations are exact, and their sums are float32") {
   if (!test::have_gpu()) return;
   auto random = test::fresh_random();
-  sums_of<gptq::bfloat16>(3e-6, random);
-  sums_of<gptq::float16>(3e-6, random);
+  check_sums<gptq::bfloat16>(3e-6, random);
+  check_sums<gptq::float16>(3e-6, random);
 }
 
 TEST_CASE("float32 activations lose nothing") {
   if (!test::have_gpu()) return;
   auto random = test::fresh_random();
-  sums_of<float>(5e-7, random);
+  check_sums<float>(5e-7, random);
 }
 
 TEST_CASE("parts merge, and sums from elsewhere are taken over") {

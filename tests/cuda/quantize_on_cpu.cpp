@@ -16,10 +16,10 @@ namespace {
 
 std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
 
-Eigen::Map<gptq::matrix const> weight_of(layer_input const& input) {
+Eigen::Map<gptq::matrix const> weight_matrix(layer_input const& input) {
   return {input.weight.data(), input.out, input.in};
 }
-Eigen::Map<Eigen::MatrixXf const> sum_of(layer_input const& input) {
+Eigen::Map<Eigen::MatrixXf const> sum_matrix(layer_input const& input) {
   return {input.sum.data(), input.in, input.in};
 }
 float sum_at(layer_input const& input, index_t i, index_t j) {
@@ -34,8 +34,8 @@ double quadratic(Eigen::MatrixXd const& rows, Eigen::MatrixXd const& m) {
 
 /// Whether g is what the group's weights give, or what they would if rounding had moved them a little: by
 /// some of their own size, or by `rounding` where that is more, as they are sums that may have cancelled.
-bool is_grid_of(std::vector<float> const& weights, float rounding, gptq::grid g,
-                gptq::code_levels const& levels, gptq::grid_options const& options) {
+bool grid_fits(std::vector<float> const& weights, float rounding, gptq::grid g,
+               gptq::code_levels const& levels, gptq::grid_options const& options) {
   constexpr float little = 1e-4F;
   gptq::grid const exact = gptq::find_grid(weights, levels, options);
   if (options.mse) {
@@ -85,8 +85,8 @@ template <class Format>
 gptq::quantized_layer<Format> quantize_on_cpu(layer_input const& input,
                                               gptq::quantize_options const& options) {
   // H of one sequence is 2 S, which is exact.
-  return gptq::quantize<Format>(weight_of(input),
-                                gptq::hessian::from_matrix(2.0F * sum_of(input), input.tokens, 1), options);
+  return gptq::quantize<Format>(
+      weight_matrix(input), gptq::hessian::from_matrix(2.0F * sum_matrix(input), input.tokens, 1), options);
 }
 
 exact_hessian::exact_hessian(layer_input const& input, gptq::quantize_options const& options) {
@@ -135,7 +135,7 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
     index_t const column = original(a), s = stored(a);
     for (index_t row = 0; row < rows; ++row) {
       gptq::grid const g = layer.grid(row, layer.group(s));
-      weight(row, a) = is_dead(input, column) ? 0.0 : double{weight_of(input)(row, column)};
+      weight(row, a) = is_dead(input, column) ? 0.0 : double{weight_matrix(input)(row, column)};
       double const level = static_cast<double>(layer.code(row, s)) - double{levels.zero_point(g)};
       difference(row, a) = weight(row, a) - double{g.scale} * level;
     }
@@ -189,7 +189,7 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
       for (index_t i = 0; i < count; ++i) {
         for (index_t row = 0; row < rows; ++row) {
           bool const dead = is_dead(input, first + i);
-          expected(row, i) = dead ? 0.0 : double{weight_of(input)(row, first + i)};
+          expected(row, i) = dead ? 0.0 : double{weight_matrix(input)(row, first + i)};
         }
       }
       size.setZero();  // given as they are
@@ -198,7 +198,7 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
     for (index_t row = 0; row < rows; ++row) {
       for (index_t i = 0; i < count; ++i) group[at(i)] = static_cast<float>(expected(row, i));
       auto const rounding = static_cast<float>(1e-6 * size.row(row).maxCoeff());
-      if (!is_grid_of(group, rounding, layer.grid(row, first / group_columns), levels, grids)) {
+      if (!grid_fits(group, rounding, layer.grid(row, first / group_columns), levels, grids)) {
         ++found.wrong_grids;
       }
     }

@@ -35,7 +35,7 @@ struct sweep_arguments {
   float const* feedback;  ///< [rows, ld] f of everything before this block; null: none
   float const* factor;    ///< L: entry (a, b), a >= b, at b * ld + a
   index_t ld;
-  int const* group_of;  ///< [K] of each position
+  int const* groups;  ///< [K] of each position
   grid_store grids;
   std::uint8_t* codes;  ///< [rows, ld] by position
   double* losses;       ///< [rows] sums of ((w_now - q) R_jj)^2
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     if (!there) feedback[r] = 0.0F;
     inverse_pivot[r] = inverse_pivots[own + r];
     if (there && !find) {
-      index_t const at = row * s.grids.groups + s.group_of[first + own + r];
+      index_t const at = row * s.grids.groups + s.groups[first + own + r];
       use_grid(r, s.grids.scales[at],
                s.levels.zero_point({0.0F, s.grids.zeros == nullptr ? 0 : int{s.grids.zeros[at]}}));
     } else {
