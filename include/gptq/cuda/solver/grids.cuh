@@ -7,9 +7,9 @@
 
 namespace gptq::cuda::detail {
 
-using gptq::detail::safe_divisor;
 using gptq::detail::nearest_code;
 using gptq::detail::range;
+using gptq::detail::safe_divisor;
 
 inline constexpr unsigned all_lanes = 0xffffffffu;
 
