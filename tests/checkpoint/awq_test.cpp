@@ -158,6 +158,13 @@ TEST_CASE("damaged AWQ tensors", "[checkpoint]") {
     d.change(c);
     CHECK(error_of([&] { from_awq<a32>(c.view()); }) == "AWQ checkpoint: " + d.error);
   }
+  for (std::size_t const place : {0, 1, 23, 46, 47}) {  // of 3 groups of 16 rows
+    awq_case c = random_case(16, 96, 3);
+    c.scales[place] = gptq::float16::from_bits(0xfc00);
+    CHECK(error_of([&] { from_awq<a32>(c.view()); }) == "AWQ checkpoint: the scale of row " +
+                                                            std::to_string(place % 16) + ", group " +
+                                                            std::to_string(place / 16) + " is -inf");
+  }
   // The right bytes, read with another group size.
   CHECK(error_of([] { from_awq<format<gptq::asymmetric, 4, 64>>(random_case(16, 96, 3).view()); }) ==
         "AWQ checkpoint: qzeros has 24 bytes, not 16");

@@ -16,6 +16,7 @@ using gptq::whole_row;
 using gptq::checkpoint::compressed_scale;
 using gptq::checkpoint::compressed_view;
 using gptq::checkpoint::from_compressed;
+using gptq::checkpoint::scale_bytes;
 using gptq::checkpoint::scales_fit_float16;
 using test::error_of;
 
@@ -186,6 +187,39 @@ TEST_CASE("scales that float16 holds, and others", "[checkpoint]") {
   float const fitting = -0.25F;
   for (std::size_t i = 0; i < 16; ++i) std::memcpy(c.scale.data() + 4 * i, &fitting, 4);
   CHECK(scales_fit_float16(c.view()));
+}
+
+TEST_CASE("a bad scale in the first, a middle and the last place", "[checkpoint]") {
+  for (auto const type : {compressed_scale::float16, compressed_scale::bfloat16, compressed_scale::float32}) {
+    for (index_t const place : {0, 1, 17, 34, 35}) {  // of 12 rows in 3 groups
+      compressed_case c = random_case(4, 12, 72, 32, true, type, true);
+      auto const bytes = at(scale_bytes(type));
+      for (std::size_t i = 0; i < c.scale.size(); ++i) c.scale[i] = std::byte{0};  // 0 fits any type
+      for (std::uint32_t const infinity : {0x7f800000U, 0xff800000U, 0x7fc00000U}) {
+        // The upper half of a float32 is a bfloat16; float16 has fewer bits of exponent.
+        auto const half = static_cast<std::uint16_t>(infinity >> 16);
+        std::uint16_t const float16_bits =
+            static_cast<std::uint16_t>((half & 0x8000U) | (half == 0x7fc0 ? 0x7e00U : 0x7c00U));
+        auto* const target = c.scale.data() + at(place) * bytes;
+        if (type == compressed_scale::float32) std::memcpy(target, &infinity, 4);
+        if (type == compressed_scale::bfloat16) std::memcpy(target, &half, 2);
+        if (type == compressed_scale::float16) std::memcpy(target, &float16_bits, 2);
+        CHECK(scales_fit_float16(c.view()));  // one that is not finite is no reason for another format
+        CHECK(error_of([&] { from_compressed<format<gptq::asymmetric, 4, 32, float>>(c.view()); }) ==
+              "compressed-tensors: the scale of row " + std::to_string(place / 3) + ", group " +
+                  std::to_string(place % 3) + " is " +
+                  (infinity == 0x7f800000U   ? "inf"
+                   : infinity == 0xff800000U ? "-inf"
+                                             : "nan"));
+      }
+      if (type == compressed_scale::float16) continue;
+      float const large = 65536.0F;
+      auto const large_half = gptq::bfloat16(large).bits;
+      std::memcpy(c.scale.data() + at(place) * bytes,
+                  type == compressed_scale::float32 ? static_cast<void const*>(&large) : &large_half, bytes);
+      CHECK_FALSE(scales_fit_float16(c.view()));
+    }
+  }
 }
 
 TEST_CASE("damaged compressed tensors", "[checkpoint]") {

@@ -341,6 +341,14 @@ TEST_CASE("a scheme that a type cannot hold is refused with the nearest that can
   CHECK(refusal(format<gptq::fixed_zero, 4, 24>(), ggml_type::q4_0) ==
         "GGUF Q4_0 cannot hold groups of 24 columns: each block of 32 has one scale; multiples of 32 can be "
         "held");
+  for (int const columns : {8, 16, 31, 33, 48, 63, 80}) {
+    CHECK(error_of([&] { check_type(ggml_type::q4_0, format<gptq::fixed_zero, 4, 32>::levels, columns); }) ==
+          "GGUF Q4_0 cannot hold groups of " + std::to_string(columns) +
+              " columns: each block of 32 has one scale; multiples of 32 can be held");
+  }
+  for (int const columns : {32, 64, 96, whole_row}) {
+    CHECK_NOTHROW(check_type(ggml_type::q4_0, format<gptq::fixed_zero, 4, 32>::levels, columns));
+  }
   CHECK(refusal(format<gptq::fixed_zero, 4, 32>(), ggml_type::q6_k) ==
         "Q6_K is not for codes: Q4_0, Q4_1 and Q8_0 are");
   CHECK(type_for(format<gptq::symmetric, 4, 32>::levels) == ggml_type::q4_0);
@@ -567,6 +575,138 @@ TEST_CASE("what cannot be written leaves nothing behind", "[gguf]") {
   CHECK(gguf_file(path).at<double>("a") == 1.0);
 }
 
+TEST_CASE("keys and names as long as they may be", "[gguf]") {
+  CHECK_NOTHROW(gguf_metadata().add(std::string(65535, 'k'), 1.0F));
+  CHECK(error_of([] { gguf_metadata().add(std::string(65536, 'k'), 1.0F); }) ==
+        "GGUF metadata: a key of 65536 bytes");
+  scratch const dir("gguf_test");
+  auto const path = dir.path / "x.gguf";
+  gguf_metadata metadata;
+  metadata.add(std::string(65535, 'k'), "value");
+  std::vector<float> const a{1.0F};
+  std::string const name(63, 'n');
+  write_gguf(path, metadata, {{name, {ggml_type::f32, {1, 1, 1, 1}, bytes_of(a)}}});
+  gguf_file const file(path);
+  CHECK(file.at<std::string_view>(std::string(65535, 'k')) == "value");
+  CHECK(file.find_tensor(name)->shape.size() == 4);
+}
+
+TEST_CASE("a model in several files", "[gguf]") {
+  scratch const dir("gguf_test");
+  auto const prefix = (dir.path / "model").string();
+  std::vector<float> const a{1.0F, 2.0F};
+  struct part {
+    int number;
+    int count;
+    std::vector<std::string> tensors;
+    int total = 3;
+  };
+  auto const write = [&](std::string const& name, part const& p) {
+    gguf_metadata metadata;
+    metadata.add("split.no", static_cast<std::uint16_t>(p.number));
+    metadata.add("split.count", static_cast<std::uint16_t>(p.count));
+    if (p.total > 0) metadata.add("split.tensors.count", static_cast<std::int32_t>(p.total));
+    if (p.number == 0) metadata.add("general.name", "split");
+    ggml_tensor_map tensors;
+    for (auto const& tensor : p.tensors) tensors[tensor] = {ggml_type::f32, {2}, bytes_of(a)};
+    write_gguf(prefix + name, metadata, tensors);
+  };
+  std::string const first = "-00001-of-00003.gguf";
+  std::string const second = "-00002-of-00003.gguf";
+  std::string const third = "-00003-of-00003.gguf";
+  auto const good = [&] {
+    write(first, {0, 3, {"a"}});
+    write(second, {1, 3, {}});
+    write(third, {2, 3, {"b", "c"}});
+  };
+  auto const open = [&](std::string const& name) {
+    auto message = error_of([&] { gguf_file{fs::path(prefix + name)}; });
+    while (message.find(prefix) != message.npos)
+      message.replace(message.find(prefix), prefix.size(), "model");
+    return message;
+  };
+  good();
+  {
+    std::optional<gguf_file> opened(prefix + first);
+    gguf_file const file = std::move(*opened);
+    opened.reset();
+    CHECK(file.at<std::string_view>("general.name") == "split");
+    REQUIRE(file.tensors().size() == 3);
+    for (auto const* const name : {"a", "b", "c"}) CHECK(to_float(*file.find_tensor(name)) == a);
+  }
+  CHECK(open(second) == "model" + second + ": is part 2 of 3; open the first one");
+  CHECK(open(third) == "model" + third + ": is part 3 of 3; open the first one");
+  fs::copy_file(prefix + first, prefix + ".gguf");
+  CHECK(
+      open(".gguf") ==
+      "model.gguf: is the first of 3 parts, but its name does not end in -00001-of-00003.gguf, by which the "
+      "others are found");
+  for (auto const& missing : {second, third}) {
+    good();
+    fs::remove(prefix + missing);
+    CHECK(open(first) == "model" + missing + ": cannot be opened: No such file or directory");
+  }
+  good();
+  write(third, {1, 3, {"b"}});
+  CHECK(open(first) == "model" + third + ": does not say that it is part 3 of 3");
+  write(third, {2, 4, {"b", "c"}});
+  CHECK(open(first) == "model" + third + ": does not say that it is part 3 of 3");
+  write_gguf(prefix + third, {}, {});
+  CHECK(open(first) == "model" + third + ": does not say that it is part 3 of 3");
+  write(third, {2, 3, {"a", "b"}});
+  CHECK(open(first) == "model" + third + ": tensor 'a' is in a part before it, too");
+  write(third, {2, 3, {"b"}});
+  CHECK(open(first) == "model" + first + ": split.tensors.count is 3, but its parts have 2 tensors");
+  write(first, {0, 3, {"a"}, 0});
+  CHECK(open(first).empty());
+  write("-00001-of-00001.gguf", {0, 1, {"a"}, 1});
+  CHECK(open("-00001-of-00001.gguf").empty());
+  // In memory a part is alone.
+  auto const in_memory = [](std::int64_t count) {
+    bytes b;
+    b.head(0, 1).string("split.count").u32(11).put(count);
+    return error_of([&] { parse(b.text); });
+  };
+  CHECK(in_memory(0).empty());
+  CHECK(in_memory(1).empty());
+  CHECK(in_memory(2) == "x: is one of 2 parts of a model, which can only be opened as files");
+  CHECK(in_memory(99999) == "x: is one of 99999 parts of a model, which can only be opened as files");
+  CHECK(in_memory(100000) == "x: split.count is 100000, not between 0 and 99999");
+  CHECK(in_memory(-1) == "x: split.count is -1, not between 0 and 99999");
+}
+
+TEST_CASE("bad blocks in the first, a middle and the last place", "[ggml]") {
+  using q4_0 = format<gptq::fixed_zero, 4, 32>;
+  using q4_1 = format<gptq::asymmetric, 4, 32>;
+  std::vector<std::byte> const zeros(3 * 4 * 20);
+  for (std::size_t const block : {0, 5, 11}) {
+    auto blocks = to_ggml(random_layer<q4_0>(3, 128, 5), ggml_type::q4_0);
+    auto const message = [&](auto packed) {
+      return error_of([&] { packed(ggml_tensor{ggml_type::q4_0, {3, 128}, blocks}); });
+    };
+    auto const pack = [](ggml_tensor const& tensor) { to_packed<q4_0>(tensor); };
+    CHECK(message(pack).empty());
+    blocks[18 * block + 1] = std::byte{0x7c};
+    blocks[18 * block] = std::byte{0};
+    CHECK(message(pack) ==
+          "tensor Q4_0 [3, 128], row " + std::to_string(block / 4) + ", block " + std::to_string(block % 4) +
+              ": a scale of inf has no place in fixed_zero, 4 bits, groups of 32, float16 scales");
+    // A scale of 0 has a zero point only when there is no minimum either.
+    auto with_minimum = zeros;
+    auto const pack_zeros = [&] {
+      return to_packed<q4_1>(ggml_tensor{ggml_type::q4_1, {3, 128}, with_minimum});
+    };
+    std::vector<float> weights(3 * 128, 1.0F);
+    dequantize(pack_zeros().view(), weights.data());
+    CHECK(weights == std::vector<float>(3 * 128));
+    CHECK(unpack(pack_zeros().view()).zeros == std::vector<std::uint8_t>(12));
+    with_minimum[20 * block + 3] = std::byte{0x3c};
+    CHECK(contains(error_of(pack_zeros), "row " + std::to_string(block / 4) + ", block " +
+                                             std::to_string(block % 4) +
+                                             ": scale 0.000000 with minimum 1.000000 has no zero point"));
+  }
+}
+
 TEST_CASE("names are UTF-8", "[gguf]") {
   for (auto const* const good :
        {"plain", "z\xc3\xbc", "\xe2\x96\x81", "\xf0\x9f\xa6\x99", "\xf4\x8f\xbf\xbf"}) {
@@ -676,8 +816,7 @@ TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
           {"the rank cut short", tensor([](bytes& b) { b.string("a name of 20 letters").raw("\1"); })},
           {"the extents cut short", tensor([](bytes& b) { b.string("a").u32(4).u64(1).u64(1); })},
           {"the type cut short", tensor([](bytes& b) { b.string("name").u32(1).u64(1).raw("two"); })},
-          {"a type that ggml has removed", one("a", {1}, 4, 0, 32)},
-          {"an unknown type", one("a", {1}, 1000, 0, 32)},
+          {"an unknown type beyond the file", one("a", {1}, 1000, 64, 32)},
           {"the offset cut short",
            tensor([](bytes& b) { b.string("a long name").u32(1).u64(1).u32(0).u32(0); })},
           {"an offset that is not aligned", one("a", {1}, 0, 4, 36)},
@@ -697,6 +836,13 @@ TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
           {"tensors in the same place", two("b", 0, 96)},
       });
   auto const f32 = [](bytes const& b) { return ggml_tensor{ggml_type::f32, {1}, b.view()}; };
+  auto const unknown = [&](std::uint32_t type) {
+    bytes b;
+    b.head(1, 0).tensor("a", {1}, type, 0).pad().raw(std::string(32, '\0'));
+    ggml_tensor parsed = parse(b.text).tensors().at("a");
+    CHECK(parsed.bytes.empty());
+    return parsed;
+  };
   auto const q4_0 = [](std::vector<std::size_t> shape, float scale) {
     return [shape = std::move(shape), scale] {
       bytes b;
@@ -722,6 +868,9 @@ TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
              std::vector<float> values(1);
              to_float(f32(bytes().u32(0)), 1, values);
            }},
+          {"a type that ggml has removed, decoded", [&] { to_float(unknown(4)); }},
+          {"an unknown type, decoded", [&] { to_float(unknown(1000)); }},
+          {"an unknown type, packed", [&] { to_packed<format<gptq::fixed_zero, 4, 32>>(unknown(1000)); }},
           {"a type that is not decoded",
            [] {
              to_float(ggml_tensor{ggml_type::iq4_xs, {256}, {}});
@@ -742,6 +891,16 @@ TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
   CHECK_NOTHROW(key("general.alignment", [](bytes& b) { b.u32(4).u32(8); })());
   CHECK_NOTHROW(two("b", 64, 96)());
   CHECK_NOTHROW(one("a", {0, 4}, 0, 0, 0)());
+  // A tensor without bytes is in nobody's way, wherever it lies; nor is one whose type is not known.
+  for (std::string const second : {"0", "z"}) {  // before and after the other in the alphabet
+    for (std::uint64_t const offset : {0, 32, 64}) {
+      for (std::uint32_t const type : {0, 1000}) {
+        bytes b;
+        b.head(2, 0).tensor("a", {16}, 0, 0).tensor(second, {type == 0 ? 0U : 8U}, type, offset);
+        CHECK_NOTHROW(parse(b.pad().raw(std::string(64, '\0')).text));
+      }
+    }
+  }
   CHECK_NOTHROW(parse(bytes().head(0, 0).text));
 }
 

@@ -1,8 +1,11 @@
 // The tensors of GPTQ checkpoints, read back bit by bit.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <new>
 
 #include <gptq/checkpoint/gptq.hpp>
 
@@ -23,6 +26,19 @@ using gptq::checkpoint::to_gptq;
 using gptq::checkpoint::to_packed;
 using test::contains;
 using test::error_of;
+
+namespace {
+
+std::atomic<bool> memory_is_out = false;
+
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  void* const memory = memory_is_out ? nullptr : std::malloc(bytes);
+  return memory != nullptr ? memory : throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -96,16 +112,21 @@ void check_packed(gptq_view const& view, gptq_version version) {
     CHECK(same(packed.scales(), expected.scales(), shape.scale_count()));
     CHECK(same(packed.zeros(), expected.zeros(), shape.zero_bytes()));
   }
-  // Codes and zeros may be anywhere, and nothing is written behind them.
-  auto const bytes = [](index_t count) { return std::vector<std::uint8_t>(at(count) + 2, 0xa5); };
-  auto codes = bytes(shape.code_bytes());
-  auto zeros = bytes(shape.zero_bytes());
-  std::vector<typename Format::scale> scales(at(shape.scale_count()));
+  // Codes and zeros may be anywhere, whatever was there before, and nothing is written around them.
   gptq::checkpoint::gptq_packer<Format> const packer(view, version);
-  packer.pack(0, shape.row_blocks(), codes.data() + 1, scales.data(), zeros.data() + 1);
-  CHECK(same(codes.data() + 1, expected.codes(), shape.code_bytes()));
-  CHECK(same(zeros.data() + 1, expected.zeros(), shape.zero_bytes()));
-  CHECK((codes.front() == 0xa5 && codes.back() == 0xa5 && zeros.front() == 0xa5 && zeros.back() == 0xa5));
+  for (std::size_t const offset : {1, 2, 4, 8, 16, 24, 32}) {
+    CAPTURE(offset);
+    auto const bytes = [&](index_t count) { return std::vector<std::uint8_t>(at(count) + offset + 1, 0xa5); };
+    auto codes = bytes(shape.code_bytes());
+    auto zeros = bytes(shape.zero_bytes());
+    std::vector<typename Format::scale> scales(at(shape.scale_count()), typename Format::scale(-7.0F));
+    packer.pack(0, shape.row_blocks(), codes.data() + offset, scales.data(), zeros.data() + offset);
+    CHECK(same(codes.data() + offset, expected.codes(), shape.code_bytes()));
+    CHECK(same(scales.data(), expected.scales(), shape.scale_count()));
+    CHECK(same(zeros.data() + offset, expected.zeros(), shape.zero_bytes()));
+    CHECK((codes[offset - 1] == 0xa5 && codes.back() == 0xa5));
+    CHECK((zeros[offset - 1] == 0xa5 && zeros.back() == 0xa5));
+  }
 }
 
 template <class Format>
@@ -351,4 +372,105 @@ TEST_CASE("what zero points prove of the version", "[checkpoint]") {
   layer.zeros[3] = 15;
   CHECK(proof(gptq_version::v1) == std::nullopt);
   CHECK(proof(gptq_version::v2) == gptq_version::v2);
+}
+
+TEST_CASE("bad values in the first, a middle and the last place", "[checkpoint]") {
+  // 32 x 96 codes in groups of 32: 3 groups of 32 rows.
+  auto const check_places = []<class Format>(Format) {
+    constexpr int bits = Format::bits;
+    constexpr index_t out = 32;
+    constexpr index_t groups = 3;
+    CAPTURE(gptq::to_string(gptq::to_spec<Format>()));
+    auto const damaged = [&](gptq_version version, auto const& change) {
+      checkpoint_case c;
+      c.out = out;
+      c.in = 96;
+      c.version = version;
+      c.tensors = to_gptq(random_layer<Format>(c.out, c.in, true, 1, 46), version);
+      CHECK(error_of([&] { from_gptq<Format>(c.view(), version); }).empty());
+      change(c.tensors);
+      auto const message = error_of([&] { from_gptq<Format>(c.view(), version); });
+      CHECK(error_of([&] { to_packed<Format>(c.view(), version); }) == message);
+      return message;
+    };
+    for (index_t const place : {index_t{0}, index_t{1}, out, out + 17, groups * out - 2, groups * out - 1}) {
+      std::string const name =
+          " of row " + std::to_string(place % out) + ", group " + std::to_string(place / out);
+      for (auto const& [half, text] :
+           {std::pair<std::uint16_t, char const*>{0x7c00, "inf"}, {0xfc00, "-inf"}, {0x7e00, "nan"}}) {
+        for (gptq_version const version : {gptq_version::v1, gptq_version::v2}) {
+          CHECK(damaged(version, [&, bad = half](gptq_tensors& t) {
+                  t.scales[at(place)] = gptq::float16::from_bits(bad);
+                }) == "GPTQ checkpoint: the scale" + name + " is " + text);
+        }
+      }
+      auto const set_zero = [&](int stored) {
+        return [&, stored](gptq_tensors& t) {
+          for (int b = 0; b < bits; ++b) {
+            index_t const bit = place * bits + b;
+            t.qzeros[at(bit / 32)] &= ~(1U << (bit % 32));
+            t.qzeros[at(bit / 32)] |= static_cast<std::uint32_t>(stored >> b & 1) << (bit % 32);
+          }
+        };
+      };
+      constexpr int top = (1 << bits) - 1;
+      CHECK(damaged(gptq_version::v1, set_zero(top)) ==
+            "GPTQ checkpoint: the zero point" + name + " is stored as " + std::to_string(top) +
+                ", which version 1 cannot hold; a file of version 2?");
+      auto const v2 = damaged(gptq_version::v2, set_zero(top));
+      CHECK(v2 == (Format::has_zero_point
+                       ? ""
+                       : "GPTQ checkpoint: the zero point" + name + " is " + std::to_string(top) + ", not " +
+                             std::to_string(1 << (bits - 1)) + " as with sym: true"));
+    }
+  };
+  test::for_each_format(gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>,
+                                           test::all_widths, gptq::group_sizes<32>>{},
+                        [&]<class Format>() { check_places(Format{}); });
+}
+
+TEST_CASE("a version is proven by all zero points, and by none that are missing", "[checkpoint]") {
+  auto const proven = [](std::vector<std::uint32_t> const& qzeros, bool symmetric) {
+    gptq_tensors tensors;
+    tensors.qzeros = qzeros;
+    return proven_version(as_view(tensors, 16, 64), 4, symmetric);
+  };
+  std::vector<std::uint32_t> const v1(4, 0x77777777U);
+  std::vector<std::uint32_t> const v2(4, 0x88888888U);
+  CHECK(proven(v1, true) == gptq_version::v1);
+  CHECK(proven(v2, true) == gptq_version::v2);
+  for (bool const symmetric : {false, true}) CHECK(proven({}, symmetric) == std::nullopt);
+  for (std::size_t const place : {0, 1, 13, 30, 31}) {
+    CAPTURE(place);
+    for (auto const& whole : {v1, v2}) {
+      auto changed = whole;
+      changed[place / 8] |= 15U << (4 * (place % 8));
+      CHECK(proven(changed, true) == std::nullopt);  // neither version's, and not asymmetric
+      CHECK(proven(changed, false) == gptq_version::v2);
+      changed = whole;
+      changed[place / 8] ^= 1U << (4 * (place % 8));
+      CHECK(proven(changed, true) == std::nullopt);
+      CHECK(proven(changed, false) == std::nullopt);
+    }
+  }
+}
+
+TEST_CASE("memory that runs out on another thread's part", "[checkpoint]") {
+  auto const tensors = to_gptq(random_layer<a4>(64, 96, true, 1, 47));  // act-order: packing takes memory
+  for (int const short_part : {0, 1, 2}) {
+    auto const executor = [&](int parts, auto const& work) {
+      for (int part = 0; part < parts; ++part) {
+        memory_is_out = part == short_part;
+        work(part);
+      }
+      memory_is_out = false;
+    };
+    bool thrown = false;
+    try {
+      to_packed<a4>(as_view(tensors, 64, 96), gptq_version::v1, executor, 2);
+    } catch (std::bad_alloc const&) {
+      thrown = true;
+    }
+    CHECK(thrown == (short_part < 2));
+  }
 }

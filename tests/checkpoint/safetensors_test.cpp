@@ -156,6 +156,11 @@ TEST_CASE("a malformed file is refused with the reason") {
   auto const entry = [&](std::string const& text, std::size_t data_bytes) {
     return open(file_of("{\"a\":" + text + "}", data_bytes));
   };
+  auto const read_a = [](std::string const& text) {
+    return [contents = file_of("{\"a\":" + text + "}", 8)] {
+      to_float(*safetensors_file(std::as_bytes(std::span(contents)), "x").find("a"));
+    };
+  };
   auto const shape = [&](std::string const& text, std::size_t data_bytes) {
     auto const end = std::to_string(data_bytes);
     return entry(R"({"dtype":"F32","shape":)" + text + R"(,"data_offsets":[0,)" + end + "]}", data_bytes);
@@ -205,8 +210,6 @@ TEST_CASE("a malformed file is refused with the reason") {
           {"metadata twice", open(file_of(R"({"__metadata__":{},"__metadata__":{}})", 0))},
           {"a tensor that is a number", entry("1", 0)},
           {"no dtype", entry(R"({"shape":[2],"data_offsets":[0,8]})", 8)},
-          {"an unknown dtype", entry(R"({"dtype":"F31","shape":[2],"data_offsets":[0,8]})", 8)},
-          {"a dtype in small letters", entry(R"({"dtype":"f32","shape":[2],"data_offsets":[0,8]})", 8)},
           {"a dtype that is a number", entry(R"({"dtype":5,"shape":[2],"data_offsets":[0,8]})", 8)},
           {"a dtype twice", entry(R"({"dtype":"U8","dtype":"I8","shape":[4],"data_offsets":[0,4]})", 4)},
           {"no shape", entry(R"({"dtype":"F32","data_offsets":[0,8]})", 8)},
@@ -235,6 +238,15 @@ TEST_CASE("a malformed file is refused with the reason") {
           {"a hole between tensors", two("b", "3", "[5,8]", 8)},
           {"two tensors of one name", two("a", "4", "[4,8]", 8)},
           {"two tensors of one name, written with an escape", two("\\u0061", "4", "[4,8]", 8)},
+          {"an unknown dtype read as floats", read_a(R"({"dtype":"F31","shape":[2],"data_offsets":[0,8]})")},
+          {"a dtype in small letters read as floats",
+           read_a(R"({"dtype":"f32","shape":[2],"data_offsets":[0,8]})")},
+          {"an unknown dtype beyond the file",
+           entry(R"({"dtype":"F31","shape":[2],"data_offsets":[0,9]})", 8)},
+          {"a tensor of an unknown dtype within another",
+           open(file_of(R"({"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},)"
+                        R"("b":{"dtype":"F4","shape":[4],"data_offsets":[2,4]}})",
+                        8))},
           {"integers read as floats",
            [] {
              std::vector<std::int32_t> const integers(2);
@@ -246,6 +258,76 @@ TEST_CASE("a malformed file is refused with the reason") {
              to_float({dtype::f32, {2}, bytes_of(values)}, 1, values);
            }},
       });
+}
+
+TEST_CASE("a type that nobody knows does not keep a file from being opened") {
+  std::string const contents = file_of(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                                       R"("new":{"dtype":"F4","shape":[2,3],"data_offsets":[4,7]}})",
+                                       7);
+  safetensors_file const file(std::as_bytes(std::span(contents)), "x");
+  CHECK(to_float(*file.find("a")).size() == 1);
+  tensor_view const& unknown = *file.find("new");
+  CHECK(unknown.type == dtype::unknown);
+  CHECK(unknown.bytes.size() == 3);
+  CHECK(to_string(unknown) == "F4 [2, 3]");
+  CHECK(element_bytes(unknown.type) == 0);
+  std::vector<float> one(1);
+  CHECK(error_of([&] { to_float(unknown, 0, one); }) ==
+        "tensor F4 [2, 3] cannot be read as numbers: only F32, F16 and BF16 can");
+  scratch const dir;
+  CHECK(contains(error_of([&] {
+                   write_safetensors(dir.path / "x", {{"new", unknown}});
+                 }),
+                 "tensor 'new': its type is not known"));
+  CHECK(fs::is_empty(dir.path));
+}
+
+TEST_CASE("tensors of no elements, wherever they lie") {
+  auto const u8 = [](std::string const& name, std::string const& shape, std::string const& place) {
+    return '"' + name + R"(":{"dtype":"U8","shape":)" + shape + R"(,"data_offsets":)" + place + '}';
+  };
+  auto const opens = [](std::vector<std::string> const& entries, std::size_t data_bytes) {
+    std::string header = "{";
+    for (auto const& entry : entries) header += (header.size() > 1 ? "," : "") + entry;
+    auto const contents = file_of(header + "}", data_bytes);
+    return error_of([&] { safetensors_file(std::as_bytes(std::span(contents)), "x"); });
+  };
+  std::string const full = u8("m", "[4]", "[0,4]");
+  for (auto const* const name : {"a", "z"}) {  // before the other in the alphabet, and after it
+    INFO(name);
+    CHECK(opens({full, u8(name, "[0]", "[0,0]")}, 4).empty());
+    CHECK(opens({full, u8(name, "[0]", "[4,4]")}, 4).empty());
+    CHECK(opens({full, u8(name, "[0,7]", "[0,0]"), u8("n", "[0]", "[0,0]")}, 4).empty());
+    CHECK(contains(opens({full, u8(name, "[0]", "[1,1]")}, 4), "overlaps the tensor before it"));
+  }
+  CHECK(opens({u8("a", "[0]", "[0,0]")}, 0).empty());
+  CHECK(opens({}, 0).empty());
+  // Beside an extent of 0 the others may be anything.
+  for (auto const* const shape :
+       {"[0,9223372036854775808,4]", "[9223372036854775808,0,4]", "[9223372036854775808,4,0]"}) {
+    CHECK(opens({u8("a", shape, "[0,0]")}, 0).empty());
+  }
+  scratch const dir;
+  CHECK_NOTHROW(write_safetensors(dir.path / "x", {{"a", {dtype::f32, {std::size_t{1} << 63, 4, 0}, {}}}}));
+  CHECK_NOTHROW(safetensors_file(dir.path / "x"));
+}
+
+TEST_CASE("headers and indices as long as they may be") {
+  // At the limit they are read, and found to be no JSON; a byte more, and they are not.
+  auto const open = [](std::size_t bytes) {
+    auto const contents = file_of(std::string(bytes, ' '), 0);
+    return error_of([&] { safetensors_file(std::as_bytes(std::span(contents)), "x"); });
+  };
+  CHECK(contains(open(100'000'000), "not valid JSON"));
+  CHECK(contains(open(100'000'001), "a header of 100000001 bytes"));
+  scratch const dir;
+  auto const index = dir.path / "model.safetensors.index.json";
+  write_file(index, "x");
+  fs::resize_file(index, 100'000'000);
+  CHECK(contains(error_of([&] { safetensors_directory{dir.path}; }), "not valid JSON"));
+  fs::resize_file(index, 100'000'001);
+  CHECK(error_of([&] { safetensors_directory{dir.path}; }) ==
+        index.string() + ": larger than an index can be");
 }
 
 TEST_CASE("a file that cannot be mapped is refused with the reason") {
@@ -312,6 +394,16 @@ TEST_CASE("a model directory") {
     CHECK(to_float(model.at("a")) == a);
     CHECK(to_float(model.at("b")) == b);
     CHECK(model.tensors().size() == 2);
+  }
+  SECTION("one file is the model, whatever an index beside it says") {
+    write_safetensors(dir.path / "model.safetensors", first);
+    write_safetensors(dir.path / "model-2.safetensors", second);
+    write_file(index, R"({"weight_map":{"b":"model-2.safetensors"}})");
+    safetensors_directory const model(dir.path);
+    CHECK(model.find("a") != nullptr);
+    CHECK(model.find("b") == nullptr);
+    write_file(index, "not even JSON");
+    CHECK_NOTHROW(safetensors_directory(dir.path));
   }
   SECTION("what is wrong is named") {
     write_safetensors(dir.path / "model-1.safetensors", first);

@@ -40,6 +40,10 @@ void read_as(gguf_file const& file, std::string const& key, bool array) {
   }
 }
 
+bool type_is_unknown(ggml_type type) {
+  return !attempt([&] { type_name(type); });
+}
+
 void read_everything(gguf_file const& file, std::span<std::byte const> contents) {
   for (auto const& [name, value] : file.metadata()) {
     require_within(value.bytes, contents);
@@ -61,6 +65,11 @@ void read_everything(gguf_file const& file, std::span<std::byte const> contents)
     ggml_tensor const& tensor = described;
     require(file.find_tensor(name) == &tensor);
     require_within(tensor.bytes, contents);
+    if (type_is_unknown(tensor.type)) {
+      require(tensor.bytes.empty() && !is_decodable(tensor.type) && !to_string(tensor).empty());
+      require(!attempt([&] { to_float(tensor); }));
+      continue;
+    }
     // An extent may be as large as it likes beside one of 0.
     std::size_t const elements =
         std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::size_t{1}, std::multiplies<>());

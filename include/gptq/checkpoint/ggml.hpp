@@ -28,13 +28,16 @@
 
 namespace gptq::checkpoint {
 
-/// As ggml writes it: "F32", "Q4_0", ... @throws gptq::error, as the next three, for a number that is no type
+/// As ggml writes it: "F32", "Q4_0", ... @throws gptq::error, as the next two, for a number that is no type
 inline std::string_view type_name(ggml_type type) { return detail::entry(type).name; }
 /// Elements of a block, and its bytes; 1 element for types that are not quantized.
 inline std::size_t block_size(ggml_type type) { return detail::entry(type).block_size; }
 inline std::size_t block_bytes(ggml_type type) { return detail::entry(type).block_bytes; }
 /// Whether to_float() decodes it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K.
-inline bool is_decodable(ggml_type type) { return detail::entry(type).decode != nullptr; }
+inline bool is_decodable(ggml_type type) {
+  auto const* const known = detail::find_type(type);
+  return known != nullptr && known->decode != nullptr;
+}
 
 /// "Q4_0 [768, 288]"
 inline std::string to_string(ggml_tensor const& tensor) { return detail::describe(tensor); }
@@ -47,7 +50,7 @@ inline void to_float(ggml_tensor const& tensor, std::size_t first, std::span<flo
 }
 /// All elements.
 inline std::vector<float> to_float(ggml_tensor const& tensor) {
-  std::vector<float> values(tensor.bytes.size() / block_bytes(tensor.type) * block_size(tensor.type));
+  std::vector<float> values(detail::float_count(tensor));
   to_float(tensor, 0, values);
   return values;
 }

@@ -31,6 +31,7 @@
 #include <gptq/checkpoint/files.hpp>
 #include <gptq/checkpoint/ggml.hpp>
 #include <gptq/checkpoint/gguf/layout.hpp>
+#include <gptq/checkpoint/gguf/parts.hpp>
 #include <gptq/checkpoint/gguf/reader.hpp>
 #include <gptq/checkpoint/gguf/values.hpp>
 #include <gptq/checkpoint/gguf/writer.hpp>
@@ -43,16 +44,17 @@ inline std::string_view type_name(gguf_type type) { return detail::entry(type).n
 /// "STRING", "array of 32000 FLOAT32"
 inline std::string to_string(gguf_value const& value) { return detail::describe(value); }
 
-/// One file, mapped read-only as long as this object lives.
+/// One file, mapped read-only as long as this object lives; the first file of a split model stands for all of them,
+/// which lie beside it: its tensors are those of all, its metadata are its own.
 class gguf_file {
  public:
   /// @throws gptq::error unless the whole file is well-formed: keys and names in UTF-8 and not twice, strings and
-  ///   arrays within the file, tensors of known types within its data, without overlap. Arrays of arrays, which
-  ///   nobody writes, are refused.
+  ///   arrays within the file, tensors within its data, without overlap. Arrays of arrays, which nobody writes, are
+  ///   refused. A tensor of a type that is not known is there, with no bytes, and cannot be decoded.
   explicit gguf_file(std::filesystem::path const& path) : contents_(detail::read_gguf(path)) {}
   /// The same for contents that somebody else owns, called `name` in errors.
   gguf_file(std::span<std::byte const> contents, std::string name)
-      : contents_(detail::parse_gguf(contents, std::move(name))) {}
+      : contents_(detail::parse_whole_gguf(contents, std::move(name))) {}
 
   std::uint32_t version() const { return contents_.version; }
   ggml_tensor_map const& tensors() const { return contents_.tensors; }

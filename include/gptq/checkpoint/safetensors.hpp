@@ -9,6 +9,7 @@
 // memory, not read, and nothing in them is trusted: every error is a gptq::error that names the file, the tensor
 // and what is wrong. A file that another process shortens while it is mapped ends the program (SIGBUS).
 //
+// A tensor of a type that is not known keeps no file from being opened; whoever wants its numbers is refused.
 // dtype, tensor_view { type, shape, bytes } and tensor_map (names with their tensors) are in
 // safetensors/tensors.hpp, tensor_info { name, type, shape } in safetensors/writer.hpp.
 #pragma once
@@ -33,15 +34,13 @@ namespace gptq::checkpoint {
 
 /// As written in files: "F32", "BF16", ...
 inline std::string_view type_name(dtype type) { return detail::entry(type).name; }
-/// Bytes of an element.
+/// Bytes of an element; 0 when the type is not known.
 inline std::size_t element_bytes(dtype type) { return detail::entry(type).bytes; }
 /// Whether to_float() converts it.
-inline bool is_float(dtype type) { return type == dtype::f32 || type == dtype::f16 || type == dtype::bf16; }
+inline bool is_float(dtype type) { return detail::holds_floats(type); }
 
 /// "F32 [32000, 288]"
-inline std::string to_string(tensor_view const& tensor) {
-  return detail::describe(type_name(tensor.type), tensor.shape);
-}
+inline std::string to_string(tensor_view const& tensor) { return detail::describe(tensor); }
 
 /// Converts elements [first, first + out.size()) of an F32, F16 or BF16 tensor, exactly.
 /// @throws gptq::error for other element types and for elements that the tensor does not have
@@ -50,7 +49,7 @@ inline void to_float(tensor_view const& tensor, std::size_t first, std::span<flo
 }
 /// All elements.
 inline std::vector<float> to_float(tensor_view const& tensor) {
-  std::vector<float> values(tensor.bytes.size() / element_bytes(tensor.type));
+  std::vector<float> values(detail::float_count(tensor));
   to_float(tensor, 0, values);
   return values;
 }

@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <system_error>
 #include <unistd.h>
 
 #include <sys/mman.h>
@@ -25,10 +26,18 @@ struct mapping {
   std::size_t size = 0;
 };
 
+/// @param error  as errno has it
+inline std::string why_not_opened(std::filesystem::path const& path, int error) {
+  std::error_code failure;
+  if (error != ENOENT || !std::filesystem::is_symlink(path, failure)) return std::strerror(error);
+  return "it is a link, and the file it points to is not there: " +
+         std::filesystem::read_symlink(path, failure).string();
+}
+
 inline mapping map_file(std::filesystem::path const& path) {
   auto const fail = [&](std::string const& reason) { throw error(path.string() + ": " + reason); };
   descriptor const file(open_again(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.get() < 0) fail(std::string("cannot be opened: ") + std::strerror(errno));
+  if (file.get() < 0) fail("cannot be opened: " + why_not_opened(path, errno));
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail(std::string("cannot be read: ") + std::strerror(errno));
   if (!S_ISREG(status.st_mode)) fail("is not a regular file");

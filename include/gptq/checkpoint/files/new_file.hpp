@@ -37,19 +37,24 @@ inline void write_all(int file, std::span<std::byte const> bytes, std::filesyste
   while (!bytes.empty()) {
     auto const written =
         again_if_interrupted([&] { return ::write(file, bytes.data(), std::min(bytes.size(), most)); });
-    if (written < 0) throw_not_written(path);
+    if (written == 0) errno = EIO;
+    if (written <= 0) throw_not_written(path);
     bytes = bytes.subspan(static_cast<std::size_t>(written));
   }
 }
 
+inline bool sync(int file) {
+  return again_if_interrupted([&] { return ::fsync(file); }) == 0;
+}
+
 /// All of the file is on the disk, and then under its name: after a crash there is the whole file or none.
 inline void publish(int file, std::filesystem::path const& temporary, std::filesystem::path const& path) {
-  auto const sync = [](int open) { return again_if_interrupted([&] { return ::fsync(open); }); };
-  if (sync(file) != 0 || ::rename(temporary.c_str(), path.c_str()) != 0) throw_not_written(path);
+  if (!sync(file) || ::rename(temporary.c_str(), path.c_str()) != 0) throw_not_written(path);
   auto const parent = path.parent_path();
   descriptor const directory(open_again(parent.empty() ? "." : parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (directory.get() < 0) return;  // may be written to but not read: the name is as safe as it gets
-  sync(directory.get());
+  if (directory.get() < 0 && errno == EACCES) return;  // may be written to but not read: as safe as it gets
+  if (directory.get() < 0) throw_not_written(path);
+  if (!sync(directory.get()) && errno != EINVAL) throw_not_written(path);  // EINVAL: it has no such thing
 }
 
 }  // namespace gptq::checkpoint::detail

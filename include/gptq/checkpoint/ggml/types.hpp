@@ -129,7 +129,9 @@ inline std::size_t tensor_bytes(ggml_type type, std::span<std::size_t const> sha
 
 /// "Q4_0 [768, 288]"
 inline std::string describe(ggml_tensor const& tensor) {
-  std::string text(entry(tensor.type).name);
+  auto const* const known = find_type(tensor.type);
+  std::string text(known != nullptr ? std::string(known->name)
+                                    : "of type " + std::to_string(static_cast<std::uint32_t>(tensor.type)));
   text += " [";
   for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
     text += (i == 0 ? "" : ", ") + std::to_string(tensor.shape[i]);

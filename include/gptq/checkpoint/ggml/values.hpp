@@ -16,9 +16,22 @@
 
 namespace gptq::checkpoint::detail {
 
+/// Of a tensor that is decoded.
+inline ggml_entry const& decoded_entry(ggml_tensor const& tensor) {
+  auto const* const known = find_type(tensor.type);
+  if (known == nullptr || known->decode == nullptr) {
+    throw error("tensor " + describe(tensor) + " cannot be read as numbers");
+  }
+  return *known;
+}
+
+inline std::size_t float_count(ggml_tensor const& tensor) {
+  ggml_entry const& known = decoded_entry(tensor);
+  return tensor.bytes.size() / known.block_bytes * known.block_size;
+}
+
 inline void convert_to_float(ggml_tensor const& tensor, std::size_t first, std::span<float> out) {
-  auto const& [type, name, size, bytes, decode, codes] = entry(tensor.type);
-  if (decode == nullptr) throw error("tensor " + describe(tensor) + " cannot be read as numbers");
+  auto const& [type, name, size, bytes, decode, codes] = decoded_entry(tensor);
   if (first % size != 0 || out.size() % size != 0) {
     throw error("tensor " + describe(tensor) + " is decoded in whole blocks of " + std::to_string(size));
   }

@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -16,7 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include <gptq/checkpoint/files/mapping.hpp>
 #include <gptq/checkpoint/ggml/tensor.hpp>
 #include <gptq/checkpoint/ggml/types.hpp>
 #include <gptq/checkpoint/gguf/layout.hpp>
@@ -28,8 +26,8 @@ namespace gptq::checkpoint::detail {
 
 /// What a file holds; tensors and values point into the mapping, or into memory of the caller's.
 struct gguf_contents {
-  std::string file;  ///< its name, for errors
-  std::shared_ptr<std::byte const> mapping;
+  std::string file;                                        ///< its name, for errors
+  std::vector<std::shared_ptr<std::byte const>> mappings;  ///< of its parts
   std::uint32_t version = 0;
   ggml_tensor_map tensors;
   std::map<std::string, gguf_value, std::less<>> metadata;
@@ -193,10 +191,6 @@ class gguf_parser {
         described.shape.insert(described.shape.begin(), static_cast<std::size_t>(extent));
       }
       described.type = static_cast<ggml_type>(in_.number<std::uint32_t>(tensor + ": its type"));
-      if (find_type(described.type) == nullptr) {
-        throw error(name + " has the unknown type " +
-                    std::to_string(static_cast<std::uint32_t>(described.type)));
-      }
       auto const offset = in_.number<std::uint64_t>(tensor + ": its offset");
       if (offset % alignment_ != 0) {
         throw error(name + ": offset " + std::to_string(offset) + " is no multiple of " +
@@ -211,7 +205,8 @@ class gguf_parser {
     auto const data = contents_.subspan(std::min(aligned(in_.position(), alignment_), contents_.size()));
     for (auto& [key, tensor] : parsed_.tensors) {
       std::string const name = file_ + ": tensor '" + key + "'";
-      std::size_t const bytes = tensor_bytes(tensor.type, tensor.shape, name);
+      bool const is_known = find_type(tensor.type) != nullptr;
+      std::size_t const bytes = is_known ? tensor_bytes(tensor.type, tensor.shape, name) : 0;
       std::uint64_t const offset = offsets_.find(key)->second;
       if (offset > data.size() || bytes > data.size() - offset) {
         throw error(name + ": " + std::to_string(bytes) + " bytes at " + std::to_string(offset) +
@@ -251,13 +246,6 @@ inline gguf_contents parse_gguf(std::span<std::byte const> contents, std::string
   gguf_contents parsed;
   parsed.file = std::move(file);
   gguf_parser(contents, parsed).parse();
-  return parsed;
-}
-
-inline gguf_contents read_gguf(std::filesystem::path const& path) {
-  auto const [data, size] = map_file(path);
-  auto parsed = parse_gguf({data.get(), size}, path.string());
-  parsed.mapping = data;
   return parsed;
 }
 

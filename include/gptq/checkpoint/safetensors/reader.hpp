@@ -35,16 +35,19 @@ struct safetensors_contents {
   std::map<std::string, std::string> metadata;
 };
 
+/// The entry of `dtype::unknown` for a name that is none of the format's.
+inline dtype_entry const& find_dtype(std::string_view name) {
+  auto const last = dtypes.end() - 1;
+  return *std::find_if(dtypes.begin(), last, [&](dtype_entry const& d) { return d.name == name; });
+}
+
 /// An entry of the header, checked against the bytes that follow the header.
 inline tensor_view parse_tensor(nlohmann::json const& header, std::span<std::byte const> buffer,
                                 std::string const& name) {
   if (!header.is_object()) throw error(name + ": its header entry is not an object");
   auto const type_name = header.find("dtype");
   if (type_name == header.end() || !type_name->is_string()) throw error(name + ": has no string 'dtype'");
-  auto const known = std::find_if(dtypes.begin(), dtypes.end(), [&](dtype_entry const& d) {
-    return d.name == type_name->get_ref<std::string const&>();
-  });
-  if (known == dtypes.end()) throw error(name + ": unknown dtype " + type_name->dump());
+  dtype_entry const& known = find_dtype(type_name->get_ref<std::string const&>());
 
   std::vector<std::size_t> shape = integers(header, "shape", name);
   std::vector<std::size_t> const offsets = integers(header, "data_offsets", name);
@@ -54,11 +57,14 @@ inline tensor_view parse_tensor(nlohmann::json const& header, std::span<std::byt
     throw error(name + ": data_offsets [" + std::to_string(begin) + ", " + std::to_string(end) +
                 "] do not lie in the file's " + std::to_string(buffer.size()) + " bytes of data");
   }
-  if (std::size_t const want = tensor_bytes(known->type, shape, name); want != end - begin) {
+  auto const bytes = buffer.subspan(begin, end - begin);
+  if (known.type == dtype::unknown)
+    return {known.type, std::move(shape), bytes, type_name->get<std::string>()};
+  if (std::size_t const want = tensor_bytes(known.type, shape, name); want != bytes.size()) {
     throw error(name + ": its shape takes " + std::to_string(want) + " bytes, its data_offsets give " +
-                std::to_string(end - begin));
+                std::to_string(bytes.size()));
   }
-  return {known->type, std::move(shape), buffer.subspan(begin, end - begin)};
+  return {known.type, std::move(shape), bytes};
 }
 
 /// Throws unless the tensors fill the buffer from its first to its last byte, each byte once.
@@ -137,12 +143,16 @@ inline safetensors_model read_safetensors_directory(std::filesystem::path const&
   if (!std::filesystem::is_directory(directory)) throw error(directory.string() + ": is not a directory");
   auto const single = directory / "model.safetensors";
   auto const index = directory / "model.safetensors.index.json";
-  if (std::filesystem::exists(single)) {
+  // Links that lead nowhere count: to be opened, and to say so.
+  auto const is_there = [](std::filesystem::path const& path) {
+    return std::filesystem::exists(std::filesystem::symlink_status(path));
+  };
+  if (is_there(single)) {
     model.files.push_back(read_safetensors(single));
     model.tensors = model.files.back().tensors;
     return model;
   }
-  if (!std::filesystem::exists(index)) {
+  if (!is_there(index)) {
     throw error(directory.string() + ": has neither model.safetensors nor model.safetensors.index.json");
   }
 
