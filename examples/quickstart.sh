@@ -10,7 +10,7 @@ step() { printf '\n==> %s\n' "$1"; }
 
 step "Install what is missing"
 .ci/install g++ cmake ninja-build pkg-config libeigen3-dev libopenblas-dev nlohmann-json3-dev libcli11-dev \
-  libfmt-dev libtomlplusplus-dev libsentencepiece-dev
+  libfmt-dev libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev
 
 step "Build quantize_model in $build"
 mkdir -p build

@@ -2,8 +2,9 @@
 //
 //     tokenize DIRECTORY TEXTS RESULTS [REPETITIONS]
 //
-// TEXTS is a JSON array of strings. RESULTS becomes {"ids": the tokens of each text with those around it, "decoded": the
-// text of each of these rows, special tokens included, "seconds": the fastest repetition of encoding all of them}.
+// TEXTS is a JSON array of strings. RESULTS becomes {"ids": the tokens of each text with those around it,
+// "decoded": the text of each of these rows, special tokens included, "seconds": the fastest repetition of
+// encoding all of them}.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -16,7 +17,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "tokenizer.hpp"
+#include "tokenizer/tokenizer.hpp"
 
 int main(int argc, char** argv) try {
   if (argc < 4) return 2;
@@ -28,7 +29,8 @@ int main(int argc, char** argv) try {
   for (int repetition = argc > 4 ? std::stoi(argv[4]) : 1; repetition > 0; --repetition) {
     auto const start = std::chrono::steady_clock::now();
     for (std::size_t i = 0; i < texts.size(); ++i) ids[i] = words.encode(texts[i]);
-    fastest = std::min(fastest, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    fastest =
+        std::min(fastest, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
 
   std::vector<std::string> decoded;

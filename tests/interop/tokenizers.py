@@ -258,11 +258,19 @@ LLAMA_DECODER = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders
 
 
 def charsmap(rule, work):
-    """The table of characters that sentencepiece has for this rule."""
+    """The table of characters that sentencepiece has for this rule; a small one for fixtures."""
     work.mkdir(parents=True, exist_ok=True)
+    options = {"normalization_rule_name": rule}
+    if arguments.fixtures:
+        replaced = {"ﬁ": "fi", "Ａ": "A", "１": "1", "２": "2", "３": "3", "\x7f": "", "\x8f": "", "\t": " ", "\n": " ",
+                    "\u3000": " ", "½": "1⁄2", "e\u0301": "\u00e9", "\u00e9\u0301": "\u00eb", "\u212a": "K",
+                    "㌀": "アパート"}
+        rows = ["\t".join(" ".join(f"{ord(c):X}" for c in text) for text in pair) for pair in replaced.items()]
+        (work / "rules.tsv").write_text("\n".join(rows) + "\n")
+        options = {"normalization_rule_tsv": str(work / "rules.tsv")}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(ENGLISH * 3), model_prefix=str(work / rule), vocab_size=60, hard_vocab_limit=False,
-        normalization_rule_name=rule, minloglevel=2)
+        minloglevel=2, **options)
     proto = sentencepiece_model_pb2.ModelProto.FromString((work / f"{rule}.model").read_bytes())
     return normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
 
@@ -409,21 +417,28 @@ def wanted(all_kinds):
 
 
 def write_fixtures(path):
-    """KIND/tokenizer.json and KIND/cases.json: texts with their ids and what these decode to."""
+    """texts.json; KIND/tokenizer.json and KIND/cases.json: the ids of these texts and what they decode to."""
     trained = Trained(mixed_text("training", 60_000), 420)
-    texts = short_texts("fixtures", 40)
+    texts = [text[:400] for text in short_texts("fixtures", 40)]
+    compact = lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":"))  # noqa: E731
     with lzma.open(path, "wb", preset=9) as compressed, tarfile.open(fileobj=compressed, mode="w") as archive:
+        def add(file, content):
+            entry = tarfile.TarInfo(f"tokenizers/{file}.json")
+            entry.size = len(content.encode())
+            archive.addfile(entry, io.BytesIO(content.encode()))
+
+        add("texts", compact(texts))
         for name, make in kinds(trained, arguments.work).items():
             if name == "smollm2":
                 continue
             tokenizer = make()
             encodings = [tokenizer.encode(text) for text in texts]
-            cases = [{"text": text, "ids": e.ids, "decoded": tokenizer.decode(e.ids, skip_special_tokens=False),
-                      "without_special": tokenizer.decode(e.ids)} for text, e in zip(texts, encodings)]
-            for file, content in (("tokenizer", tokenizer.to_str()), ("cases", json.dumps(cases))):
-                entry = tarfile.TarInfo(f"{name}/{file}.json")
-                entry.size = len(content.encode())
-                archive.addfile(entry, io.BytesIO(content.encode()))
+            cases = {"ids": [e.ids for e in encodings],
+                     "decoded": [tokenizer.decode(e.ids, skip_special_tokens=False) for e in encodings],
+                     "without_special": [tokenizer.decode(e.ids) for e in encodings]}
+            document = json.loads(tokenizer.to_str())
+            add(f"{name}/tokenizer", compact(document))
+            add(f"{name}/cases", compact(cases))
     print(path, path.stat().st_size, "bytes")
 
 

@@ -13,12 +13,9 @@ namespace {
 
 added_token read_added_token(node const& description) {
   description.expect_only({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
-  return {description.at("id").token_id(),
-          description.string("content"),
-          description.boolean("single_word", false),
-          description.boolean("lstrip", false),
-          description.boolean("rstrip", false),
-          description.boolean("normalized", true),
+  return {description.at("id").token_id(),           description.string("content"),
+          description.boolean("single_word", false), description.boolean("lstrip", false),
+          description.boolean("rstrip", false),      description.boolean("normalized", true),
           description.boolean("special", false)};
 }
 
@@ -39,7 +36,8 @@ added_tokens::added_tokens(std::vector<node> const& descriptions, model const& m
     auto const known = m.tokens().id(token.content);
     auto const* const taken = m.tokens().text(token.id);
     if ((known && known != token.id) || (taken && *taken != token.content)) {
-      description.fail(fmt::format("'{}' with id {} contradicts the model's vocabulary", token.content, token.id));
+      description.fail(
+          fmt::format("'{}' with id {} contradicts the model's vocabulary", token.content, token.id));
     }
     if (!contents.insert(token.content).second || positions_.contains(token.id)) {
       description.fail(fmt::format("'{}' with id {} is there twice", token.content, token.id));
@@ -56,6 +54,7 @@ added_tokens::added_tokens(std::vector<node> const& descriptions, model const& m
       in.first_bytes[static_cast<unsigned char>(sought.front())] = true;
     }
     positions_.emplace(token.id, position);
+    if (token.special) special_.insert(token.content);
     tokens_.push_back(std::move(token));
   }
 }

@@ -1,6 +1,8 @@
 // Tokens that are found in a text before it is cut: "added_tokens" in tokenizer.json.
 #pragma once
 
+#include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -34,6 +36,7 @@ class added_tokens {
   std::vector<added_token> tokens_;
   std::unordered_map<token_id, std::size_t> positions_;  // in tokens_
   std::unordered_map<token_id, std::string> decoded_;    // of those whose normalized form is another one
+  std::set<std::string, std::less<>> special_;
   sought_tokens raw_;
   sought_tokens normalized_;
 
@@ -44,12 +47,14 @@ class added_tokens {
 
   std::vector<added_token> const& all() const { return tokens_; }
   added_token const* find(token_id id) const;
+  bool is_special(std::string_view content) const { return special_.contains(content); }
   /// What a decoder gets for this token, or nullptr.
   std::string const* decoded(token_id id) const;
 
-  /// Splits a text: `text` is called with what is between the tokens, and with where that begins, `token` with the
-  /// tokens. Where two begin at the same place, the longest is taken.
-  /// @param after_normalization  whether to look for those that are sought in normalized text, or for the others
+  /// Splits a text: `text` is called with what is between the tokens, and with where that begins, `token`
+  /// with the tokens. Where two begin at the same place, the longest is taken.
+  /// @param after_normalization  whether to look for those that are sought in normalized text, or for the
+  /// others
   void split(std::string_view whole, bool after_normalization,
              function_ref<void(std::string_view, std::size_t)> text,
              function_ref<void(token_id)> token) const;

@@ -122,8 +122,8 @@ void bpe::read_unknown(node const& description) {
 }
 
 bpe::bpe(node const& description) {
-  description.expect_only({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk",
-                           "byte_fallback", "ignore_merges", "vocab", "merges"});
+  description.expect_only({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                           "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
   for (char const* const affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     auto const text = description.find(affix);
     if (text && !text->string().empty()) text->fail(fmt::format("'{}' is not understood", text->string()));
@@ -176,8 +176,8 @@ void bpe::append_tokens(std::string_view piece, std::vector<token_id>& to) const
   merges_.merge(to, from);
 }
 
-/// Before a space, where no merge joins the two characters: what is left of it and what is right then never become one
-/// token. Both have to be in the vocabulary, as others become tokens that may be merged, or fused.
+/// Before a space, where no merge joins the two characters: what is left of it and what is right then never
+/// become one token. Both have to be in the vocabulary, as others become tokens that may be merged, or fused.
 void bpe::cut(std::string_view piece, function_ref<void(std::string_view)> part) const {
   constexpr std::size_t worth_it = 32;
   if (ignore_merges_ || !has_space_mark_ || piece.size() < worth_it) return part(piece);

@@ -1,5 +1,5 @@
-// Bytes written as printable characters, as byte-level BPE has them in its vocabulary: those that are printable in
-// Latin-1 as themselves, the others from U+0100 on (Radford et al. 2019, encoder.py of GPT-2).
+// Bytes written as printable characters, as byte-level BPE has them in its vocabulary: those that are
+// printable in Latin-1 as themselves, the others from U+0100 on (Radford et al. 2019, encoder.py of GPT-2).
 #pragma once
 
 #include <optional>

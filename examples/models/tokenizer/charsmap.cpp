@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-
 #include <utf8proc.h>
 
 #include "utf8.hpp"
@@ -12,7 +11,8 @@ namespace lm::tokenizers {
 namespace {
 
 std::optional<std::string> from_base64(std::string_view text) {
-  static constexpr std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  static constexpr std::string_view digits =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   while (text.ends_with('=')) text.remove_suffix(1);
   std::string result;
   std::uint32_t bits = 0;
@@ -67,7 +67,8 @@ std::optional<std::string_view> charsmap::replacement(std::string_view text) con
     if (at >= units_.size()) return std::nullopt;
     std::size_t const begin = value(units_[at]);
     // In the middle of a character, the result would not be UTF-8.
-    if (begin > replacements_.size() || (begin < replacements_.size() && is_continuation(replacements_[begin]))) {
+    if (begin > replacements_.size() ||
+        (begin < replacements_.size() && is_continuation(replacements_[begin]))) {
       return std::nullopt;
     }
     std::string_view const from = std::string_view(replacements_).substr(begin);

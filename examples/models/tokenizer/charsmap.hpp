@@ -11,8 +11,8 @@
 
 namespace lm::tokenizers {
 
-/// A trie over what is replaced, as the double array of Darts (https://github.com/s-yata/darts-clone), whose values
-/// are offsets of replacements, each ended by a 0.
+/// A trie over what is replaced, as the double array of Darts (https://github.com/s-yata/darts-clone), whose
+/// values are offsets of replacements, each ended by a 0.
 class charsmap {
   std::vector<std::uint32_t> units_;
   std::string replacements_;
@@ -21,7 +21,8 @@ class charsmap {
   std::optional<std::string_view> replacement(std::string_view text) const;
 
  public:
-  /// @param base64  size of the trie in bytes, the trie, the replacements. Throws gptq::error when it is not that.
+  /// @param base64  size of the trie in bytes, the trie, the replacements. Throws gptq::error when it is not
+  /// that.
   explicit charsmap(node const& base64);
 
   /// Replaces grapheme clusters of less than 6 bytes, and otherwise single characters.

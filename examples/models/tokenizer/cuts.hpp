@@ -46,7 +46,9 @@ class cutter {
 
   void add(std::size_t begin, std::size_t end, bool is_match) {
     switch (behavior_) {
-      case cut_behavior::isolated: hand_on(begin, end); return;
+      case cut_behavior::isolated:
+        hand_on(begin, end);
+        return;
       case cut_behavior::removed:
         if (!is_match) hand_on(begin, end);
         return;

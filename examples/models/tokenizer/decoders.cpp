@@ -117,7 +117,8 @@ class strip_tokens final : public decoding {
       : content_(std::move(content)), start_(start), stop_(stop) {}
 
   void add(std::string_view text, text_sink sink) override {
-    for (std::size_t i = 0; i < start_ && text.starts_with(content_); ++i) text.remove_prefix(content_.size());
+    for (std::size_t i = 0; i < start_ && text.starts_with(content_); ++i)
+      text.remove_prefix(content_.size());
     for (std::size_t i = 0; i < stop_ && text.ends_with(content_); ++i) text.remove_suffix(content_.size());
     sink(text);
   }
@@ -143,7 +144,8 @@ class strip_text final : public decoding {
     start_ = 0;
     held_ += text;
     std::size_t keep = 0;
-    while (keep < stop_ && std::string_view(held_).substr(0, held_.size() - keep * content_.size()).ends_with(content_)) {
+    while (keep < stop_ &&
+           std::string_view(held_).substr(0, held_.size() - keep * content_.size()).ends_with(content_)) {
       ++keep;
     }
     std::size_t const size = held_.size() - keep * content_.size();
@@ -229,7 +231,8 @@ std::unique_ptr<decoder const> read_step(node const& description, bool& is_fused
   std::string const type = description.string("type");
   auto const no_more = [&](std::initializer_list<std::string_view> keys) { description.expect_only(keys); };
   auto const expect_tokens = [&] {
-    if (is_fused) description.fail(fmt::format("'{}' after tokens have become one text is not understood", type));
+    if (is_fused)
+      description.fail(fmt::format("'{}' after tokens have become one text is not understood", type));
   };
   if (type == "Sequence") {
     no_more({"type", "decoders"});

@@ -29,8 +29,8 @@ class decoder {
   virtual std::unique_ptr<decoding> start() const = 0;
 };
 
-/// Throws gptq::error for a type or a key that is not known, and for steps in an order that cannot be done while
-/// tokens arrive.
+/// Throws gptq::error for a type or a key that is not known, and for steps in an order that cannot be done
+/// while tokens arrive.
 std::unique_ptr<decoder const> read_decoder(node const& description);
 
 /// For a tokenizer without one: tokens with spaces between them.

@@ -69,7 +69,8 @@ std::vector<node> node::elements() const {
   if (!value_->is_array()) fail("is not an array");
   std::vector<node> result;
   result.reserve(value_->size());
-  for (auto const& element : *value_) result.emplace_back(element, fmt::format("{}[{}]", way_, result.size()));
+  for (auto const& element : *value_)
+    result.emplace_back(element, fmt::format("{}[{}]", way_, result.size()));
   return result;
 }
 

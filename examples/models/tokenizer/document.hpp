@@ -13,8 +13,8 @@
 
 namespace lm::tokenizers {
 
-/// A value in a JSON document that outlives this, and the way to it: "tokenizer.json: model.vocab". What it holds is
-/// not what was asked for: gptq::error with that way.
+/// A value in a JSON document that outlives this, and the way to it: "tokenizer.json: model.vocab". What it
+/// holds is not what was asked for: gptq::error with that way.
 class node {
   nlohmann::json const* value_;
   std::string way_;
@@ -25,8 +25,8 @@ class node {
   nlohmann::json const& value() const { return *value_; }
   std::string const& way() const { return way_; }
 
-  bool has(std::string const& key) const;  ///< with a value that is not null
-  node at(std::string const& key) const;   ///< must be there
+  bool has(std::string const& key) const;                  ///< with a value that is not null
+  node at(std::string const& key) const;                   ///< must be there
   std::optional<node> find(std::string const& key) const;  ///< nothing for null
 
   std::string string() const;
@@ -40,7 +40,8 @@ class node {
   /// What is written here decides how something is read: one character.
   char32_t single_character(std::string const& key) const;
 
-  /// Throws unless every key of this object is one of these, or null: what is not known may change the result.
+  /// Throws unless every key of this object is one of these, or null: what is not known may change the
+  /// result.
   void expect_only(std::initializer_list<std::string_view> keys) const;
 
   [[noreturn]] void fail(std::string const& message) const;

@@ -17,9 +17,9 @@ class function_ref<void(Arguments...)> {
 
  public:
   template <class Function>
-    requires(!std::is_same_v<std::remove_cvref_t<Function>, function_ref>)
-  // NOLINTNEXTLINE(google-explicit-constructor): a lambda is passed as it is
-  function_ref(Function const& function)
+  requires(!std::is_same_v<std::remove_cvref_t<Function>, function_ref>)
+      // NOLINTNEXTLINE(google-explicit-constructor): a lambda is passed as it is
+      function_ref(Function const& function)
       : object_(&function), call_([](void const* object, Arguments... arguments) {
           (*static_cast<Function const*>(object))(std::forward<Arguments>(arguments)...);
         }) {}

@@ -9,8 +9,8 @@
 
 namespace lm::tokenizers {
 
-/// What pairs of tokens become: the pair with the lowest rank in a piece first, the leftmost of equals (Sennrich et al.
-/// 2016, https://arxiv.org/abs/1508.07909).
+/// What pairs of tokens become: the pair with the lowest rank in a piece first, the leftmost of equals
+/// (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
 class merge_table {
   struct entry {
     std::uint64_t pair = none;

@@ -41,15 +41,13 @@ class model {
   virtual ~model() = default;
   virtual vocabulary const& tokens() const = 0;
 
-  /// Appends the tokens of a piece, valid UTF-8 and not empty. Throws gptq::error for what no token stands for, if the
-  /// model has none for the unknown.
+  /// Appends the tokens of a piece, valid UTF-8 and not empty. Throws gptq::error for what no token stands
+  /// for, if the model has none for the unknown.
   virtual void append_tokens(std::string_view piece, std::vector<token_id>& to) const = 0;
 
-  /// Calls `part` with parts of a piece, in order, whose tokens are those of the piece: the shorter they are, the more
-  /// often one comes again.
-  virtual void cut(std::string_view piece, function_ref<void(std::string_view)> part) const {
-    part(piece);
-  }
+  /// Calls `part` with parts of a piece, in order, whose tokens are those of the piece: the shorter they are,
+  /// the more often one comes again.
+  virtual void cut(std::string_view piece, function_ref<void(std::string_view)> part) const { part(piece); }
 };
 
 /// The name of the token for a byte that no other token stands for: "<0x0A>".

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <utf8proc.h>
 #include <utility>
 #include <vector>
 
 #include <fmt/format.h>
-#include <utf8proc.h>
 
 #include <gptq/error.hpp>
 
@@ -34,13 +34,13 @@ std::unique_ptr<normalizer const> from_function(Function function) {
   return std::make_unique<function_normalizer<Function>>(std::move(function));
 }
 
-/// Whether NFC leaves a text alone that has only such characters: starters that decompose to nothing else and do not
-/// combine with one another. Not all of these, but those that most texts consist of.
+/// Whether NFC leaves a text alone that has only such characters: starters that decompose to nothing else and
+/// do not combine with one another. Not all of these, but those that most texts consist of.
 bool is_composed(std::string_view text) {
   static constexpr std::pair<char32_t, char32_t> ranges[] = {
-      {0x0, 0x2ff},       {0x400, 0x482},     {0x48a, 0x52f},   {0x5d0, 0x5ea},   {0x621, 0x64a},
-      {0x2010, 0x2027},   {0x3000, 0x3029},   {0x3041, 0x3096}, {0x30a1, 0x30fa}, {0x4e00, 0x9fff},
-      {0xac00, 0xd7a3},   {0xff01, 0xff60},   {0x1f300, 0x1f64f},
+      {0x0, 0x2ff},     {0x400, 0x482},   {0x48a, 0x52f},     {0x5d0, 0x5ea},   {0x621, 0x64a},
+      {0x2010, 0x2027}, {0x3000, 0x3029}, {0x3041, 0x3096},   {0x30a1, 0x30fa}, {0x4e00, 0x9fff},
+      {0xac00, 0xd7a3}, {0xff01, 0xff60}, {0x1f300, 0x1f64f},
   };
   while (!text.empty()) {
     character const c = first_character(text);
@@ -161,10 +161,9 @@ std::unique_ptr<normalizer const> read_normalizer(node const& description) {
   }
   if (type == "Strip") {
     no_more({"type", "strip_left", "strip_right"});
-    return from_function([left = description.at("strip_left").boolean(),
-                          right = description.at("strip_right").boolean()](normal_text& text) {
-      strip(text, left, right);
-    });
+    return from_function(
+        [left = description.at("strip_left").boolean(),
+         right = description.at("strip_right").boolean()](normal_text& text) { strip(text, left, right); });
   }
   if (type == "StripAccents") {
     no_more({"type"});

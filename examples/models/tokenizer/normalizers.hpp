@@ -10,7 +10,7 @@
 namespace lm::tokenizers {
 
 struct normal_text {
-  std::string text;              ///< valid UTF-8
+  std::string text;             ///< valid UTF-8
   bool keeps_beginning = true;  ///< whether it begins with what the text before normalization began with
 };
 

@@ -5,22 +5,17 @@
 #include "utf8.hpp"
 
 namespace lm::tokenizers {
-namespace {
 
-std::optional<match> find(std::string const& sought, std::string_view text, std::size_t from) {
-  std::size_t const begin = text.find(sought, from);
+std::optional<match> pattern::first(std::string_view in, std::size_t from) const {
+  if (expression_) return expression_->search(in, from);
+  std::size_t const begin = in.find(text_, from);
   if (begin == std::string_view::npos) return std::nullopt;
-  return match{begin, begin + sought.size()};
+  return match{begin, begin + text_.size()};
 }
-std::optional<match> find(regex const& sought, std::string_view text, std::size_t from) {
-  return sought.search(text, from);
-}
-
-}  // namespace
 
 std::optional<match> pattern::search::next() {
   while (from_ <= in_.size()) {
-    auto const found = std::visit([&](auto const& sought) { return find(sought, in_, from_); }, for_->sought_);
+    auto const found = for_->first(in_, from_);
     if (!found) break;
     if (found->begin == found->end && last_end_ == found->end) {
       from_ += from_ < in_.size() ? first_character(in_.substr(from_)).size : 1;

@@ -1,12 +1,11 @@
 // What Split and Replace look for: {"String": …} or {"Regex": …}.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <variant>
-#include <vector>
 
 #include "document.hpp"
 #include "regex.hpp"
@@ -14,10 +13,14 @@
 namespace lm::tokenizers {
 
 class pattern {
-  std::variant<std::string, regex> sought_;
+  std::string text_;
+  std::shared_ptr<regex const> expression_;  // nullptr: the text
+
+  std::optional<match> first(std::string_view in, std::size_t from) const;
 
  public:
-  explicit pattern(std::variant<std::string, regex> sought) : sought_(std::move(sought)) {}
+  explicit pattern(std::string text) : text_(std::move(text)) {}
+  explicit pattern(regex const& expression) : expression_(std::make_shared<regex const>(expression)) {}
 
   /// Finds the matches in a text, one after the other.
   class search {

@@ -12,8 +12,8 @@
 
 namespace lm::tokenizers {
 
-/// Has a place for each hash, where the last piece with that hash is found: two cache lines, so that the whole of it
-/// stays near the core.
+/// Has a place for each hash, where the last piece with that hash is found: two cache lines, so that the
+/// whole of it stays near the core.
 class piece_cache {
   static constexpr std::size_t most_bytes = 75;
   static constexpr std::size_t most_tokens = 10;
@@ -52,7 +52,8 @@ class piece_cache {
   /// The tokens that were inserted for it, if they are still here.
   std::span<token_id const> find(std::string_view piece, std::uint64_t hash) const {
     place const& p = places_[hash % places];
-    if (p.hash != hash || p.bytes != piece.size() || std::memcmp(p.text.data(), piece.data(), p.bytes) != 0) return {};
+    if (p.hash != hash || p.bytes != piece.size() || std::memcmp(p.text.data(), piece.data(), p.bytes) != 0)
+      return {};
     return {p.tokens.data(), p.count};
   }
 

@@ -143,9 +143,7 @@ class character_splitter final : public pre_tokenizer {
 
  public:
   character_splitter(Predicate holds, cut_behavior behavior) : holds_(holds), behavior_(behavior) {}
-  void cut(piece whole, piece_sink sink) const override {
-    cut_at_characters(whole, behavior_, sink, holds_);
-  }
+  void cut(piece whole, piece_sink sink) const override { cut_at_characters(whole, behavior_, sink, holds_); }
 };
 
 template <class Predicate>
@@ -208,7 +206,8 @@ std::unique_ptr<pre_tokenizer const> read_pre_tokenizer(node const& description)
   if (type == "Sequence") {
     no_more({"type", "pretokenizers"});
     std::vector<std::unique_ptr<pre_tokenizer const>> steps;
-    for (node const& step : description.at("pretokenizers").elements()) steps.push_back(read_pre_tokenizer(step));
+    for (node const& step : description.at("pretokenizers").elements())
+      steps.push_back(read_pre_tokenizer(step));
     return std::make_unique<sequence>(std::move(steps));
   }
   if (type == "Split") {
@@ -248,10 +247,8 @@ std::unique_ptr<pre_tokenizer const> read_pre_tokenizer(node const& description)
   }
   if (type == "CharDelimiterSplit") {
     no_more({"type", "delimiter"});
-    return at_characters(cut_behavior::removed,
-                         [delimiter = description.single_character("delimiter")](char32_t code) {
-                           return code == delimiter;
-                         });
+    return at_characters(cut_behavior::removed, [delimiter = description.single_character("delimiter")](
+                                                    char32_t code) { return code == delimiter; });
   }
   description.fail(fmt::format("a pre-tokenizer of type '{}' is not understood", type));
 }

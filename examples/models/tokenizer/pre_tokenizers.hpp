@@ -14,7 +14,8 @@ struct piece {
   bool is_first;          ///< what it stands for begins where the whole text does
 };
 
-/// What comes after a pre-tokenizer: takes its pieces, none of them empty, whose text is there during the call.
+/// What comes after a pre-tokenizer: takes its pieces, none of them empty, whose text is there during the
+/// call.
 using piece_sink = function_ref<void(piece)>;
 
 class pre_tokenizer {

@@ -5,8 +5,9 @@
 #include <vector>
 
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include <fmt/format.h>
 #include <pcre2.h>
+
+#include <fmt/format.h>
 
 #include <gptq/error.hpp>
 
@@ -108,22 +109,40 @@ class translator {
     std::size_t const begin = at_++;
     if (done()) fail(begin, at_);
     char const c = from_[at_++];
-    auto const set = [&](std::string_view parts) { to_ += in_class ? std::string(parts) : fmt::format("[{}]", parts); };
+    auto const set = [&](std::string_view parts) {
+      to_ += in_class ? std::string(parts) : fmt::format("[{}]", parts);
+    };
     switch (c) {
-      case 's': to_ += white_space; return;
-      case 'S': to_ += "\\P{White_Space}"; return;
-      case 'd': to_ += "\\p{Nd}"; return;
-      case 'D': to_ += "\\P{Nd}"; return;
-      case 'h': set("0-9a-fA-F"); return;
-      case 'w': set(word_parts); return;
+      case 's':
+        to_ += white_space;
+        return;
+      case 'S':
+        to_ += "\\P{White_Space}";
+        return;
+      case 'd':
+        to_ += "\\p{Nd}";
+        return;
+      case 'D':
+        to_ += "\\P{Nd}";
+        return;
+      case 'h':
+        set("0-9a-fA-F");
+        return;
+      case 'w':
+        set(word_parts);
+        return;
       case 'W':
         if (in_class) fail(begin, at_);
         to_ += fmt::format("[^{}]", word_parts);
         return;
       case 'p':
-      case 'P': property(begin); return;
+      case 'P':
+        property(begin);
+        return;
       case 'x':
-      case 'u': hexadecimal(begin, c == 'x'); return;
+      case 'u':
+        hexadecimal(begin, c == 'x');
+        return;
       case 'n':
       case 'r':
       case 't':
@@ -133,14 +152,17 @@ class translator {
         to_ += '\\';
         to_ += c;
         return;
-      case 'v': to_ += "\\x0b"; return;
+      case 'v':
+        to_ += "\\x0b";
+        return;
       case 'A':
       case 'z':
         if (in_class) fail(begin, at_);
         to_ += '\\';
         to_ += c;
         return;
-      default: break;
+      default:
+        break;
     }
     auto const code = static_cast<unsigned char>(c);
     if (code >= 0x80 || !is_punctuation(code)) {
@@ -242,8 +264,12 @@ class translator {
       std::size_t atom = to_.size();
       char const c = from_[at_];
       switch (c) {
-        case '\\': escape(false); break;
-        case '[': character_class(); break;
+        case '\\':
+          escape(false);
+          break;
+        case '[':
+          character_class();
+          break;
         case '(':
           open_group();
           if (!to_.ends_with("(?i)")) groups.push_back(atom);
@@ -263,7 +289,8 @@ class translator {
           continue;
         case '*':
         case '+':
-        case '?': fail(at_, at_ + 1);
+        case '?':
+          fail(at_, at_ + 1);
         case '{':
         case '}':
         case ']':
@@ -337,10 +364,12 @@ std::optional<match> regex::search(std::string_view text, std::size_t from) cons
   workspace& w = workspace_here();
   auto const* const subject = reinterpret_cast<PCRE2_SPTR>(text.empty() ? "" : text.data());
   auto* const code = code_->code.get();
-  int found = code_->is_jit ? pcre2_jit_match(code, subject, text.size(), from, PCRE2_NO_UTF_CHECK, w.data, w.context)
-                            : PCRE2_ERROR_JIT_STACKLIMIT;
+  int found = code_->is_jit
+                  ? pcre2_jit_match(code, subject, text.size(), from, PCRE2_NO_UTF_CHECK, w.data, w.context)
+                  : PCRE2_ERROR_JIT_STACKLIMIT;
   if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
-    found = pcre2_match(code, subject, text.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, w.data, w.context);
+    found =
+        pcre2_match(code, subject, text.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, w.data, w.context);
   }
   if (found == PCRE2_ERROR_NOMATCH) return std::nullopt;
   if (found < 0) {

@@ -9,8 +9,8 @@
 
 namespace lm::tokenizers {
 
-/// The same expression for PCRE2 with its UTF option, where \s, \d and \w are not what Unicode and Oniguruma say.
-/// Throws gptq::error, with the part and its position, for what may mean something else there.
+/// The same expression for PCRE2 with its UTF option, where \s, \d and \w are not what Unicode and Oniguruma
+/// say. Throws gptq::error, with the part and its position, for what may mean something else there.
 std::string to_pcre2(std::string_view expression);
 
 struct match {
@@ -27,8 +27,8 @@ class regex {
   /// Throws gptq::error for an expression that is wrong, or of which to_pcre2() does not know the meaning.
   explicit regex(std::string_view expression);
 
-  /// The first match in `text`, valid UTF-8, that begins at `from`, where a character begins, or after it. Throws
-  /// gptq::error when there is no telling within a bounded number of steps.
+  /// The first match in `text`, valid UTF-8, that begins at `from`, where a character begins, or after it.
+  /// Throws gptq::error when there is no telling within a bounded number of steps.
   std::optional<match> search(std::string_view text, std::size_t from) const;
 };
 

@@ -152,9 +152,9 @@ std::string tokenizer::stream::add(token_id id) {
   parts const& p = *state_->of;
   std::string result;
   auto const* text = p.added->decoded(id);
-  if (text && state_->skip == skip_special::yes && p.added->find(id)->special) return result;
   if (!text) text = p.words->tokens().text(id);
-  if (text) state_->at_work->add(*text, [&](std::string_view part) { result += part; });
+  if (!text || (state_->skip == skip_special::yes && p.added->is_special(*text))) return result;
+  state_->at_work->add(*text, [&](std::string_view part) { result += part; });
   return result;
 }
 
@@ -182,7 +182,8 @@ token_id tokenizer::size() const { return parts_->size; }
 
 std::optional<token_id> tokenizer::find(std::string_view text) const {
   auto const& added = parts_->added->all();
-  auto const found = std::find_if(added.begin(), added.end(), [&](auto const& t) { return t.content == text; });
+  auto const found =
+      std::find_if(added.begin(), added.end(), [&](auto const& t) { return t.content == text; });
   return found == added.end() ? parts_->words->tokens().id(text) : found->id;
 }
 

@@ -21,9 +21,9 @@ enum class surround { yes, no };
 /// Whether decode() leaves out the tokens that the file calls special.
 enum class skip_special { no, yes };
 
-/// What tokenizer.json of Hugging Face describes: added tokens, a normalizer, a pre-tokenizer, BPE or Unigram, a
-/// post-processor and a decoder. The ids are those of their library `tokenizers`. Truncation and padding, which are
-/// about batches, are left to the caller.
+/// What tokenizer.json of Hugging Face describes: added tokens, a normalizer, a pre-tokenizer, BPE or
+/// Unigram, a post-processor and a decoder. The ids are those of their library `tokenizers`. Truncation and
+/// padding, which are about batches, are left to the caller.
 ///
 ///     auto const words = lm::tokenizers::tokenizer::load("Llama-3.2-1B");
 ///     auto const ids = words.encode("Hello, world");
@@ -36,24 +36,24 @@ class tokenizer {
   explicit tokenizer(std::shared_ptr<parts const> p);
 
  public:
-  /// Reads tokenizer.json in this directory. Throws gptq::error, with the file and the key, for a file that cannot be
-  /// read, and for everything in it that is not understood: types, keys and values.
+  /// Reads tokenizer.json in this directory. Throws gptq::error, with the file and the key, for a file that
+  /// cannot be read, and for everything in it that is not understood: types, keys and values.
   static tokenizer load(std::filesystem::path const& directory);
 
   /// The same for the contents of such a file.
   /// @param name  of the file, for errors
   static tokenizer parse(std::string_view json, std::string const& name);
 
-  /// The tokens of a text. Throws gptq::error for text that is not valid UTF-8, with the position, and for characters
-  /// that no token stands for where the model has none for the unknown. May be called from several threads; one at a
-  /// time finds what the calls before it have remembered.
+  /// The tokens of a text. Throws gptq::error for text that is not valid UTF-8, with the position, and for
+  /// characters that no token stands for where the model has none for the unknown. May be called from several
+  /// threads; one at a time finds what the calls before it have remembered.
   std::vector<token_id> encode(std::string_view text, surround s = surround::yes) const;
 
   /// The text of tokens, valid UTF-8. Ids that no token has stand for nothing.
   std::string decode(std::span<token_id const> ids, skip_special s = skip_special::no) const;
 
-  /// Text from tokens as they come. What add() and then finish() return is together what decode() returns, each part
-  /// valid UTF-8: an unfinished character waits for its other bytes.
+  /// Text from tokens as they come. What add() and then finish() return is together what decode() returns,
+  /// each part valid UTF-8: an unfinished character waits for its other bytes.
   class stream {
     struct state;
     std::shared_ptr<state> state_;

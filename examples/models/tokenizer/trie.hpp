@@ -8,8 +8,8 @@
 
 namespace lm::tokenizers {
 
-/// Maps byte strings to numbers, and finds those that a text begins with. Nodes are numbered from 0, the root; an edge
-/// is an entry in one hash table for all of them.
+/// Maps byte strings to numbers, and finds those that a text begins with. Nodes are numbered from 0, the
+/// root; an edge is an entry in one hash table for all of them.
 class trie {
   struct edge {
     std::uint64_t key = none;  // the node it leaves, and the byte

@@ -23,12 +23,14 @@ namespace {
 /// How much less likely than the least likely token a character is that no token stands for.
 constexpr double unknown_penalty = 10.0;
 
-/// A number as the library `tokenizers` reads it from JSON: the digits as an integer, rounded to a double, times or by a
-/// power of ten, rounded again. The last bit decides between ways to cut a text that are equally likely.
+/// A number as the library `tokenizers` reads it from JSON: the digits as an integer, rounded to a double,
+/// times or by a power of ten, rounded again. The last bit decides between ways to cut a text that are
+/// equally likely.
 double rounded_twice(double value) {
   std::array<char, 32> text;  // "7.90625e+00", as few digits as tell it from other numbers
   auto const text_end =
-      std::to_chars(text.data(), text.data() + text.size(), std::abs(value), std::chars_format::scientific).ptr;
+      std::to_chars(text.data(), text.data() + text.size(), std::abs(value), std::chars_format::scientific)
+          .ptr;
   auto const* const e = std::find(text.data(), text_end, 'e');
   int exponent = 0;
   std::from_chars(e + (e[1] == '+' ? 2 : 1), text_end, exponent);
@@ -42,7 +44,8 @@ double rounded_twice(double value) {
   }
   double power = 1.0;
   std::string const power_text = fmt::format("1e{}", std::abs(exponent));
-  if (std::from_chars(power_text.data(), power_text.data() + power_text.size(), power).ec != std::errc()) return value;
+  if (std::from_chars(power_text.data(), power_text.data() + power_text.size(), power).ec != std::errc())
+    return value;
   auto const rounded = static_cast<double>(digits);
   return std::copysign(exponent < 0 ? rounded / power : rounded * power, value);
 }
@@ -67,7 +70,8 @@ class unigram final : public model {
 unigram::unigram(node const& description) {
   description.expect_only({"type", "unk_id", "vocab", "byte_fallback"});
   node const vocab = description.at("vocab");
-  if (!vocab.value().is_array() || vocab.value().empty()) vocab.fail("is not an array of tokens with their scores");
+  if (!vocab.value().is_array() || vocab.value().empty())
+    vocab.fail("is not an array of tokens with their scores");
   tokens_.reserve(vocab.value().size());
   double least = std::numeric_limits<double>::infinity();
   for (auto const& entry : vocab.value()) {

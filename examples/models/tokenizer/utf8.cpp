@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-
 #include <utf8proc.h>
 
 namespace lm::tokenizers {
@@ -10,9 +9,7 @@ namespace {
 
 unsigned char byte_at(std::string_view text, std::size_t i) { return static_cast<unsigned char>(text[i]); }
 
-utf8proc_category_t category(char32_t code) {
-  return utf8proc_category(static_cast<utf8proc_int32_t>(code));
-}
+utf8proc_category_t category(char32_t code) { return utf8proc_category(static_cast<utf8proc_int32_t>(code)); }
 
 constexpr bool is_ascii_alphanumeric(char32_t code) {
   return (code >= '0' && code <= '9') || (code >= 'A' && code <= 'Z') || (code >= 'a' && code <= 'z');
@@ -140,8 +137,10 @@ bool is_word(char32_t code) {
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_PC: return true;
-    default: return false;
+    case UTF8PROC_CATEGORY_PC:
+      return true;
+    default:
+      return false;
   }
 }
 

@@ -47,8 +47,8 @@ struct utf8_part {
   enum { valid, invalid, unfinished } state;  ///< unfinished: more bytes may make it a character
 };
 
-/// The character, or the longest beginning of one, that `bytes`, not empty, begin with: what decoders that put
-/// U+FFFD in place of invalid bytes count as one (Unicode 15, section 3.9, "maximal subpart").
+/// The character, or the longest beginning of one, that `bytes`, not empty, begin with: what decoders that
+/// put U+FFFD in place of invalid bytes count as one (Unicode 15, section 3.9, "maximal subpart").
 utf8_part first_part(std::string_view bytes);
 
 bool is_ascii(std::string_view text);
