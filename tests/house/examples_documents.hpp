@@ -20,3 +20,8 @@ extern float const* x;
 extern float *y, *y2;
 extern void* workspace;
 extern gptq::packed_view<gptq::format<gptq::fixed_zero, 4, 128>> w2;
+
+namespace port_your_engine_md {
+using q4 = gptq::format<gptq::fixed_zero, 4, 128>;
+extern gptq::packed_view<q4> w;
+}  // namespace port_your_engine_md
