@@ -102,11 +102,16 @@ TEST_CASE("parts merge, and sums from elsewhere are taken over") {
   cuda::hessian first(ctx, in), second(ctx, in);
   first.add(on_device.data(), 24);
   second.add(on_device.data() + 24 * in, 40);
+  cuda::hessian at_once(ctx, in);
+  at_once.add(on_device.data(), 64, 2);
+  CHECK(at_once.tokens() == 64.0);
+  CHECK(at_once.sequences() == 2);
   first.merge(second);
   std::vector<double> expected(static_cast<std::size_t>(in * in));
   add_exactly(expected, x, in);
   auto const merged = downloaded(first);
   CHECK(relative_difference(merged, expected) < 5e-7);
+  CHECK(relative_difference(downloaded(at_once), expected) < 5e-7);
   auto lower = merged;
   for (std::size_t j = 0; j < 40; ++j) {
     for (std::size_t i = 0; i < j; ++i) lower[j * 40 + i] = std::numeric_limits<float>::quiet_NaN();
@@ -123,6 +128,7 @@ TEST_CASE("wrong shapes are errors") {
   cuda::hessian h(ctx, 8), other(ctx, 16);
   CHECK_THROWS_AS(cuda::hessian(ctx, 0), cuda::invalid_argument);
   CHECK_THROWS_AS(h.add(static_cast<float const*>(nullptr), -1), cuda::invalid_argument);
+  CHECK_THROWS_AS(h.add(other.sum(), 1, 0), cuda::invalid_argument);
   CHECK_THROWS_AS(h.merge(other), cuda::invalid_argument);
   CHECK_THROWS_AS(cuda::hessian::from_sum(ctx, other.sum(), 16, 1.0, 0), cuda::invalid_argument);
 }

@@ -1,0 +1,373 @@
+// An accelerator that is a GPU.
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <gptq/cuda/device.cuh>
+#include <gptq/cuda/quantize.cuh>
+
+#include "../formats.hpp"
+#include "operations.hpp"
+
+namespace lm::device {
+namespace {
+
+using gptq::cuda::check;
+using gptq::cuda::device_array;
+
+/// Pinned host memory.
+class pinned_memory {
+ public:
+  explicit pinned_memory(std::size_t bytes) {
+    check(cudaMallocHost(&data_, bytes), "allocating memory for transfers");
+  }
+  pinned_memory(pinned_memory const&) = delete;
+  ~pinned_memory() { (void)cudaFreeHost(data_); }
+  void* data() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+};
+
+class stream {
+ public:
+  stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
+  stream(stream const&) = delete;
+  ~stream() { (void)cudaStreamDestroy(stream_); }
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/// A block's threads.
+struct block_team {
+  float* shared;  ///< of the operation
+
+  __device__ int rank() const { return static_cast<int>(threadIdx.x); }
+  __device__ int size() const { return static_cast<int>(blockDim.x); }
+  __device__ float* scratch() const { return shared; }
+  __device__ float sum(float value) const {
+    return reduce(value, 0.0F, [](float a, float b) { return a + b; });
+  }
+  __device__ float max(float value) const {
+    return reduce(value, -INFINITY, [](float a, float b) { return fmaxf(a, b); });
+  }
+
+ private:
+  template <class Join>
+  __device__ static float reduce(float value, float nothing, Join const& join) {
+    __shared__ float of_warps[32];
+    for (int step = 16; step > 0; step /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, step));
+    if (blockDim.x == 32) return value;
+    __syncthreads();  // what an earlier call has written is read
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = threadIdx.x % 32 < blockDim.x / 32 ? of_warps[threadIdx.x % 32] : nothing;
+    for (int step = 16; step > 0; step /= 2) value = join(value, __shfl_xor_sync(0xffffffffu, value, step));
+    return value;
+  }
+};
+
+/// A block a row.
+template <class Operation>
+__global__ void run_operation(Operation operation) {
+  extern __shared__ float shared[];
+  block_team team{shared};
+  operation(static_cast<index_t>(blockIdx.x), team);
+}
+
+cudaDataType_t cuda_type(number type) {
+  return type == number::float32 ? CUDA_R_32F : type == number::float16 ? CUDA_R_16F : CUDA_R_16BF;
+}
+
+class gpu_hessian final : public hessian {
+ public:
+  gpu_hessian(gptq::cuda::context& ctx, index_t in) : h(ctx, in) {}
+
+  void add(numbers x, index_t sequences, index_t length) override {
+    with_number(x.type, [&]<class T>() { h.add(as<T>(x), sequences * length, sequences); });
+  }
+  double tokens() const override { return h.tokens(); }
+  index_t sequences() const override { return h.sequences(); }
+  void download(float* sum) const override { h.download(sum); }
+
+  gptq::cuda::hessian h;
+};
+
+/// A point in a stream.
+class event {
+ public:
+  explicit event(unsigned flags = cudaEventDisableTiming) {
+    check(cudaEventCreateWithFlags(&event_, flags), "making an event");
+  }
+  event(event const&) = delete;
+  event& operator=(event const&) = delete;
+  ~event() { (void)cudaEventDestroy(event_); }
+
+  void record(cudaStream_t in) { check(cudaEventRecord(event_, in), "recording an event"); }
+  void hold_up(cudaStream_t other) const {
+    check(cudaStreamWaitEvent(other, event_), "waiting for an event");
+  }
+  void wait() const { check(cudaEventSynchronize(event_), "waiting for the device"); }
+  /// From another one to this one; both are over and were made with cudaEventDefault.
+  double seconds_since(event const& start) const {
+    float milliseconds = 0.0F;
+    check(cudaEventElapsedTime(&milliseconds, start.event_, event_), "reading an event's time");
+    return 1e-3 * static_cast<double>(milliseconds);
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+class cuda_accelerator final : public operations<cuda_accelerator> {
+ public:
+  cuda_accelerator() : ctx_(main_) {
+    for (staging& s : staged_) s.memory = std::make_unique<pinned_memory>(staging_bytes);
+    enter(activity::waiting);
+  }
+  ~cuda_accelerator() override { (void)cudaDeviceSynchronize(); }
+
+  std::string name() const override {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, gpu_.id), "asking for the device's name");
+    return properties.name;
+  }
+  void* allocate(std::size_t bytes) override { return allocate(bytes, main_); }
+  void* allocate_for_transfers(std::size_t bytes) override { return allocate(bytes, transfers_); }
+  void release(void* data) noexcept override { (void)cudaFreeAsync(data, main_); }
+  std::size_t free_bytes() const override {
+    std::size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "asking for the device's memory");
+    std::uint64_t reserved = 0, used = 0;
+    check(cudaMemPoolGetAttribute(ctx_.pool(), cudaMemPoolAttrReservedMemCurrent, &reserved),
+          "asking for a pool's memory");
+    check(cudaMemPoolGetAttribute(ctx_.pool(), cudaMemPoolAttrUsedMemCurrent, &used),
+          "asking for a pool's memory");
+    return free + (reserved - used);
+  }
+  std::size_t most_bytes() const override {
+    std::uint64_t most = 0;
+    check(cudaMemPoolGetAttribute(ctx_.pool(), cudaMemPoolAttrUsedMemHigh, &most),
+          "asking for a pool's memory");
+    return most;
+  }
+  void upload(void* to, void const* from, std::size_t bytes) override {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, main_), "copying to the device");
+  }
+  void download(void* to, void const* from, std::size_t bytes) override {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, main_), "copying from the device");
+    synchronize();
+  }
+  void synchronize() override { ctx_.synchronize(); }
+
+  void order_transfers() override {
+    computed_.record(main_);
+    computed_.hold_up(transfers_);
+  }
+  void transfer(void* to, void const* from, std::size_t bytes) override {
+    auto const start = std::chrono::steady_clock::now();
+    for (std::size_t done = 0; done < bytes; done += staging_bytes) {
+      std::size_t const size = std::min(staging_bytes, bytes - done);
+      staging& s = staged_[next_staging_++ % staged_.size()];
+      s.copied.wait();
+      std::memcpy(s.memory->data(), static_cast<char const*>(from) + done, size);
+      check(cudaMemcpyAsync(static_cast<char*>(to) + done, s.memory->data(), size, cudaMemcpyHostToDevice,
+                            transfers_),
+            "copying to the device");
+      s.copied.record(transfers_);
+    }
+    transfer_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  void await_transfers() override {
+    transferred_.record(transfers_);
+    transferred_.hold_up(main_);
+  }
+
+  void enter(activity what) override {
+    if (!marks_.empty() && marks_.back().first == what) return;
+    marks_.emplace_back(what, now());
+  }
+  time_account take_times() override {
+    auto const end = now();
+    synchronize();
+    time_account account;
+    for (std::size_t i = 0; i < marks_.size(); ++i) {
+      event const& next = i + 1 < marks_.size() ? *marks_[i + 1].second : *end;
+      account.of[static_cast<std::size_t>(marks_[i].first)] += next.seconds_since(*marks_[i].second);
+    }
+    activity const last = marks_.back().first;
+    marks_.clear();
+    enter(last);
+    account.transfers = std::exchange(transfer_seconds_, 0.0);
+    return account;
+  }
+
+  void fill_zero(void* data, std::size_t bytes) override {
+    check(cudaMemsetAsync(data, 0, bytes, main_), "filling memory on the device");
+  }
+
+  void multiply(product const& p) override {
+    // By columns, as cuBLAS has them, y' = w x'.
+    check(cublasGemmEx_64(ctx_.blas(), CUBLAS_OP_T, CUBLAS_OP_N, p.out, p.rows, p.in, &p.alpha, p.w.data,
+                          cuda_type(p.w.type), p.in, p.x.data, cuda_type(p.x.type), p.in, &p.beta, p.y.data,
+                          cuda_type(p.y.type), p.stride, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+          "multiplying activations");
+  }
+  void multiply(batched_product const& p) override {
+    float const zero = 0.0F;
+    check(cublasGemmStridedBatchedEx_64(ctx_.blas(), p.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N,
+                                        p.out, p.rows, p.in, &p.alpha, p.w.data, cuda_type(p.w.type),
+                                        p.w_stride, p.w_step, p.x.data, cuda_type(p.x.type), p.x_stride,
+                                        p.x_step, &zero, p.y.data, cuda_type(p.y.type), p.y_stride, p.y_step,
+                                        p.batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+          "multiplying heads");
+  }
+
+  std::unique_ptr<hessian> new_hessian(index_t in, number) override {
+    return std::make_unique<gpu_hessian>(ctx_, in);
+  }
+  std::unique_ptr<quantized> quantize(gptq::format_spec const& format, std::span<weight const> weights,
+                                      hessian const& h, gptq::quantize_options const& options) override;
+  double quadratic_form(float const* w, index_t out, index_t in, hessian const& h) override {
+    device_array<float> product(ctx_, out * in);
+    device_array<double> sums(ctx_, out);
+    float const one = 1.0F, none = 0.0F;
+    check(cublasGemmEx_64(ctx_.blas(), CUBLAS_OP_N, CUBLAS_OP_N, in, out, in, &one,
+                          static_cast<gpu_hessian const&>(h).h.sum(), CUDA_R_32F, in, w, CUDA_R_32F, in,
+                          &none, product.data(), CUDA_R_32F, in, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+          "measuring a layer's output");
+    dot(sums.data(), w, product.data(), out, in);
+    std::vector<double> host(static_cast<std::size_t>(out));
+    sums.download(host.data());
+    double total = 0.0;
+    for (double const sum : host) total += sum;
+    return total;
+  }
+
+  template <class Operation>
+  void run_rows(index_t rows, index_t columns, index_t scratch, Operation const& operation) {
+    auto const shared = static_cast<std::size_t>(scratch) * sizeof(float);
+    if (shared > static_cast<std::size_t>(gpu_.shared_memory) - 1024) {
+      throw gptq::error("a window of " + std::to_string(scratch) +
+                        " tokens is too long: the device holds a row of attention of " +
+                        std::to_string((gpu_.shared_memory - 1024) / 4));
+    }
+    unsigned const threads = columns >= 1024 ? 256 : columns > 128 ? 128 : 32;
+    gptq::cuda::launch(
+        run_operation<Operation>,
+        {.grid = static_cast<unsigned>(rows), .block = threads, .shared_memory = shared, .stream = main_},
+        operation);
+  }
+  cudaStream_t fetching() const { return fetching_; }
+
+ private:
+  struct staging {
+    std::unique_ptr<pinned_memory> memory;
+    event copied;
+  };
+  static constexpr std::size_t staging_bytes = std::size_t{16} << 20;
+
+  std::unique_ptr<event> now() const {
+    auto mark = std::make_unique<event>(cudaEventDefault);
+    mark->record(main_);
+    return mark;
+  }
+  void* allocate(std::size_t bytes, cudaStream_t for_stream) {
+    void* data = nullptr;
+    auto const status =
+        cudaMallocFromPoolAsync(&data, std::max(bytes, std::size_t{256}), ctx_.pool(), for_stream);
+    if (status == cudaErrorMemoryAllocation) {
+      (void)cudaGetLastError();
+      throw gptq::error("the device has no " + std::to_string(bytes >> 20) + " MiB left (" +
+                        std::to_string(free_bytes() >> 20) +
+                        " MiB free): fewer or shorter windows take less");
+    }
+    check(status, "allocating memory on the device");
+    return data;
+  }
+
+  gptq::cuda::device gpu_ = gptq::cuda::device::current();
+  stream main_;
+  stream transfers_;
+  stream fetching_;
+  gptq::cuda::context ctx_;
+  event computed_;
+  event transferred_;
+  std::array<staging, 4> staged_;
+  std::size_t next_staging_ = 0;
+  double transfer_seconds_ = 0.0;
+  std::vector<std::pair<activity, std::unique_ptr<event>>> marks_;
+};
+
+template <class Format>
+class gpu_quantized final : public quantized {
+ public:
+  gpu_quantized(cuda_accelerator& on, gptq::cuda::context& ctx, gptq::cuda::quantized_layers<Format>&& layers)
+      : on_(on), layers_(std::move(layers)), order_(ctx, static_cast<index_t>(layers_.order().size())) {
+    if (order_.size() > 0) order_.upload(layers_.order().data());
+  }
+
+  gptq::quantize_report const& report(std::size_t layer) const override {
+    return layers_.report(static_cast<index_t>(layer));
+  }
+  std::int32_t const* order() const override { return order_.size() > 0 ? order_.data() : nullptr; }
+  void dequantize(std::size_t layer, numbers to, float const* minus) const override {
+    auto const i = static_cast<index_t>(layer);
+    coded_rows const from{layers_.codes(i), layers_.scales(i),
+                          layers_.zeros(i), order_.size() > 0 ? order_.data() : nullptr,
+                          layers_.in(),     Format::group_columns(layers_.in()),
+                          Format::levels};
+    with_number(to.type, [&]<class T>() {
+      on_.run_rows(layers_.out(i), layers_.in(), 0,
+                   dequantize_rows<T>{as<T>(to), minus, from, from.groups()});
+    });
+  }
+  host_layer fetch(std::size_t layer) const override {
+    auto const i = static_cast<index_t>(layer);
+    auto const out = static_cast<std::size_t>(layers_.out(i)), in = static_cast<std::size_t>(layers_.in());
+    auto const grids = out * static_cast<std::size_t>(Format::groups(layers_.in()));
+    host_layer copy{std::vector<std::uint8_t>(out * in), std::vector<float>(grids),
+                    std::vector<std::uint8_t>(Format::has_zero_point ? grids : 0), layers_.order()};
+    take(copy.codes, layers_.codes(i)), take(copy.scales, layers_.scales(i)),
+        take(copy.zeros, layers_.zeros(i));
+    return copy;
+  }
+
+ private:
+  template <class T>
+  void take(std::vector<T>& to, T const* from) const {
+    if (to.empty()) return;
+    check(cudaMemcpyAsync(to.data(), from, to.size() * sizeof(T), cudaMemcpyDeviceToHost, on_.fetching()),
+          "copying from the device");
+    check(cudaStreamSynchronize(on_.fetching()), "waiting for the device");
+  }
+
+  cuda_accelerator& on_;
+  gptq::cuda::quantized_layers<Format> layers_;
+  device_array<std::int32_t> order_;
+};
+
+std::unique_ptr<quantized> cuda_accelerator::quantize(gptq::format_spec const& format,
+                                                      std::span<weight const> weights, hessian const& h,
+                                                      gptq::quantize_options const& options) {
+  std::vector<gptq::cuda::weight_view> views;
+  for (weight const& w : weights) views.push_back({w.data, w.out});
+  return gptq::with_format<formats>(format, [&]<class Format>() -> std::unique_ptr<quantized> {
+    return std::make_unique<gpu_quantized<Format>>(
+        *this, ctx_,
+        gptq::cuda::quantize<Format>(views, static_cast<gpu_hessian const&>(h).h,
+                                     gptq::cuda::quantize_options::from(options)));
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<accelerator> make_cuda_accelerator() { return std::make_unique<cuda_accelerator>(); }
+
+}  // namespace lm::device

@@ -1,0 +1,190 @@
+// An accelerator that is the host: the operations that a GPU runs, and products, Hessians and GPTQ by the
+// library for the CPU. With it, everything of the device path but the GPU's own part is tested where there
+// is none.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+
+#include <gptq/hessian.hpp>
+#include <gptq/packed.hpp>
+#include <gptq/quantize.hpp>
+
+#include "device/operations.hpp"
+
+namespace test {
+
+using gptq::matrix;
+using lm::device::index_t;
+using lm::device::number;
+using lm::device::numbers;
+
+/// One thread.
+class host_team {
+ public:
+  explicit host_team(index_t scratch) : scratch_(static_cast<std::size_t>(scratch), NAN) {}
+  int rank() const { return 0; }
+  int size() const { return 1; }
+  float sum(float value) const { return value; }
+  float max(float value) const { return value; }
+  float* scratch() { return scratch_.data(); }
+
+ private:
+  std::vector<float> scratch_;
+};
+
+class host_accelerator final : public lm::device::operations<host_accelerator> {
+ public:
+  /// The formats that it quantizes to.
+  using formats =
+      gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric>, gptq::bit_widths<4>,
+                         gptq::group_sizes<32, gptq::whole_row>, gptq::scale_types<gptq::float16>>;
+
+  ~host_accelerator() override {
+    for (auto const& [data, bytes] : allocated_) std::free(data);
+  }
+
+  std::string name() const override { return "the host"; }
+  void* allocate(std::size_t bytes) override {
+    std::scoped_lock const lock(mutex_);
+    if (bytes > free_) throw gptq::error("the device has no memory left");
+    void* const data = std::aligned_alloc(256, (bytes + 256) / 256 * 256);
+    std::memset(data, 0xff, bytes);  // NaN, so that nothing is used that was not written
+    allocated_[data] = bytes;
+    free_ -= bytes;
+    most_ = std::max(most_, capacity_ - free_);
+    return data;
+  }
+  void* allocate_for_transfers(std::size_t bytes) override { return allocate(bytes); }
+  void release(void* data) noexcept override {
+    std::scoped_lock const lock(mutex_);
+    free_ += allocated_.at(data);
+    allocated_.erase(data);
+    std::free(data);
+  }
+  std::size_t free_bytes() const override { return free_; }
+  std::size_t most_bytes() const override { return most_; }
+  void set_capacity(std::size_t bytes) { free_ += bytes - capacity_, capacity_ = bytes; }
+  void upload(void* to, void const* from, std::size_t bytes) override { copy(to, from, bytes); }
+  void download(void* to, void const* from, std::size_t bytes) override { copy(to, from, bytes); }
+  void synchronize() override {}
+  void order_transfers() override {}
+  void transfer(void* to, void const* from, std::size_t bytes) override { copy(to, from, bytes); }
+  void await_transfers() override {}
+  void enter(lm::device::activity) override {}
+  lm::device::time_account take_times() override { return {}; }
+  void fill_zero(void* data, std::size_t bytes) override { std::memset(data, 0, bytes); }
+
+  void multiply(lm::device::product const& p) override {
+    matrix const y = widen(p.x, p.rows, p.in, p.in) * widen(p.w, p.out, p.in, p.in).transpose();
+    store(p.y, y, p.stride, p.alpha, p.beta);
+  }
+  void multiply(lm::device::batched_product const& p) override {
+    for (index_t b = 0; b < p.batch; ++b) {
+      matrix const x = widen(p.x.from(b * p.x_step), p.rows, p.in, p.x_stride);
+      numbers const w = p.w.from(b * p.w_step);
+      matrix const y = p.transposed ? matrix(x * widen(w, p.out, p.in, p.w_stride).transpose())
+                                    : matrix(x * widen(w, p.in, p.out, p.w_stride));
+      store(p.y.from(b * p.y_step), y, p.y_stride, p.alpha, 0.0F);
+    }
+  }
+
+  std::unique_ptr<lm::device::hessian> new_hessian(index_t in, number) override {
+    return std::make_unique<host_hessian>(in);
+  }
+  std::unique_ptr<lm::device::quantized> quantize(gptq::format_spec const& format,
+                                                  std::span<lm::device::weight const> weights,
+                                                  lm::device::hessian const& h,
+                                                  gptq::quantize_options const& options) override {
+    auto const& sum = static_cast<host_hessian const&>(h).h;
+    auto result = std::make_unique<host_quantized>();
+    gptq::with_format<formats>(format, [&]<class Format>() {
+      for (lm::device::weight const& w : weights) {
+        auto layer =
+            gptq::quantize<Format>(Eigen::Map<matrix const>(w.data, w.out, sum.in_features()), sum, options);
+        result->weights.push_back(gptq::dequantize(layer));
+        result->reports.push_back(layer.report);
+        result->layers.push_back({layer.codes, layer.scales, layer.zeros, layer.order});
+      }
+    });
+    return result;
+  }
+  double quadratic_form(float const* w, index_t out, index_t in, lm::device::hessian const& h) override {
+    Eigen::MatrixXf const s =
+        static_cast<host_hessian const&>(h).h.sum().template selfadjointView<Eigen::Lower>();
+    Eigen::Map<matrix const> const m(w, out, in);
+    return (m * s).cwiseProduct(m).cast<double>().sum();
+  }
+
+  template <class Operation>
+  void run_rows(index_t rows, index_t, index_t scratch, Operation const& operation) {
+    host_team team(scratch);
+    for (index_t row = 0; row < rows; ++row) operation(row, team);
+  }
+
+ private:
+  struct host_hessian final : lm::device::hessian {
+    explicit host_hessian(index_t in) : h(in) {}
+    void add(numbers x, index_t sequences, index_t length) override {
+      for (index_t s = 0; s < sequences; ++s) {
+        h.add(widen(x.from(s * length * h.in_features()), length, h.in_features(), h.in_features()));
+      }
+    }
+    double tokens() const override { return h.tokens(); }
+    index_t sequences() const override { return h.sequences(); }
+    void download(float* sum) const override {
+      std::memcpy(sum, h.sum().data(), sizeof(float) * h.sum().size());
+    }
+    gptq::hessian h;
+  };
+  struct host_quantized final : lm::device::quantized {
+    gptq::quantize_report const& report(std::size_t layer) const override { return reports[layer]; }
+    std::int32_t const* order() const override {
+      return layers.front().order.empty() ? nullptr : layers.front().order.data();
+    }
+    void dequantize(std::size_t layer, numbers to, float const* minus) const override {
+      matrix w = weights[layer];
+      if (minus != nullptr) w -= Eigen::Map<matrix const>(minus, w.rows(), w.cols());
+      store(to, w, w.cols(), 1.0F, 0.0F);
+    }
+    lm::device::host_layer fetch(std::size_t layer) const override { return layers[layer]; }
+    std::vector<matrix> weights;
+    std::vector<gptq::quantize_report> reports;
+    std::vector<lm::device::host_layer> layers;
+  };
+
+  static void copy(void* to, void const* from, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  static matrix widen(numbers n, index_t rows, index_t columns, index_t stride) {
+    matrix m(rows, columns);
+    lm::device::with_number(n.type, [&]<class T>() {
+      for (index_t r = 0; r < rows; ++r) {
+        for (index_t c = 0; c < columns; ++c)
+          m(r, c) = static_cast<float>(static_cast<T*>(n.data)[r * stride + c]);
+      }
+    });
+    return m;
+  }
+  static void store(numbers n, matrix const& m, index_t stride, float alpha, float beta) {
+    lm::device::with_number(n.type, [&]<class T>() {
+      for (index_t r = 0; r < m.rows(); ++r) {
+        for (index_t c = 0; c < m.cols(); ++c) {
+          T& y = static_cast<T*>(n.data)[r * stride + c];
+          y = T(alpha * m(r, c) + (beta == 0.0F ? 0.0F : beta * static_cast<float>(y)));
+        }
+      }
+    });
+  }
+
+  std::mutex mutex_;
+  std::map<void*, std::size_t> allocated_;
+  std::size_t capacity_ = std::size_t{1} << 40;
+  std::size_t free_ = capacity_;
+  std::size_t most_ = 0;
+};
+
+}  // namespace test
