@@ -122,6 +122,17 @@ TEST_CASE("parts merge, and sums from elsewhere are taken over") {
   CHECK(all.sequences() == 2);
 }
 
+TEST_CASE("no tokens add nothing") {
+  if (!test::have_gpu()) return;
+  cuda::context ctx;
+  cuda::hessian h(ctx, 8);
+  h.add(static_cast<float const*>(nullptr), 0);
+  h.add(static_cast<gptq::float16 const*>(nullptr), 0);
+  CHECK(h.tokens() == 0.0);
+  CHECK(h.sequences() == 0);
+  CHECK(downloaded(h) == std::vector<float>(64, 0.0F));
+}
+
 TEST_CASE("wrong shapes are errors") {
   if (!test::have_gpu()) return;
   cuda::context ctx;

@@ -89,6 +89,11 @@ gptq::quantized_layer<Format> quantize_on_cpu(layer_input const& input,
       weight_matrix(input), gptq::hessian::from_matrix(2.0F * sum_matrix(input), input.tokens, 1), options);
 }
 
+template <class Format>
+gptq::quantized_layer<Format> round_on_cpu(layer_input const& input, gptq::quantize_options const& options) {
+  return gptq::round_to_nearest<Format>(weight_matrix(input), options);
+}
+
 exact_hessian::exact_hessian(layer_input const& input, gptq::quantize_options const& options) {
   index_t const n = input.in;
   order.resize(at(n));
@@ -209,7 +214,7 @@ exact_findings examine(layer_input const& input, exact_hessian const& h,
 namespace {
 template <class... Formats>
 auto addresses(gptq::format_list<Formats...>) {
-  return std::tuple(&quantize_on_cpu<Formats>..., &examine<Formats>...);
+  return std::tuple(&quantize_on_cpu<Formats>..., &round_on_cpu<Formats>..., &examine<Formats>...);
 }
 }  // namespace
 

@@ -38,6 +38,10 @@ template <class Format>
 gptq::quantized_layer<Format> quantize_on_cpu(layer_input const& input,
                                               gptq::quantize_options const& options);
 
+/// By rounding to nearest. For the formats above.
+template <class Format>
+gptq::quantized_layer<Format> round_on_cpu(layer_input const& input, gptq::quantize_options const& options);
+
 /// What a sweep needs to know of the input, in float64.
 struct exact_hessian {
   exact_hessian(layer_input const& input, gptq::quantize_options const& options);

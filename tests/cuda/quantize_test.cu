@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include <gptq/cuda/quantize.cuh>
 
@@ -249,6 +250,64 @@ TEST_CASE("the same bits every time; TF32 costs little", "[slow]") {
   }
 }
 
+TEST_CASE("default options are the CPU's, but for the quality, and work") {
+  cuda::quantize_options const ours;
+  gptq::quantize_options const theirs{.quality = plain};
+  CHECK(ours.quality == theirs.quality);
+  CHECK(ours.grid == theirs.grid);
+  CHECK(ours.mse == theirs.mse);
+  CHECK(ours.act_order == theirs.act_order);
+  CHECK(ours.static_groups == theirs.static_groups);
+  CHECK(ours.damping == theirs.damping);
+  CHECK(ours.measure_output_error == theirs.measure_output_error);
+  auto const taken = cuda::quantize_options::from({.quality = gptq::quality::best,
+                                                   .grid = gptq::grid_rule::amax,
+                                                   .mse = true,
+                                                   .act_order = true,
+                                                   .static_groups = true,
+                                                   .damping = 0.5,
+                                                   .measure_output_error = false});
+  CHECK(taken.quality == gptq::quality::best);
+  CHECK(taken.grid == gptq::grid_rule::amax);
+  CHECK((taken.mse && taken.act_order && taken.static_groups && !taken.measure_output_error && !taken.tf32));
+  CHECK(taken.damping == 0.5);
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  auto const input = random_input(33, 256, random);
+  on_device const device(ctx, input);
+  auto const layers = cuda::quantize<gptq::format<gptq::symmetric, 4, 128>>({device.view()}, device.h);
+  CHECK(layers.report(0).loss > 0.0);
+  CHECK(layers.report(0).output_error > 0.0);
+}
+
+TEST_CASE("where all inputs were zero weights are rounded to nearest") {
+  if (!test::have_gpu()) return;
+  auto random = test::fresh_random();
+  cuda::context ctx;
+  using format = gptq::format<gptq::asymmetric, 4, 32>;
+  auto input = random_input(40, 200, random);
+  std::fill(input.sum.begin(), input.sum.end(), 0.0F);
+  on_device const device(ctx, input);
+  for (bool const act_order : {false, true}) {
+    for (bool const static_groups : {false, true}) {
+      gptq::quantize_options const options{
+          .quality = plain, .act_order = act_order, .static_groups = static_groups};
+      auto const expected = test::round_on_cpu<format>(input, options);
+      auto const layer =
+          cuda::quantize<format>({device.view()}, device.h, cuda::quantize_options::from(options)).host(0);
+      CHECK_NOTHROW(gptq::check(layer));
+      CHECK(layer.codes == expected.codes);
+      CHECK(layer.scales == expected.scales);
+      CHECK(layer.zeros == expected.zeros);
+      CHECK(layer.order.empty());
+      CHECK(layer.report.dead_columns == 200);
+      CHECK(layer.report.loss == 0.0);
+      CHECK(std::isnan(layer.report.output_error));
+    }
+  }
+}
+
 TEST_CASE("damping is raised while H is not positive definite") {
   if (!test::have_gpu()) return;
   auto random = test::fresh_random();
@@ -299,6 +358,14 @@ TEST_CASE("bad input is an error that names it") {
   CHECK(test::contains(with_sum(4, 4, -1e9F), "not positive definite"));
 
   on_device const device(ctx, input);
+  for (auto const& [quality, name] : {std::pair{gptq::quality::reference, "quality reference"},
+                                      {gptq::quality::fast, "quality fast"},
+                                      {gptq::quality::best, "quality best"}}) {
+    CHECK(test::contains(test::error_of([&] {
+                           (void)cuda::quantize<format>({device.view()}, device.h, {.quality = quality});
+                         }),
+                         name));
+  }
   auto const refused = [&](cuda::quantize_options const& options,
                            std::vector<cuda::weight_view> const& weights) {
     CHECK_THROWS_AS(cuda::quantize<format>(weights, device.h, options), cuda::invalid_argument);

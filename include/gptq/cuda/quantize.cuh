@@ -69,6 +69,9 @@ class quantized_layers {
 /// floats where dynamic groups are larger than 128); or N K and K^2 floats and K^2 doubles, while H is
 /// factorized, where that is more. Deterministic: the same bits in every run on the same kind of device.
 ///
+/// Weights of inputs that were zero on every token become zero, and the report counts them; where all inputs
+/// were, there is nothing to go by, and the layers are rounded to nearest.
+///
 /// @throws invalid_argument when shapes do not agree or an option is out of range or not to be had here
 ///   (options.cuh: quality), gptq::error when a weight or Hessian entry is not finite (naming it), a scale
 ///   does not fit its type, or H is not positive definite even with damping 1; and as check() does

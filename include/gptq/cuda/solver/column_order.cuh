@@ -45,8 +45,9 @@ inline void sort_descending(std::span<float const> values, std::vector<std::int3
 
 /// The positions of a sweep, and what decides them.
 struct column_order {
-  device_array<float> diagonal;  ///< [columns] of S
+  device_array<float> diagonal;  ///< [columns] of S; where all inputs are dead, ones
   index_t dead_columns = 0;
+  bool all_dead = false;
   double dead_diagonal = 0.0;                ///< what a dead input counts as: the mean of the others
   std::vector<std::int32_t> columns;         ///< original column of each position
   std::vector<std::int32_t> groups;          ///< of each position; here, because copies may be made later
@@ -66,8 +67,11 @@ struct column_order {
       if (d == 0.0F) ++dead_columns;
       sum += static_cast<double>(d) * p.h.scale();
     }
+    all_dead = dead_columns == p.columns;
     // A dead input counts as an average one, so that no choice of unit for the activations matters.
-    dead_diagonal = dead_columns == p.columns ? 1.0 : sum / static_cast<double>(p.columns - dead_columns);
+    dead_diagonal = all_dead ? 1.0 : sum / static_cast<double>(p.columns - dead_columns);
+    // Nothing is passed on then, and no weight becomes zero: all are rounded to nearest.
+    if (all_dead) diagonal.upload(std::vector<float>(at(p.columns), 1.0F).data());
     columns.resize(at(p.columns));
     std::iota(columns.begin(), columns.end(), 0);
     if (p.options.act_order) sort_descending(host, columns);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
+#include <limits>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -49,6 +50,12 @@ inline double output_energy(problem const& p, weight_view const& w, float* scrat
 /// Of each layer, but for the times.
 inline std::vector<quantize_report> make_reports(problem const& p, column_order const& order,
                                                  factorization const& factor, sweeper& sweep) {
+  if (order.all_dead) {  // whatever the codes, nothing is lost of outputs that are zero
+    quantize_report report;
+    report.dead_columns = order.dead_columns;
+    report.output_error = report.snr_db = std::numeric_limits<double>::quiet_NaN();
+    return std::vector<quantize_report>(p.weights.size(), report);
+  }
   std::vector<double> losses(at(p.rows));
   sweep.losses().download(losses.data());
   std::vector<double> by_damping;
@@ -92,7 +99,7 @@ inline solution solve(problem const& p) {
   cudaStream_t const stream = p.ctx.stream();
   start.record(stream);
   column_order const order(p);
-  if (p.keeps_order()) result.order = order.columns;
+  if (p.keeps_order() && !order.all_dead) result.order = order.columns;
   device_array<faults> found(p.ctx, 1);
   found.fill_bytes(0xff);
   sweeper sweep(p, order, found);
