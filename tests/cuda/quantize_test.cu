@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
 
 #include <gptq/cuda/quantize.cuh>
 
@@ -358,14 +357,14 @@ TEST_CASE("bad input is an error that names it") {
   CHECK(test::contains(with_sum(4, 4, -1e9F), "not positive definite"));
 
   on_device const device(ctx, input);
-  for (auto const& [quality, name] : {std::pair{gptq::quality::reference, "quality reference"},
-                                      {gptq::quality::fast, "quality fast"},
-                                      {gptq::quality::best, "quality best"}}) {
-    CHECK(test::contains(test::error_of([&] {
-                           (void)cuda::quantize<format>({device.view()}, device.h, {.quality = quality});
-                         }),
-                         name));
-  }
+  auto const refused_quality = [&](gptq::quality quality, char const* name) {
+    auto const error = test::error_of(
+        [&] { (void)cuda::quantize<format>({device.view()}, device.h, {.quality = quality}); });
+    CHECK(test::contains(error, name));
+  };
+  refused_quality(gptq::quality::reference, "quality reference");
+  refused_quality(gptq::quality::fast, "quality fast");
+  refused_quality(gptq::quality::best, "quality best");
   auto const refused = [&](cuda::quantize_options const& options,
                            std::vector<cuda::weight_view> const& weights) {
     CHECK_THROWS_AS(cuda::quantize<format>(weights, device.h, options), cuda::invalid_argument);

@@ -71,7 +71,11 @@ struct column_order {
     // A dead input counts as an average one, so that no choice of unit for the activations matters.
     dead_diagonal = all_dead ? 1.0 : sum / static_cast<double>(p.columns - dead_columns);
     // Nothing is passed on then, and no weight becomes zero: all are rounded to nearest.
-    if (all_dead) diagonal.upload(std::vector<float>(at(p.columns), 1.0F).data());
+    if (all_dead) {
+      std::vector<float> const ones(at(p.columns), 1.0F);
+      diagonal.upload(ones.data());
+      p.ctx.synchronize();  // the copy may be made later
+    }
     columns.resize(at(p.columns));
     std::iota(columns.begin(), columns.end(), 0);
     if (p.options.act_order) sort_descending(host, columns);
