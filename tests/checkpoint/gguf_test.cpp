@@ -1,5 +1,6 @@
 // GGUF files and the blocks in them: read from bytes written out by hand, written and read back, and refused
 // with the reason.
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -157,6 +158,14 @@ TEST_CASE("blocks written out by hand decode to what the format says", "[ggml]")
     CHECK(decoded(ggml_type::q5_1, q5_1)[j] == 0.5F * five + 1.25F);
     CHECK(decoded(ggml_type::q8_0, q8_0)[j] == 0.125F * static_cast<float>(8 * static_cast<int>(j) - 128));
   }
+  bytes iq4_nl;
+  put_nibbles(iq4_nl.half(-0.5F), q);
+  constexpr std::array<int, 16> levels{-127, -104, -83, -65, -49, -35, -22, -10,
+                                       1,    13,   25,  38,  53,  69,  89,  113};
+  for (std::size_t j = 0; j < 32; ++j) {
+    CHECK(decoded(ggml_type::iq4_nl, iq4_nl)[j] ==
+          -0.5F * static_cast<float>(levels[static_cast<std::size_t>(q[j])]));
+  }
   CHECK(decoded(ggml_type::f32, bytes().put(-1.5F)) == std::vector{-1.5F});
   CHECK(decoded(ggml_type::f16, bytes().half(65504.0F)) == std::vector{65504.0F});
   CHECK(decoded(ggml_type::bf16, bytes().put(std::uint16_t{0x4049})) == std::vector{3.140625F});
@@ -274,6 +283,15 @@ TEST_CASE("values are encoded", "[ggml]") {
 
 namespace {
 
+/// All 32 levels of Q5_0.
+struct five_bits {
+  static constexpr std::string_view name = "five_bits";
+  static constexpr bool has_zero_point = false;
+  static constexpr int min_code(int /*bits*/) { return 0; }
+  static constexpr int max_code(int /*bits*/) { return 31; }
+  static constexpr float zero_point(int /*bits*/) { return 16.0F; }
+};
+
 /// What is written decodes to the layer's weights, exactly or (Q4_1) to the rounding of its minimum.
 template <class Format>
 void check_written(index_t out, index_t in, ggml_type type) {
@@ -287,8 +305,9 @@ void check_written(index_t out, index_t in, ggml_type type) {
   for (std::size_t i = 0; i < weights.size(); ++i) {
     float const scale =
         layer.grid(static_cast<index_t>(i) / in, layer.group(static_cast<index_t>(i) % in)).scale;
-    // m is at most 15 scales: half a unit in the last place of float16 is 2^-11 of it; then one rounding.
-    float const allowed = type == ggml_type::q4_1 ? std::abs(scale) * (15.0F / 2048 + 1e-6F) : 0.0F;
+    // m is at most 16 scales: half a unit in the last place of float16 is 2^-11 of it; then one rounding.
+    bool const has_minimum = type == ggml_type::q4_1 || type == ggml_type::q5_1;
+    float const allowed = has_minimum ? std::abs(scale) * (16.0F / 2048 + 1e-6F) : 0.0F;
     wrong += !(std::abs(decoded[i] - weights[i]) <= allowed);
   }
   CHECK(wrong == 0);
@@ -307,6 +326,11 @@ TEST_CASE("layers are written as blocks and decode to the same weights", "[ggml]
   check_written<format<gptq::fixed_zero, 8, 32>>(5, 96, ggml_type::q8_0);
   check_written<format<gptq::fixed_zero, 4, 32>>(5, 96, ggml_type::q8_0);
   check_written<format<test::five_levels, 3, 32>>(2, 32, ggml_type::q4_0);
+  check_written<format<gptq::fixed_zero, 4, 32>>(5, 96, ggml_type::q5_0);
+  check_written<format<five_bits, 8, 32>>(5, 96, ggml_type::q5_0);
+  check_written<format<five_bits, 8, 32>>(5, 96, ggml_type::q5_1);
+  check_written<format<gptq::asymmetric, 4, 32>>(5, 96, ggml_type::q5_1);
+  check_written<format<gptq::half_step, 4, 64>>(5, 96, ggml_type::q5_1);
 
   // Byte for byte.
   quantized_layer<format<gptq::fixed_zero, 4, 32>> layer{
@@ -350,9 +374,10 @@ TEST_CASE("a scheme that a type cannot hold is refused with the nearest that can
     CHECK_NOTHROW(check_type(ggml_type::q4_0, format<gptq::fixed_zero, 4, 32>::levels, columns));
   }
   CHECK(refusal(format<gptq::fixed_zero, 4, 32>(), ggml_type::q6_k) ==
-        "Q6_K is not for codes: Q4_0, Q4_1 and Q8_0 are");
+        "Q6_K is not for codes: Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 are");
   CHECK(type_for(format<gptq::symmetric, 4, 32>::levels) == ggml_type::q4_0);
   CHECK(type_for(format<gptq::half_step, 4, 32>::levels) == ggml_type::q4_1);
+  CHECK(type_for(format<five_bits, 8, 32>::levels) == ggml_type::q5_0);
   CHECK(type_for(format<gptq::symmetric, 8, 32>::levels) == ggml_type::q8_0);
   CHECK_FALSE(type_for(format<gptq::half_step, 8, 32>::levels).has_value());
 

@@ -1,6 +1,8 @@
 // What the examples in the heads of the checkpoint headers take for granted.
 #pragma once
 
+#include <cstdio>
+#include <fstream>
 #include <vector>
 
 #include <gptq/checkpoint/awq.hpp>
@@ -16,6 +18,9 @@ extern gptq::checkpoint::ggml_tensor tensor;
 
 namespace checkpoint_awq_hpp {
 extern gptq::checkpoint::awq_view tensors;
+}
+namespace checkpoint_repack_hpp {
+extern gptq::checkpoint::gptq_view tensors;
 }
 namespace checkpoint_compressed_tensors_hpp {
 extern gptq::checkpoint::compressed_view tensors;

@@ -7,11 +7,14 @@
 //   auto layer = gptq::checkpoint::from_awq<gptq::format<gptq::asymmetric, 4, 128>>(tensors);
 //   auto packed = gptq::pack(layer);
 //
-// The struct of the tensors, awq_view, is in awq/tensors.hpp.
+// The structs of the tensors are in awq/tensors.hpp: awq_view has them where they lie, awq_tensors owns them.
 #pragma once
+
+#include <span>
 
 #include <gptq/checkpoint/awq/reader.hpp>
 #include <gptq/checkpoint/awq/tensors.hpp>
+#include <gptq/checkpoint/awq/writer.hpp>
 #include <gptq/format.hpp>
 #include <gptq/layer.hpp>
 
@@ -23,6 +26,20 @@ namespace gptq::checkpoint {
 template <storage_format Format>
 quantized_layer<Format> from_awq(awq_view const& tensors) {
   return detail::read_awq<Format>(tensors);
+}
+
+/// The tensors of a layer of 4 bits, its zero points written out where the scheme has one for all.
+/// @throws gptq::error when the outputs are no multiple of 8; when columns are reordered, for which AWQ has no place;
+///   when float16 cannot hold a scale, naming row and group
+template <storage_format Format>
+awq_tensors to_awq(quantized_layer<Format> const& layer) {
+  return detail::write_awq(layer);
+}
+
+/// A view of tensors, for as long as they are there.
+inline awq_view as_view(awq_tensors const& tensors, index_t out, index_t in) {
+  auto const bytes = [](auto const& values) { return std::as_bytes(std::span(values)); };
+  return {out, in, bytes(tensors.qweight), bytes(tensors.qzeros), bytes(tensors.scales)};
 }
 
 }  // namespace gptq::checkpoint

@@ -9,11 +9,16 @@
 //   auto layer = gptq::checkpoint::from_compressed<gptq::format<gptq::fixed_zero, 4, 128>>(tensors);
 //   auto packed = gptq::pack(layer);
 //
-// The struct of the tensors, compressed_view, is in compressed_tensors/tensors.hpp.
+// The structs of the tensors are in compressed_tensors/tensors.hpp: compressed_view has them where they lie,
+// compressed_tensors owns them. 3 bits are packed densely, as compressed-tensors 0.20 packs them; tensors that leave bits
+// of each word unused are refused for their sizes.
 #pragma once
+
+#include <span>
 
 #include <gptq/checkpoint/compressed_tensors/reader.hpp>
 #include <gptq/checkpoint/compressed_tensors/tensors.hpp>
+#include <gptq/checkpoint/compressed_tensors/writer.hpp>
 #include <gptq/format.hpp>
 #include <gptq/layer.hpp>
 
@@ -33,6 +38,23 @@ quantized_layer<Format> from_compressed(compressed_view const& tensors) {
 /// scales then loses nothing. Scales that are not finite do not count.
 inline bool scales_fit_float16(compressed_view const& tensors) {
   return detail::float16_holds_scales(tensors);
+}
+
+/// The tensors of a layer, with scales of `type`; weight_g_idx where columns are reordered ("actorder": "group", which
+/// vLLM reads and newer compressed-tensors packages do not). Symmetric and fixed_zero layers have no zero points.
+/// @throws gptq::error, naming row and group, when the type cannot hold a scale exactly
+template <storage_format Format>
+compressed_tensors to_compressed(quantized_layer<Format> const& layer,
+                                 compressed_scale type = compressed_scale::float16) {
+  return detail::write_compressed(layer, type);
+}
+
+/// A view of tensors, for as long as they are there.
+inline compressed_view as_view(compressed_tensors const& tensors) {
+  auto const bytes = [](auto const& values) { return std::as_bytes(std::span(values)); };
+  return {tensors.weight_shape[0],     tensors.weight_shape[1],    bytes(tensors.weight_packed),
+          tensors.weight_scale,        tensors.scale_type,         bytes(tensors.weight_zero_point),
+          bytes(tensors.weight_g_idx), bytes(tensors.weight_shape)};
 }
 
 }  // namespace gptq::checkpoint

@@ -33,7 +33,7 @@ inline std::string_view type_name(ggml_type type) { return detail::entry(type).n
 /// Elements of a block, and its bytes; 1 element for types that are not quantized.
 inline std::size_t block_size(ggml_type type) { return detail::entry(type).block_size; }
 inline std::size_t block_bytes(ggml_type type) { return detail::entry(type).block_bytes; }
-/// Whether to_float() decodes it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K.
+/// Whether to_float() decodes it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q4_K and Q6_K.
 inline bool is_decodable(ggml_type type) {
   auto const* const known = detail::find_type(type);
   return known != nullptr && known->decode != nullptr;
@@ -62,7 +62,8 @@ inline std::vector<std::byte> from_float(ggml_type type, std::span<float const> 
   return detail::encode(type, values);
 }
 
-/// The smallest type whose blocks hold these levels, of Q4_0, Q4_1 and Q8_0; nothing when none does.
+/// The smallest type whose blocks hold these levels, of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0; nothing when none
+/// does.
 inline std::optional<ggml_type> type_for(code_levels const& levels) { return detail::smallest_type(levels); }
 
 /// Throws gptq::error, with the reason and the nearest type that can, unless blocks of `type` (one of those above)
@@ -71,8 +72,8 @@ inline void check_type(ggml_type type, code_levels const& levels, int group_size
   detail::check_holds(type, levels, group_size);
 }
 
-/// A tensor of whole rows of Q4_0, Q4_1 or Q8_0 blocks as a packed matrix of a format with groups of 32: the same
-/// levels, scales and zero points, so the same weights (for Q4_1 to the float16 rounding of m).
+/// A tensor of whole rows of Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 blocks as a packed matrix of a format with groups of 32: the same
+/// levels, scales and zero points, so the same weights (for Q4_1 and Q5_1 to the float16 rounding of m).
 /// @throws gptq::error, naming row and block, for a level that the format does not have, a minimum that belongs to
 ///   none of its zero points, and a scale that is not finite
 template <storage_format Format>
@@ -81,7 +82,7 @@ packed_matrix<Format> to_packed(ggml_tensor const& tensor) {
 }
 
 /// The blocks of a layer, row after row, one scale for each 32 columns. Codes and scales are stored as they are
-/// (float32 scales rounded to float16); the minimum of Q4_1 is -zero scale in float16, so that a group's weights
+/// (float32 scales rounded to float16); the minimum of Q4_1 and Q5_1 is -zero scale in float16, so that a group's weights
 /// move by at most half a unit in its last place.
 /// @throws gptq::error as check_type(); when columns are reordered, for which GGUF has no place; when rows are not
 ///   whole blocks; and when a scale or minimum is beyond float16

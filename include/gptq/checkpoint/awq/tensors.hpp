@@ -2,9 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
+#include <vector>
 
 #include <gptq/config.hpp>
+#include <gptq/float16.hpp>
 
 namespace gptq::checkpoint {
 
@@ -16,6 +19,13 @@ struct awq_view {
   std::span<std::byte const> qweight;  ///< [K, N / 8] int32
   std::span<std::byte const> qzeros;   ///< [G, N / 8] int32
   std::span<std::byte const> scales;   ///< [G, N] float16
+};
+
+/// The same, owned.
+struct awq_tensors {
+  std::vector<std::uint32_t> qweight;
+  std::vector<std::uint32_t> qzeros;
+  std::vector<float16> scales;
 };
 
 namespace detail {

@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <span>
 #include <string>
@@ -95,9 +94,7 @@ quantized_layer<Format> read_compressed(compressed_view const& tensors) {
         throw error("compressed-tensors: the scale" + name() + " is " + std::to_string(scale));
       }
       if (static_cast<float>(typename Format::scale(scale)) != scale) {
-        char number[32];
-        std::snprintf(number, sizeof number, "%.9g", static_cast<double>(scale));
-        throw error("compressed-tensors: the scale" + name() + " is " + number +
+        throw error("compressed-tensors: the scale" + name() + " is " + exact_number(scale) +
                     ", which float16 cannot hold; a format with float32 scales can");
       }
       layer.scales[at(i)] = scale;

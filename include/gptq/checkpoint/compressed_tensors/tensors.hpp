@@ -1,8 +1,11 @@
 // The tensors of a linear layer in a compressed-tensors checkpoint.
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <span>
+#include <vector>
 
 #include <gptq/config.hpp>
 
@@ -27,6 +30,16 @@ struct compressed_view {
   std::span<std::byte const> weight_zero_point;  ///< [ceil(N b / 32), G] int32; may be empty if symmetric
   std::span<std::byte const> weight_g_idx;       ///< [K] int32 group of each input, all -1 or empty: in order
   std::span<std::byte const> weight_shape;       ///< [2] int64: N, K; may be empty
+};
+
+/// The same, owned.
+struct compressed_tensors {
+  std::vector<std::uint32_t> weight_packed;
+  std::vector<std::byte> weight_scale;
+  compressed_scale scale_type = compressed_scale::float16;
+  std::vector<std::uint32_t> weight_zero_point;  ///< empty: symmetric
+  std::vector<std::int32_t> weight_g_idx;        ///< empty: groups of columns in their order
+  std::array<std::int64_t, 2> weight_shape{};
 };
 
 }  // namespace gptq::checkpoint

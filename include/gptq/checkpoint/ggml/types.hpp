@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include <gptq/checkpoint/ggml/blocks/block.hpp>
+#include <gptq/checkpoint/ggml/blocks/iq4_nl.hpp>
 #include <gptq/checkpoint/ggml/blocks/nibbles.hpp>
 #include <gptq/checkpoint/ggml/blocks/plain.hpp>
 #include <gptq/checkpoint/ggml/blocks/q4_k.hpp>
@@ -63,12 +64,13 @@ constexpr ggml_entry for_codes(ggml_type type, std::string_view name) {
 // those of ggml's own table.
 inline constexpr std::array ggml_types{for_codes<q4_0_block>(ggml_type::q4_0, "Q4_0"),
                                        for_codes<q4_1_block>(ggml_type::q4_1, "Q4_1"),
+                                       for_codes<q5_0_block>(ggml_type::q5_0, "Q5_0"),
+                                       for_codes<q5_1_block>(ggml_type::q5_1, "Q5_1"),
                                        for_codes<q8_0_block>(ggml_type::q8_0, "Q8_0"),
                                        decodable<plain_block<float>>(ggml_type::f32, "F32"),
                                        decodable<plain_block<float16>>(ggml_type::f16, "F16"),
                                        decodable<plain_block<bfloat16>>(ggml_type::bf16, "BF16"),
-                                       decodable<q5_0_block>(ggml_type::q5_0, "Q5_0"),
-                                       decodable<q5_1_block>(ggml_type::q5_1, "Q5_1"),
+                                       decodable<iq4_nl_block>(ggml_type::iq4_nl, "IQ4_NL"),
                                        decodable<q4_k_block>(ggml_type::q4_k, "Q4_K"),
                                        decodable<q6_k_block>(ggml_type::q6_k, "Q6_K"),
                                        ggml_entry{ggml_type::q8_1, "Q8_1", 32, 36},
@@ -80,7 +82,6 @@ inline constexpr std::array ggml_types{for_codes<q4_0_block>(ggml_type::q4_0, "Q
                                        ggml_entry{ggml_type::iq2_xs, "IQ2_XS", 256, 74},
                                        ggml_entry{ggml_type::iq3_xxs, "IQ3_XXS", 256, 98},
                                        ggml_entry{ggml_type::iq1_s, "IQ1_S", 256, 50},
-                                       ggml_entry{ggml_type::iq4_nl, "IQ4_NL", 32, 18},
                                        ggml_entry{ggml_type::iq3_s, "IQ3_S", 256, 110},
                                        ggml_entry{ggml_type::iq2_s, "IQ2_S", 256, 82},
                                        ggml_entry{ggml_type::iq4_xs, "IQ4_XS", 256, 136},

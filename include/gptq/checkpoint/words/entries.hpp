@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 
 #include <gptq/config.hpp>
 #include <gptq/error.hpp>
+#include <gptq/float16.hpp>
 
 namespace gptq::checkpoint::detail {
 
@@ -61,6 +63,33 @@ constexpr std::uint32_t repeated_word(int bits, std::uint32_t value, index_t i) 
 inline void check_bytes(std::string const& name, std::span<std::byte const> bytes, index_t expected) {
   if (bytes.size() != static_cast<std::size_t>(expected)) {
     throw error(name + " has " + std::to_string(bytes.size()) + " bytes, not " + std::to_string(expected));
+  }
+}
+
+/// With as many digits as tell float32 numbers apart.
+inline std::string exact_number(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.9g", static_cast<double>(value));
+  return text;
+}
+
+/// A number that float16 holds; throws, naming it, when it is another.
+inline float16 exact_float16(float value, std::string const& name) {
+  float16 const half(value);
+  if (static_cast<float>(half) != value) {
+    throw error(name + " is " + exact_number(value) + ", which float16 cannot hold");
+  }
+  return half;
+}
+
+/// Throws, naming row and group, when a layer has a scale that float16 does not hold.
+/// @param name  "GPTQ checkpoint", for errors
+template <class Layer>
+void check_float16_scales(Layer const& layer, std::string const& name) {
+  for (std::size_t i = 0; i < layer.scales.size(); ++i) {
+    auto const groups = static_cast<std::size_t>(layer.groups());
+    exact_float16(layer.scales[i], name + ": the scale of row " + std::to_string(i / groups) + ", group " +
+                                       std::to_string(i % groups));
   }
 }
 
