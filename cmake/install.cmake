@@ -17,3 +17,5 @@ write_basic_package_version_file(gptqConfigVersion.cmake COMPATIBILITY SameMinor
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/gptqConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/gptqConfigVersion.cmake
               cmake/dispatch.cmake cmake/isa.cmake
         DESTINATION ${package_dir})
+
+include(cmake/pkgconfig.cmake)

@@ -8,6 +8,8 @@
 
 #include <cstddef>
 
+#include <gptq/version.hpp>
+
 // What device code calls, too.
 #if defined(__CUDACC__)
 #define GPTQ_HOST_DEVICE __host__ __device__
