@@ -52,8 +52,8 @@ cat <<TEXT
 
 Perplexity is how many bytes the model hesitates between, on average, before it reads the next one of a text that it has
 not seen: lower is better. Rounding every weight for itself costs much of what the model knows. GPTQ, in as many bits,
-lets the weights that are not yet rounded make up for those that are; and zero points, which take more bits and more
-work in kernels, are not missed. With 4 bits there is hardly a difference to float32 left to see.
+lets the weights that are not yet rounded make up for those that are. Zero points, which take more bits and more work
+in kernels, buy a little more. With 4 bits there is hardly a difference to float32 left to see.
 
 Other widths, schemes and models:  $program --help
 TEXT
