@@ -17,7 +17,7 @@ double least_loss(std::span<float const> scales, gptq::index_t out, gptq::index_
     if (factor(i, i) == 0.0F) factor(i, i) = mean;  // a dead input counts as an average one
   }
   factor.diagonal().array() += static_cast<float>(damping) * mean;
-  if (!gptq::detail::cholesky_lower(factor, 1)) throw gptq::error("least_loss: not positive definite");
+  if (!gptq::linalg::cholesky_lower(factor, 1)) throw gptq::error("least_loss: not positive definite");
   double const log_determinant = factor.diagonal().cast<double>().array().log().sum();
   gptq::index_t const groups = static_cast<gptq::index_t>(scales.size()) / out;
   auto const k = static_cast<double>(in);

@@ -65,9 +65,9 @@ std::span<method const> methods() {
 quantized quantize(gptq::format_spec const& format, method const& how, gptq::matrix const& weight,
                    gptq::hessian const& h, gptq::hessian const* held_out) {
   return gptq::with_format<formats>(format, [&]<class Format>() -> quantized {
-    auto const values = gptq::detail::values_of<Format>(weight.cols(), how.options);
-    auto const layer = gptq::detail::layer_of<Format>(
-        gptq::detail::solve(gptq::matrix(weight), h, values, how.options, how.how, held_out), weight.rows(),
+    auto const values = gptq::solver::describe<Format>(weight.cols(), how.options);
+    auto const layer = gptq::solver::as_layer<Format>(
+        gptq::solver::solve(gptq::matrix(weight), h, values, how.options, how.how, held_out), weight.rows(),
         weight.cols());
     auto const packed = gptq::pack(layer);
     quantized result{

@@ -9,7 +9,7 @@
 #include <gptq/hessian.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
-#include <gptq/solver/solution.hpp>
+#include <gptq/solver/problem.hpp>
 
 namespace accuracy {
 
@@ -17,7 +17,7 @@ struct method {
   std::string name;
   std::string what;
   gptq::quantize_options options;
-  gptq::detail::recipe how = gptq::detail::recipe_of(options.quality);  ///< or only a part of it
+  gptq::solver::recipe how = gptq::solver::recipe_for(options.quality);  ///< or only a part of it
 };
 
 /// Baselines first.

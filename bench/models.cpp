@@ -60,7 +60,7 @@ void read(spin_pool& pool, std::span<std::byte const> bytes, roofline::reader re
 
 void decode(lm::model const& m, arguments const& args) {
   lm::config const& c = m.config();
-  int const threads = gptq::detail::thread_count(args.threads);
+  int const threads = gptq::linalg::thread_count(args.threads);
   std::vector<std::unique_ptr<lm::decoder_layer>> layers;
   std::vector<lm::packed_layer::entry> products;
   for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {

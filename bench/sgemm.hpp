@@ -17,7 +17,7 @@ class sgemm {
     double const operations = 2.0 * size * size * size;
     best_ =
         std::max(best_, operations / seconds_of([&] {
-                          gptq::detail::for_row_tiles(size, 0, [&](gptq::index_t first, gptq::index_t count) {
+                          gptq::linalg::for_row_tiles(size, 0, [&](gptq::index_t first, gptq::index_t count) {
                             c_.middleRows(first, count).noalias() = a_.middleRows(first, count) * b_;
                           });
                         }));

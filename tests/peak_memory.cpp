@@ -1,4 +1,4 @@
-// Peak memory of quantizing a layer: the weight, two K x K matrices (the Hessian and its factor), one panel
+// Peak memory of quantizing a layer: the weight, two K x K matrices (the Hessian and its factor), one outer block
 // of N x 4 block_size floats, the codes, with quality fast a second weight and codes, and little else. A
 // program of its own, because the system keeps one peak a process.
 #include <cstdio>
@@ -31,15 +31,15 @@ int main() {
   double const used = peak_mib() - before;
 
   double const factor = matrix_mib;
-  double const panel = size * 512 * sizeof(float) / mib;
+  double const outer_block = size * 512 * sizeof(float) / mib;
   double const result = matrix_mib / 4.0;
   double const second = matrix_mib + result;
   double const allowed =
-      factor + panel + result + second + 16.0;  // 16: scales, strips, buffers of matrix products
+      factor + outer_block + result + second + 16.0;  // 16: scales, strips, buffers of matrix products
   std::printf(
       "quantizing %d x %d in place: %.0f MiB beside the weight and the Hessian (%.0f each); factor %.0f, "
-      "panel %.0f, codes %.0f, the other order's weight and codes %.0f\n",
-      static_cast<int>(size), static_cast<int>(size), used, matrix_mib, factor, panel, result, second);
+      "outer block %.0f, codes %.0f, the other order's weight and codes %.0f\n",
+      static_cast<int>(size), static_cast<int>(size), used, matrix_mib, factor, outer_block, result, second);
   if (layer.codes.empty() || used > allowed) {
     std::printf("more than the %.0f MiB allowed\n", allowed);
     return 1;

@@ -470,11 +470,19 @@ TEST_CASE("inputs that were never used", "[quantize]") {
   p.h.add(matrix::Zero(50, 40));
   for (auto const& format : values_of<all_formats<gptq::group_sizes<32, whole_row>>>()) {
     CAPTURE(format.name());
-    auto const layer = format.quantize(p, {.act_order = true});
-    CHECK(layer.report.dead_columns == 40);
-    CHECK(layer.report.loss == 0.0);
-    CHECK(layer.decoded == matrix::Zero(5, 40));
-    CHECK(layer.report.held_out_error == Approx(1.0));
+    result const rounded = format.nearest(p, {});
+    for (quality const q : {quality::reference, quality::plain, quality::fast, quality::best}) {
+      result const layer = format.quantize(p, {.quality = q, .act_order = true});
+      CHECK(layer.report.dead_columns == 40);
+      CHECK(layer.report.loss == 0.0);
+      CHECK(layer.report.loss_per_token == 0.0);
+      CHECK(std::isnan(layer.report.output_error));
+      CHECK_FALSE(std::signbit(layer.report.output_error));
+      CHECK(layer.decoded == rounded.decoded);
+      CHECK(layer.order.empty());
+      CHECK(layer.report.held_out_error == rounded.report.held_out_error);
+      CHECK(layer.report.held_out_error < 0.6);
+    }
   }
 }
 
@@ -562,8 +570,8 @@ TEST_CASE("wrong shapes and options", "[quantize]") {
   CHECK(error(p.weight, p.h).empty());
   CHECK(contains(error(p.weight, narrow), "weight has 40 columns, the hessian 39"));
   CHECK(contains(error(p.weight, p.h, {}, &narrow), "the held-out hessian 39"));
-  CHECK(contains(error(p.weight, unused), "hessian has seen no activations"));
-  CHECK(contains(error(p.weight, p.h, {}, &unused), "held-out hessian has seen no activations"));
+  CHECK(contains(error(p.weight, unused), "hessian has seen no tokens"));
+  CHECK(contains(error(p.weight, p.h, {}, &unused), "held-out hessian has seen no tokens"));
   CHECK(contains(error(matrix(0, 40), p.h), "empty (0 x 40)"));
   CHECK(contains(error(matrix(6, 0), p.h), "empty (6 x 0)"));
   CHECK(contains(error(p.weight, p.h, {.block_size = 0}), "block_size is 0"));

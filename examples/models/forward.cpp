@@ -107,7 +107,7 @@ matrix attention(context const& ctx, matrix q, rows_of const& k, rows_of const& 
     });
     return result;
   }
-  gptq::detail::parallel_for(c.num_attention_heads, ctx.threads, [&](Index head) {
+  gptq::linalg::parallel_for(c.num_attention_heads, ctx.threads, [&](Index head) {
     Index const column = head * size;
     Index const shared_column = head / sharing * size;
     matrix scores;

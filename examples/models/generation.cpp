@@ -112,7 +112,7 @@ generated_text generate(model const& m, std::span<token const> prompt, std::int6
   }
   auto const angles = make_rotations(c, static_cast<std::int64_t>(prompt.size()) + most);
   // In float32 the BLAS has the threads.
-  context const ctx{c, angles, run.how == arithmetic::float32 ? 1 : gptq::detail::thread_count(run.threads)};
+  context const ctx{c, angles, run.how == arithmetic::float32 ? 1 : gptq::linalg::thread_count(run.threads)};
   layers all(m, run);
   std::vector<kv_cache> caches(static_cast<std::size_t>(c.num_hidden_layers));
 

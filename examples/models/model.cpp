@@ -422,7 +422,7 @@ std::unique_ptr<decoder_layer> model::load(std::int64_t layer, arithmetic how, i
   auto result = std::make_unique<packed_layer>();
   result->attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
   result->mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
-  result->threads = gptq::detail::thread_count(threads);
+  result->threads = gptq::linalg::thread_count(threads);
   for (std::size_t l = 0; l < linears; ++l) {
     packed_linear const* const weight = packed(layer, linear(l));
     if (weight == nullptr) throw gptq::error(full_name(layer, linear(l)) + " is not quantized");
@@ -460,7 +460,7 @@ row_vector model::logits(row_vector const& x, int threads) const {
   auto const type = weight.float_type();
   auto const row_bytes = weight.bytes().size() / static_cast<std::size_t>(config_.vocab_size);
   row_vector y(config_.vocab_size);
-  int const parts = gptq::detail::thread_count(threads);
+  int const parts = gptq::linalg::thread_count(threads);
   std::vector<row_vector> decoded(type ? 0 : static_cast<std::size_t>(parts),
                                   row_vector(config_.hidden_size));
   run_parts(parts, [&](int part) noexcept {

@@ -172,7 +172,7 @@ class decoder_quantizer {
 
     // A few windows at a time: what the stages leave behind is as large as all activations otherwise.
     constexpr std::size_t batch_bytes = std::size_t{256} << 20;
-    auto const threads = static_cast<std::size_t>(gptq::detail::thread_count(run_.how.threads));
+    auto const threads = static_cast<std::size_t>(gptq::linalg::thread_count(run_.how.threads));
     auto const window_bytes =
         static_cast<std::size_t>(x.front().rows() * run_.m.config().intermediate_size) * 4;
     auto const batch = std::clamp(batch_bytes / window_bytes, threads, 4 * threads);

@@ -36,7 +36,7 @@ class serial_blas {
 template <class Piece>
 void for_each(std::ptrdiff_t count, int threads, Piece&& piece) {
   serial_blas const one_thread_a_product;
-  gptq::detail::parallel_for(count, threads, piece);
+  gptq::linalg::parallel_for(count, threads, piece);
 }
 
 /// Calls piece(0) ... piece(parts - 1), for pieces so short that starting threads would take longer: on
@@ -53,7 +53,7 @@ void run_parts(int parts, Piece const& piece) {
 /// BLAS threads for what is not spread over windows, such as the Hessian (0: one a core).
 inline void set_blas_threads(int threads) {
   Eigen::setNbThreads(1);
-  if (openblas_set_num_threads != nullptr) openblas_set_num_threads(gptq::detail::thread_count(threads));
+  if (openblas_set_num_threads != nullptr) openblas_set_num_threads(gptq::linalg::thread_count(threads));
 }
 
 }  // namespace lm

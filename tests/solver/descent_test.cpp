@@ -16,10 +16,10 @@ using gptq::index_t;
 using gptq::matrix;
 using gptq::quality;
 using gptq::quantize_options;
-using gptq::detail::format_values;
-using gptq::detail::recipe;
-using gptq::detail::refinement;
-using gptq::detail::solution;
+using gptq::solver::coordinate_descent;
+using gptq::solver::format_values;
+using gptq::solver::recipe;
+using gptq::solver::solution;
 
 namespace {
 
@@ -94,7 +94,7 @@ std::vector<double> losses_of(problem const& p, solution const& s, format_values
 }
 
 solution solve(problem const& p, format_values const& f, recipe const& how, quantize_options options = {}) {
-  return gptq::detail::solve(matrix(p.weight), p.h, f, options, how, nullptr);
+  return gptq::solver::solve(matrix(p.weight), p.h, f, options, how, nullptr);
 }
 
 void check_stored(solution const& s, format_values const& f) {
@@ -111,7 +111,7 @@ void check_stored(solution const& s, format_values const& f) {
 
 }  // namespace
 
-TEST_CASE("every pass of coordinate descent lowers the loss of every row, by what it says", "[refine]") {
+TEST_CASE("every pass of coordinate descent lowers the loss of every row, by what it says", "[descent]") {
   // Groups within blocks, groups larger than any, a last group that is shorter, the whole row.
   problem const p(67, 600, 51);
   Eigen::MatrixXd const h = p.damped(0.01);
@@ -122,13 +122,13 @@ TEST_CASE("every pass of coordinate descent lowers the loss of every row, by wha
     solution s = solve(p, f, {.search = true});
     matrix difference = p.weight - decoded(s, f, 67, 600);
     Eigen::VectorXf const extra = Eigen::VectorXf::Constant(600, 0.01F * p.h.sum().diagonal().mean());
-    refinement refine(difference, p.h, extra, f, 2, s);
+    coordinate_descent descent(difference, p.h, extra, f, 2, s);
     std::vector<double> before = losses_of(p, s, f, h);
     double const first = std::accumulate(before.begin(), before.end(), 0.0);
     double worst = 0.0;
     for (bool const codes : {false, true, true}) {
       std::vector<double> gained(67);
-      refine.pass(codes, gained);
+      descent.pass(codes, gained);
       std::vector<double> const after = losses_of(p, s, f, h);
       for (std::size_t row = 0; row < 67; ++row) {
         CHECK(gained[row] >= 0.0);
@@ -145,7 +145,7 @@ TEST_CASE("every pass of coordinate descent lowers the loss of every row, by wha
   }
 }
 
-TEST_CASE("coordinate descent ends where no single code is worth changing", "[refine]") {
+TEST_CASE("coordinate descent ends where no single code is worth changing", "[descent]") {
   problem const p(5, 48, 52);
   Eigen::MatrixXd const h = p.damped(0.01);
   for (any_format const& format : all_formats({16, 0})) {
@@ -154,9 +154,9 @@ TEST_CASE("coordinate descent ends where no single code is worth changing", "[re
     solution s = solve(p, f, {.search = true});
     matrix difference = p.weight - decoded(s, f, 5, 48);
     Eigen::VectorXf const extra = Eigen::VectorXf::Constant(48, 0.01F * p.h.sum().diagonal().mean());
-    refinement refine(difference, p.h, extra, f, 1, s);
+    coordinate_descent descent(difference, p.h, extra, f, 1, s);
     std::vector<double> gained(5);
-    for (int pass = 0; pass < 50; ++pass) refine.pass(true, gained);
+    for (int pass = 0; pass < 50; ++pass) descent.pass(true, gained);
     auto const losses = losses_of(p, s, f, h);
     for (index_t row = 0; row < 5; ++row) {
       double best = losses[at(row)];
@@ -175,7 +175,7 @@ TEST_CASE("coordinate descent ends where no single code is worth changing", "[re
   }
 }
 
-TEST_CASE("the scale of a group is the best of all float16 numbers", "[refine]") {
+TEST_CASE("the scale of a group is the best of all float16 numbers", "[descent]") {
   problem const p(3, 24, 53);
   Eigen::MatrixXd const h = p.damped(0.01);
   for (any_format const& format : all_formats({8})) {
@@ -185,9 +185,9 @@ TEST_CASE("the scale of a group is the best of all float16 numbers", "[refine]")
     for (float& scale : s.scales) scale = static_cast<float>(gptq::float16(0.8F * scale));  // too small
     matrix difference = p.weight - decoded(s, f, 3, 24);
     Eigen::VectorXf const extra = Eigen::VectorXf::Constant(24, 0.01F * p.h.sum().diagonal().mean());
-    refinement refine(difference, p.h, extra, f, 1, s);
+    coordinate_descent descent(difference, p.h, extra, f, 1, s);
     std::vector<double> gained(3);
-    refine.pass(false, gained);
+    descent.pass(false, gained);
     // The last group was fitted last: nothing has changed since.
     double const fitted = losses_of(p, s, f, h)[1];
     float const scale = s.grid_at(1, 2).scale;
@@ -209,7 +209,7 @@ TEST_CASE("the scale of a group is the best of all float16 numbers", "[refine]")
   }
 }
 
-TEST_CASE("a wide beam finds the best of all codes", "[refine]") {
+TEST_CASE("a wide beam finds the best of all codes", "[descent]") {
   // Two levels a column: the two nearest ones are all there are, and 2^8 candidates hold every choice.
   for (std::uint32_t seed = 0; seed < 12; ++seed) {
     problem const p(4, 8, 60 + seed);
@@ -236,7 +236,7 @@ TEST_CASE("a wide beam finds the best of all codes", "[refine]") {
   }
 }
 
-TEST_CASE("of two orders of columns every row keeps the one that loses less", "[refine]") {
+TEST_CASE("of two orders of columns every row keeps the one that loses less", "[descent]") {
   // Groups of which the last one is shorter, larger than a block of the sweep, and all of one length.
   problem const p(37, 600, 57);
   Eigen::MatrixXd const h = p.damped(0.01);
@@ -263,7 +263,7 @@ TEST_CASE("of two orders of columns every row keeps the one that loses less", "[
   }
 }
 
-TEST_CASE("more work never makes the loss worse", "[refine]") {
+TEST_CASE("more work never makes the loss worse", "[descent]") {
   problem const p(40, 200, 54);
   Eigen::MatrixXd const h = p.damped(0.01);
   std::array<recipe, 6> const recipes{
@@ -292,18 +292,16 @@ TEST_CASE("more work never makes the loss worse", "[refine]") {
   }
 }
 
-TEST_CASE("the search's grid is never worse than the rule's, and as good as a fine scan", "[refine]") {
+TEST_CASE("the search's grid is never worse than the rule's, and as good as a fine scan", "[descent]") {
   test::random random(55);
   for (any_format const& format : all_formats({32})) {
     CAPTURE(format.scheme, format.bits);
     format_values const f = format.values(32);
-    bool const half = f.levels.is_half_step();
     double searched = 0.0, scanned = 0.0;
     for (int group = 0; group < 20; ++group) {
       auto const weights = random.normals(32);
       std::vector<float> metric(32);
       for (float& m : metric) m = std::exp2(4.0F * random.uniform());
-      auto const search = half ? gptq::detail::search_grid<true> : gptq::detail::search_grid<false>;
       auto const error = [&](grid g) {
         double sum = 0.0;
         for (std::size_t i = 0; i < 32; ++i) {
@@ -313,7 +311,7 @@ TEST_CASE("the search's grid is never worse than the rule's, and as good as a fi
         }
         return sum;
       };
-      grid const found = search(weights, metric.data(), f);
+      grid const found = gptq::solver::search_grid(weights, metric.data(), f);
       CHECK(error(found) <= error(f.find(weights)) * (1.0 + 1e-5));
       double least = std::numeric_limits<double>::infinity();
       grid const own = f.find(weights);
@@ -331,7 +329,7 @@ TEST_CASE("the search's grid is never worse than the rule's, and as good as a fi
   }
 }
 
-TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-out tokens", "[refine]") {
+TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-out tokens", "[descent]") {
   any_format const format{"fixed_zero", gptq::scheme_levels<gptq::fixed_zero>(3), 3, 32};
   format_values const f = format.values(96);
   format_values f_mse = f;
@@ -346,13 +344,13 @@ TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-ou
     if (seed >= 3) x.leftCols(93).setZero();  // tokens that are nothing like those of the calibration
     held_out.add(x);
     auto const with = [&](quantize_options const& options, recipe const& how, bool mse = false) {
-      return gptq::detail::solve(matrix(p.weight), p.h, mse ? f_mse : f, options, how, &held_out).report;
+      return gptq::solver::solve(matrix(p.weight), p.h, mse ? f_mse : f, options, how, &held_out).report;
     };
     auto const best =
-        with({.quality = quality::best, .act_order = true}, gptq::detail::recipe_of(quality::best));
+        with({.quality = quality::best, .act_order = true}, gptq::solver::recipe_for(quality::best));
     auto const range = with({.quality = quality::plain, .act_order = true}, {});
     CHECK(best.held_out_error <= range.held_out_error);
-    recipe everything_else = gptq::detail::recipe_of(quality::best);
+    recipe everything_else = gptq::solver::recipe_for(quality::best);
     everything_else.choose_damping = false;
     everything_else.guards = 0;
     auto const unchosen = with({.quality = quality::best}, everything_else);
@@ -361,7 +359,7 @@ TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-ou
     CHECK((best.fell_back || best.held_out_error < range.held_out_error));
     CHECK(!unchosen.fell_back);
     auto const fast =
-        with({.quality = quality::fast, .act_order = true}, gptq::detail::recipe_of(quality::fast));
+        with({.quality = quality::fast, .act_order = true}, gptq::solver::recipe_for(quality::fast));
     CHECK(fast.held_out_error <= range.held_out_error);
     auto const searched =
         with({.quality = quality::plain, .act_order = true, .static_groups = true}, {}, true);
@@ -373,15 +371,15 @@ TEST_CASE("damping is chosen, and plain GPTQ kept where it is better, on held-ou
   CHECK(fast_fell_back >= 1);
 }
 
-TEST_CASE("fast and best give the same bits for any number of threads", "[refine]") {
+TEST_CASE("fast and best give the same bits for any number of threads", "[descent]") {
   problem const p(70, 280, 56);
   for (any_format const& format : all_formats({32, 0})) {
     if (format.bits != 3) continue;
     format_values const f = format.values(280);
     for (quality const q : {quality::fast, quality::best}) {
       auto const run = [&](int threads) {
-        return gptq::detail::solve(matrix(p.weight), p.h, f, {.quality = q, .threads = threads},
-                                   gptq::detail::recipe_of(q), &p.h);
+        return gptq::solver::solve(matrix(p.weight), p.h, f, {.quality = q, .threads = threads},
+                                   gptq::solver::recipe_for(q), &p.h);
       };
       solution const one = run(1);
       for (int const threads : {3}) {

@@ -1,5 +1,5 @@
-// The three dense operations that the Hessian and the solver need, on Eigen: product, symmetric rank update
-// and Cholesky factorization, each spread over threads.
+// The dense operations that the Hessian and the solver need, on Eigen: product, symmetric rank update,
+// quadratic form and Cholesky factorization, each spread over threads.
 //
 // With a BLAS behind Eigen (EIGEN_USE_BLAS) every product is one call and the BLAS uses its own threads:
 // results are then as repeatable as that BLAS. Without one, products are cut into fixed tiles, each computed
@@ -9,14 +9,41 @@
 
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include <Eigen/Core>
 
+#include <gptq/config.hpp>
+#include <gptq/linalg/compiled_once.hpp>
 #include <gptq/linalg/threads.hpp>
-#include <gptq/solver/solver_function.hpp>
+#include <gptq/linalg/vectors.hpp>
+#include <gptq/linalg/views.hpp>
 
-namespace gptq::detail {
+namespace gptq::linalg {
+
+/// Calls tile(first, count) for tiles of `rows` rows: all of them at once when a BLAS will do the threading.
+GPTQ_SOLVER_FUNCTION void for_row_tiles(index_t rows, int threads, function_ref<void(index_t, index_t)> tile);
+
+/// Whether no entry is a NaN or an infinity.
+GPTQ_SOLVER_FUNCTION bool all_finite(view x);
+
+/// c += alpha a b
+GPTQ_SOLVER_FUNCTION void add_product(mutable_view c, float alpha, view a, view b, int threads);
+
+/// Lower triangle of c[n, n] += alpha u u' for u[n, k]; both by columns.
+GPTQ_SOLVER_FUNCTION void add_rank_update(mutable_view c, float alpha, view u, int threads);
+
+/// Sum over the rows w of `rows`, which lie by rows, of w S w', S symmetric and given by its lower triangle,
+/// by columns. In double beyond a row's products with S.
+GPTQ_SOLVER_FUNCTION double quadratic_form(view rows, view lower, int threads);
+
+/// Cholesky factorization in place, by columns: the lower triangle of a becomes L with a = L L'; the upper
+/// triangle is scratch. Returns false when a is not positive definite.
+GPTQ_SOLVER_FUNCTION bool cholesky_lower(mutable_view a, int threads);
+
+#if !defined(GPTQ_SOLVER_ELSEWHERE)
 
 #if defined(EIGEN_USE_BLAS)
 inline constexpr bool have_blas = true;
@@ -24,176 +51,163 @@ inline constexpr bool have_blas = true;
 inline constexpr bool have_blas = false;
 #endif
 
-inline constexpr Eigen::Index tile_rows = 256;
+inline constexpr index_t tile_rows = 256;
 
-/// Calls tile(first, count) for the tiles of `rows` rows: all of them at once when a BLAS will do the
-/// threading.
-template <class Tile>
-void for_row_tiles(Eigen::Index rows, int threads, Tile&& tile) {
+using columns_map = Eigen::Map<Eigen::MatrixXf, 0, Eigen::OuterStride<>>;
+using columns_map_const = Eigen::Map<Eigen::MatrixXf const, 0, Eigen::OuterStride<>>;
+using rows_map_const = Eigen::Map<Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> const,
+                                  0, Eigen::OuterStride<>>;
+
+template <class Map, class View>
+Map as_map(View x) {
+  return Map(x.data, x.rows, x.columns, Eigen::OuterStride<>(x.stride));
+}
+
+GPTQ_SOLVER_FUNCTION void for_row_tiles(index_t rows, int threads,
+                                        function_ref<void(index_t, index_t)> tile) {
   if (have_blas) {
-    tile(Eigen::Index{0}, rows);
-    return;
+    tile(0, rows);
+  } else {
+    parallel_ranges(rows, tile_rows, threads, tile);
   }
-  parallel_for((rows + tile_rows - 1) / tile_rows, threads,
-               [&](Eigen::Index i) { tile(i * tile_rows, std::min(tile_rows, rows - i * tile_rows)); });
 }
 
-/// Whether none of n numbers is a NaN or an infinity. (Eigen's allFinite does not vectorize.)
-inline bool all_finite(float const* x, Eigen::Index n) {
+GPTQ_SOLVER_FUNCTION bool all_finite(view x) {
+  if (!x.by_rows) x = x.transposed();
   constexpr std::uint32_t exponent = 0x7f800000u;
-  std::uint32_t found = 0;
-  for (Eigen::Index i = 0; i < n; ++i) {
-    found |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(x[i]) & exponent) == exponent);
-  }
-  return found == 0;
-}
-
-/// The same for every row of a row-major matrix.
-template <class Rows>
-bool all_rows_finite(Rows const& x) {
-  for (Eigen::Index row = 0; row < x.rows(); ++row) {
-    if (!all_finite(x.data() + row * x.outerStride(), x.cols())) return false;
+  for (index_t row = 0; row < x.rows; ++row) {
+    float const* const entries = x.data + row * x.stride;
+    std::uint32_t found = 0;  // all of a row before the first question, so that it vectorizes
+    for (index_t i = 0; i < x.columns; ++i) {
+      found |= static_cast<std::uint32_t>((std::bit_cast<std::uint32_t>(entries[i]) & exponent) == exponent);
+    }
+    if (found != 0) return false;
   }
   return true;
 }
 
-/// c += alpha a b
-template <class C, class A, class B>
-void add_product(C&& c, float alpha, A const& a, B const& b, int threads) {
-  if (a.cols() == 0) return;
-  for_row_tiles(c.rows(), threads, [&](Eigen::Index first, Eigen::Index count) {
-    c.middleRows(first, count).noalias() += alpha * (a.middleRows(first, count) * b);
+/// The same on one thread, for c by columns.
+inline void add_product_by_columns(columns_map c, float alpha, view a, view b) {
+  if (a.by_rows && b.by_rows) {
+    c.noalias() += alpha * (as_map<rows_map_const>(a) * as_map<rows_map_const>(b));
+  } else if (a.by_rows) {
+    c.noalias() += alpha * (as_map<rows_map_const>(a) * as_map<columns_map_const>(b));
+  } else if (b.by_rows) {
+    c.noalias() += alpha * (as_map<columns_map_const>(a) * as_map<rows_map_const>(b));
+  } else {
+    c.noalias() += alpha * (as_map<columns_map_const>(a) * as_map<columns_map_const>(b));
+  }
+}
+
+GPTQ_SOLVER_FUNCTION void add_product(mutable_view c, float alpha, view a, view b, int threads) {
+  if (a.columns == 0) return;
+  for_row_tiles(c.rows, threads, [&](index_t first, index_t count) {
+    mutable_view const target = c.middle_rows(first, count);
+    view const left = a.middle_rows(first, count);
+    if (target.by_rows) {
+      add_product_by_columns(as_map<columns_map>(target.transposed()), alpha, b.transposed(),
+                             left.transposed());
+    } else {
+      add_product_by_columns(as_map<columns_map>(target), alpha, left, b);
+    }
   });
 }
 
-/// Lower triangle of c[n, n] += alpha u u' for u[n, k].
-template <class C, class U>
-void add_rank_update(C&& c, float alpha, U const& u, int threads) {
+inline void add_rank_update_tile(mutable_view c, float alpha, view u) {
+  as_map<columns_map>(c).selfadjointView<Eigen::Lower>().rankUpdate(as_map<columns_map_const>(u), alpha);
+}
+
+GPTQ_SOLVER_FUNCTION void add_rank_update(mutable_view c, float alpha, view u, int threads) {
+  if (u.columns == 0) return;
   if (have_blas) {
-    c.template selfadjointView<Eigen::Lower>().rankUpdate(u, alpha);
+    add_rank_update_tile(c, alpha, u);
     return;
   }
-  Eigen::Index const n = c.rows();
-  Eigen::Index const tiles = (n + tile_rows - 1) / tile_rows;
-  parallel_for(tiles * (tiles + 1) / 2, threads, [&](Eigen::Index piece) {
+  index_t const n = c.rows;
+  index_t const tiles = (n + tile_rows - 1) / tile_rows;
+  parallel_for(tiles * (tiles + 1) / 2, threads, [&](index_t piece) {
     // Pieces are numbered along the rows of the lower triangle of tiles.
-    Eigen::Index i = 0;
+    index_t i = 0;
     while ((i + 1) * (i + 2) / 2 <= piece) ++i;
-    Eigen::Index const j = piece - i * (i + 1) / 2;
-    auto const left = u.middleRows(i * tile_rows, std::min(tile_rows, n - i * tile_rows));
-    auto const right = u.middleRows(j * tile_rows, std::min(tile_rows, n - j * tile_rows));
-    auto tile = c.block(i * tile_rows, j * tile_rows, left.rows(), right.rows());
+    index_t const j = piece - i * (i + 1) / 2;
+    view const left = u.middle_rows(i * tile_rows, std::min(tile_rows, n - i * tile_rows));
+    view const right = u.middle_rows(j * tile_rows, std::min(tile_rows, n - j * tile_rows));
+    mutable_view const tile = c.block(i * tile_rows, j * tile_rows, left.rows, right.rows);
     if (i == j) {
-      tile.template selfadjointView<Eigen::Lower>().rankUpdate(left, alpha);
+      add_rank_update_tile(tile, alpha, left);
     } else {
-      tile.noalias() += alpha * (left * right.transpose());
+      add_product_by_columns(as_map<columns_map>(tile), alpha, left, right.transposed());
     }
   });
 }
 
-/// Rows that the column sweep handles together: a few registers a column, and a block of columns fits into
-/// the L1 cache.
-inline constexpr Eigen::Index strip_rows = 64;
-using strip_matrix = Eigen::Matrix<float, strip_rows, Eigen::Dynamic>;
-
-/// `Vectors` x 16 rows and `Columns` columns of add_strip_product, held in registers.
-template <int Vectors, int Columns>
-void add_strip_tile(float* c, float alpha, float const* a, Eigen::Index depth, float const* b,
-                    Eigen::Index b_stride) {
-  using vector [[gnu::vector_size(64), gnu::aligned(4), gnu::may_alias]] = float;
-  vector sums[Columns][Vectors] = {};
-  for (Eigen::Index k = 0; k < depth; ++k) {
-    for (int j = 0; j < Columns; ++j) {
-      for (int v = 0; v < Vectors; ++v) {
-        sums[j][v] += *reinterpret_cast<vector const*>(a + k * strip_rows + 16 * v) * b[k + j * b_stride];
-      }
-    }
-  }
-  for (int j = 0; j < Columns; ++j) {
-    for (int v = 0; v < Vectors; ++v) {
-      *reinterpret_cast<vector*>(c + j * strip_rows + 16 * v) += alpha * sums[j][v];
-    }
-  }
-}
-
-/// c += alpha a b for c[64, columns], a[64, depth], b[depth, columns], all by columns; those of b are
-/// b_stride apart. Not left to Eigen, because a threaded BLAS behind it must not be called from several
-/// threads at once for products as small as these.
-inline void add_strip_product(float* c, float alpha, float const* a, Eigen::Index depth, float const* b,
-                              Eigen::Index b_stride, Eigen::Index columns) {
-  if (depth == 0) return;
-  Eigen::Index column = 0;
-  for (; column + 4 <= columns; column += 4) {
-    for (Eigen::Index row = 0; row < strip_rows; row += 16) {
-      add_strip_tile<1, 4>(c + column * strip_rows + row, alpha, a + row, depth, b + column * b_stride,
-                           b_stride);
-    }
-  }
-  for (; column < columns; ++column) {
-    add_strip_tile<4, 1>(c + column * strip_rows, alpha, a, depth, b + column * b_stride, b_stride);
-  }
-}
-
-/// Sum over the rows w of `rows` of w S w', S symmetric and given by its lower triangle, in double beyond
-/// tiles.
-template <class Rows, class Lower>
-double quadratic_form(Rows const& rows, Lower const& lower, int threads) {
+GPTQ_SOLVER_FUNCTION double quadratic_form(view rows, view lower, int threads) {
   // w S w' = 2 w L w' - w diag(S) w' with L the lower triangle, diagonal included: half the work of w S.
-  Eigen::Index const tile = have_blas ? 4 * tile_rows : tile_rows;
-  std::vector<double> sums(static_cast<std::size_t>((rows.rows() + tile - 1) / tile));
-  auto const one = [&](Eigen::Index i) {
-    Eigen::Index const first = i * tile;
-    Eigen::Index const count = std::min(tile, rows.rows() - first);
-    auto const w = rows.middleRows(first, count);
-    using buffer = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-    buffer const product = w * lower.template triangularView<Eigen::Lower>();
+  index_t const tile = have_blas ? 4 * tile_rows : tile_rows;
+  std::vector<double> sums(static_cast<std::size_t>((rows.rows + tile - 1) / tile));
+  parallel_ranges(rows.rows, tile, have_blas ? 1 : threads, [&](index_t first, index_t count) {
+    view const tile_of_rows = rows.middle_rows(first, count);
+    Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> product(count, rows.columns);
+    product.noalias() = as_map<rows_map_const>(tile_of_rows) *
+                        as_map<columns_map_const>(lower).triangularView<Eigen::Lower>();
     double sum = 0.0;
-    for (Eigen::Index r = 0; r < count; ++r) {
-      sum += 2.0 * w.row(r).template cast<double>().dot(product.row(r).template cast<double>());
-      sum -= w.row(r).template cast<double>().cwiseAbs2().dot(
-          lower.diagonal().transpose().template cast<double>());
+    for (index_t r = 0; r < count; ++r) {
+      float const* const w = tile_of_rows.data + r * rows.stride;
+      float const* const wl = product.data() + r * product.outerStride();
+      double twice = 0.0;
+      double diagonal = 0.0;
+      for (index_t i = 0; i < rows.columns; ++i) {
+        auto const x = static_cast<double>(w[i]);
+        twice += x * static_cast<double>(wl[i]);
+        diagonal += x * x * static_cast<double>(lower(i, i));
+      }
+      sum += 2.0 * twice;
+      sum -= diagonal;
     }
-    sums[static_cast<std::size_t>(i)] = sum;
-  };
-  parallel_for(static_cast<Eigen::Index>(sums.size()), have_blas ? 1 : threads, one);
+    sums[static_cast<std::size_t>(first / tile)] = sum;
+  });
   double total = 0.0;
   for (double const sum : sums) total += sum;
   return total;
 }
 
-/// Cholesky factorization in place: the lower triangle of a becomes L with a = L L'; the upper triangle is
-/// scratch. Returns false when a is not positive definite.
-GPTQ_SOLVER_FUNCTION bool cholesky_lower(Eigen::Ref<Eigen::MatrixXf> a, int threads);
-
-#if !defined(GPTQ_SOLVER_ELSEWHERE)
-GPTQ_SOLVER_FUNCTION bool cholesky_lower(Eigen::Ref<Eigen::MatrixXf> a, int threads) {
-  Eigen::Index const n = a.rows();
-  if (n <= 64) {
-    for (Eigen::Index j = 0; j < n; ++j) {
-      auto column = a.col(j).tail(n - j);
-      for (Eigen::Index i = 0; i < j; ++i) column -= a(j, i) * a.col(i).tail(n - j);
-      float const pivot = column(0);
-      if (!(pivot > 0.0F) || !std::isfinite(pivot)) return false;
-      column /= std::sqrt(pivot);
+inline bool cholesky_lower_small(mutable_view a) {
+  for (index_t j = 0; j < a.rows; ++j) {
+    float* const column = &a(0, j);
+    for (index_t k = 0; k < j; ++k) {
+      float const* const before = &a(0, k);
+      add_scaled(column + j, -before[j], before + j, a.rows - j);
     }
-    return true;
+    float const pivot = column[j];
+    if (!(pivot > 0.0F) || !std::isfinite(pivot)) return false;
+    float const root = std::sqrt(pivot);
+    for (index_t i = j; i < a.rows; ++i) column[i] /= root;
   }
+  return true;
+}
+
+GPTQ_SOLVER_FUNCTION bool cholesky_lower(mutable_view a, int threads) {
+  index_t const n = a.rows;
+  if (n <= 64) return cholesky_lower_small(a);
   // In halves, so that most of the work is done in large products:
   //   a = [a11 .  ]   l11 = chol(a11), l21 = a21 / l11', l22 = chol(a22 - l21 l21')
   //       [a21 a22]
-  Eigen::Index const half = (n / 2 + 63) / 64 * 64;
-  Eigen::Ref<Eigen::MatrixXf> upper_left = a.topLeftCorner(half, half);
-  Eigen::Ref<Eigen::MatrixXf> lower_left = a.bottomLeftCorner(n - half, half);
-  Eigen::Ref<Eigen::MatrixXf> lower_right = a.bottomRightCorner(n - half, n - half);
+  index_t const half = (n / 2 + 63) / 64 * 64;
+  mutable_view const upper_left = a.block(0, 0, half, half);
+  mutable_view const lower_left = a.block(half, 0, n - half, half);
+  mutable_view const lower_right = a.block(half, half, n - half, n - half);
   if (!cholesky_lower(upper_left, threads)) return false;
-  for_row_tiles(n - half, threads, [&](Eigen::Index first, Eigen::Index count) {
-    auto rows = lower_left.middleRows(first, count);
-    upper_left.template triangularView<Eigen::Lower>().transpose().template solveInPlace<Eigen::OnTheRight>(
-        rows);
+  for_row_tiles(n - half, threads, [&](index_t first, index_t count) {
+    auto rows = as_map<columns_map>(lower_left.middle_rows(first, count));
+    as_map<columns_map>(upper_left)
+        .triangularView<Eigen::Lower>()
+        .transpose()
+        .solveInPlace<Eigen::OnTheRight>(rows);
   });
   add_rank_update(lower_right, -1.0F, lower_left, threads);
   return cholesky_lower(lower_right, threads);
 }
+
 #endif
 
-}  // namespace gptq::detail
+}  // namespace gptq::linalg

@@ -1,33 +1,31 @@
 // A group's grid in the metric of the sweep that will use it.
 //
-// The sweep's loss is the sum of (error of column j)^2 R_jj^2 (solver.hpp), where the columns that follow
-// make up for the rest. So a group's grid is the one that loses least by that measure when its weights are
+// The sweep's loss is the sum of (error of column j)^2 R_jj^2 (sweep.hpp), where the columns that follow make
+// up for the rest. So a group's grid is the one that loses least by that measure when its weights are
 // rounded: the weights' own range, shrunk step by step, and from there an exact least-squares fit of the
 // scale. Where a scheme has more levels on one side of zero and stores no zero point, negative scales turn it
 // round.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <limits>
 #include <span>
 
 #include <gptq/grid.hpp>
-#include <gptq/solver/solution.hpp>
+#include <gptq/solver/problem.hpp>
 
-namespace gptq::detail {
+namespace gptq::solver {
 
 /// Sum of metric * (decoded - weight)^2.
 template <bool HalfStep>
 float weighted_error(std::span<float const> weights, float const* metric, grid g, code_levels const& levels) {
   constexpr std::size_t lanes = 16;
   float const zero = levels.zero_point(g);
-  float const divisor = safe_divisor(g.scale);
+  float const divisor = detail::safe_divisor(g.scale);
   auto const lowest = static_cast<float>(levels.min_code);
   auto const highest = static_cast<float>(levels.max_code);
   auto const error = [&](std::size_t i) {
-    float const code = nearest_code<HalfStep>(weights[i], divisor, zero, lowest, highest);
+    float const code = detail::nearest_code<HalfStep>(weights[i], divisor, zero, lowest, highest);
     float const e = g.scale * (code - zero) - weights[i];
     return metric[i] * (e * e);
   };
@@ -47,31 +45,36 @@ float weighted_error(std::span<float const> weights, float const* metric, grid g
 template <bool HalfStep>
 float fitted_scale(std::span<float const> weights, float const* metric, grid g, code_levels const& levels) {
   float const zero = levels.zero_point(g);
-  float const divisor = safe_divisor(g.scale);
+  float const divisor = detail::safe_divisor(g.scale);
   auto const lowest = static_cast<float>(levels.min_code);
   auto const highest = static_cast<float>(levels.max_code);
   double along = 0.0;
   double square = 0.0;
   for (std::size_t i = 0; i < weights.size(); ++i) {
-    float const level = nearest_code<HalfStep>(weights[i], divisor, zero, lowest, highest) - zero;
+    float const level = detail::nearest_code<HalfStep>(weights[i], divisor, zero, lowest, highest) - zero;
     along += static_cast<double>(metric[i] * level * weights[i]);
     square += static_cast<double>(metric[i] * level * level);
   }
   return square > 0.0 ? static_cast<float>(along / square) : 0.0F;
 }
 
-template <bool HalfStep>
-grid search_grid(std::span<float const> weights, float const* metric, format_values const& format) {
+/// The grid of a group of weights; `metric` has one number > 0 a weight.
+inline grid search_grid(std::span<float const> weights, float const* metric, format_values const& format) {
   constexpr int steps = 16;
   constexpr int fits = 2;
   code_levels const& levels = format.levels;
+  bool const half_step = levels.is_half_step();
+  auto const error_with = [&](grid g) {
+    return half_step ? weighted_error<true>(weights, metric, g, levels)
+                     : weighted_error<false>(weights, metric, g, levels);
+  };
   grid best = format.find(weights);
-  range const full = weight_range(weights);
+  detail::range const full = detail::weight_range(weights);
   if (full.low == full.high) return best;  // zeros
-  float least = weighted_error<HalfStep>(weights, metric, best, levels);
+  float least = error_with(best);
   auto const consider = [&](grid candidate) {
     if (!std::isfinite(candidate.scale)) return false;
-    float const error = weighted_error<HalfStep>(weights, metric, candidate, levels);
+    float const error = error_with(candidate);
     if (!(error < least)) return false;
     least = error;
     best = candidate;
@@ -88,8 +91,8 @@ grid search_grid(std::span<float const> weights, float const* metric, format_val
     float const keep = 1.0F - shrink * static_cast<float>(i) / steps;
     // A scheme's own way to find grids says where its zero point is.
     grid candidate = format.own_grid != nullptr
-                         ? grid{stored_scale(keep * first.scale, format.grids.scales), first.zero}
-                         : grid_for_range({keep * full.low, keep * full.high}, levels, format.grids);
+                         ? grid{detail::stored_scale(keep * first.scale, format.grids.scales), first.zero}
+                         : detail::grid_for_range({keep * full.low, keep * full.high}, levels, format.grids);
     candidate.scale *= sign;
     if (!consider(candidate)) return;
     at = i;
@@ -104,11 +107,12 @@ grid search_grid(std::span<float const> weights, float const* metric, format_val
   consider_step(coarse + 1, side);
   for (int i = 0; i < fits; ++i) {
     grid candidate = best;
-    candidate.scale =
-        stored_scale(fitted_scale<HalfStep>(weights, metric, best, levels), format.grids.scales);
+    float const fitted = half_step ? fitted_scale<true>(weights, metric, best, levels)
+                                   : fitted_scale<false>(weights, metric, best, levels);
+    candidate.scale = detail::stored_scale(fitted, format.grids.scales);
     if (candidate.scale == 0.0F || !consider(candidate)) break;
   }
   return best;
 }
 
-}  // namespace gptq::detail
+}  // namespace gptq::solver

@@ -1,6 +1,6 @@
 // The sweep of GPTQ over the columns.
 //
-// The algorithm is that of solver/solver.hpp: with the damped Hessian H = R R', R upper triangular, position
+// The algorithm is that of solver/sweep.hpp: with the damped Hessian H = R R', R upper triangular, position
 // j is quantized at
 //
 //   w_now[j] = w[j] + f[j] / R_jj,   f[j] = sum over i < j of (w[i] - q[i]) R_ij
