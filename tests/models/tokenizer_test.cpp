@@ -137,6 +137,9 @@ TEST_CASE("a byte-level tokenizer, token by token") {
   CHECK(words.is_special(7));
   CHECK_FALSE(words.is_special(0));
 
+  CHECK(words.pieces("ab ab<end>\n") == std::vector<std::string>{"ab", "Ġab", "<end>", "Ċ"});
+  CHECK(words.pieces("").empty());
+
   auto stream = words.start_decoding();
   CHECK(stream.add(5).empty());  // half of é
   CHECK(stream.add(6) == "é");

@@ -14,6 +14,7 @@
 #include "added_tokens.hpp"
 #include "decoders.hpp"
 #include "document.hpp"
+#include "function_ref.hpp"
 #include "model.hpp"
 #include "normalizers.hpp"
 #include "piece_cache.hpp"
@@ -36,6 +37,8 @@ struct tokenizer::parts {
   mutable piece_cache cache;
 
   explicit parts(node const& document);
+  /// Calls these with the pieces that a text is cut into and the added tokens between them.
+  void cut(std::string_view text, piece_sink piece_found, function_ref<void(token_id)> token_found) const;
   void encode(std::string_view text, piece_cache& seen, std::vector<token_id>& ids) const;
 };
 
@@ -65,6 +68,34 @@ tokenizer::parts::parts(node const& document) {
   }
 }
 
+void tokenizer::parts::cut(std::string_view text, piece_sink piece_found,
+                           function_ref<void(token_id)> token_found) const {
+  if (auto const position = invalid_utf8(text)) {
+    throw gptq::error(fmt::format("text is not valid UTF-8: byte {} is 0x{:02x}", *position,
+                                  static_cast<unsigned char>(text[*position])));
+  }
+  if (text.size() >= std::size_t{1} << 31) throw gptq::error("text of 2 GiB or more");
+  auto const cut_raw = [&](std::string_view raw, std::size_t raw_begin) {
+    normal_text normalized;
+    if (normalize) {
+      normalized.text = raw;
+      normalize->normalize(normalized);
+      raw = normalized.text;
+    }
+    bool const begins_text = raw_begin == 0 && normalized.keeps_beginning;
+    auto const cut_normalized = [&](std::string_view part, std::size_t begin) {
+      piece const whole{part, begins_text && begin == 0};
+      if (pre) {
+        pre->cut(whole, piece_found);
+      } else {
+        piece_found(whole);
+      }
+    };
+    added->split(raw, true, cut_normalized, token_found);
+  };
+  added->split(text, false, cut_raw, token_found);
+}
+
 void tokenizer::parts::encode(std::string_view text, piece_cache& seen, std::vector<token_id>& ids) const {
   auto const encode_part = [&](std::string_view part) {
     std::uint64_t const hash = piece_cache::hash(part);
@@ -76,30 +107,8 @@ void tokenizer::parts::encode(std::string_view text, piece_cache& seen, std::vec
     words->append_tokens(part, ids);
     seen.insert(part, hash, std::span(ids).subspan(from));
   };
-  auto const encode_piece = [&](piece p) { words->cut(p.text, encode_part); };
-  auto const add_token = [&](token_id id) { ids.push_back(id); };
-  added->split(
-      text, false,
-      [&](std::string_view raw, std::size_t raw_begin) {
-        normal_text normalized;
-        if (normalize) {
-          normalized.text = raw;
-          normalize->normalize(normalized);
-          raw = normalized.text;
-        }
-        added->split(
-            raw, true,
-            [&](std::string_view part, std::size_t begin) {
-              piece const whole{part, raw_begin == 0 && normalized.keeps_beginning && begin == 0};
-              if (pre) {
-                pre->cut(whole, encode_piece);
-              } else {
-                encode_piece(whole);
-              }
-            },
-            add_token);
-      },
-      add_token);
+  cut(
+      text, [&](piece p) { words->cut(p.text, encode_part); }, [&](token_id id) { ids.push_back(id); });
 }
 
 tokenizer::tokenizer(std::shared_ptr<parts const> p) : parts_(std::move(p)) {}
@@ -123,11 +132,6 @@ tokenizer tokenizer::parse(std::string_view json, std::string const& name) {
 }
 
 std::vector<token_id> tokenizer::encode(std::string_view text, surround s) const {
-  if (auto const position = invalid_utf8(text)) {
-    throw gptq::error(fmt::format("text is not valid UTF-8: byte {} is 0x{:02x}", *position,
-                                  static_cast<unsigned char>(text[*position])));
-  }
-  if (text.size() >= std::size_t{1} << 31) throw gptq::error("text of 2 GiB or more");
   std::vector<token_id> ids;
   if (s == surround::yes) ids = before();
   if (std::unique_lock const lock(parts_->cache_mutex, std::try_to_lock); lock) {
@@ -138,6 +142,14 @@ std::vector<token_id> tokenizer::encode(std::string_view text, surround s) const
   }
   if (s == surround::yes) ids.insert(ids.end(), after().begin(), after().end());
   return ids;
+}
+
+std::vector<std::string> tokenizer::pieces(std::string_view text) const {
+  std::vector<std::string> result;
+  parts_->cut(
+      text, [&](piece p) { result.emplace_back(p.text); },
+      [&](token_id id) { result.push_back(*this->text(id)); });
+  return result;
 }
 
 struct tokenizer::stream::state {

@@ -49,6 +49,11 @@ class tokenizer {
   /// threads; one at a time finds what the calls before it have remembered.
   std::vector<token_id> encode(std::string_view text, surround s = surround::yes) const;
 
+  /// What a text is cut into before the model makes tokens of it, normalized and as the pre-tokenizer writes
+  /// it, and the added tokens in it: what sets one pre-tokenizer apart from another, whatever the vocabulary.
+  /// Throws as encode().
+  std::vector<std::string> pieces(std::string_view text) const;
+
   /// The text of tokens, valid UTF-8. Ids that no token has stand for nothing.
   std::string decode(std::span<token_id const> ids, skip_special s = skip_special::no) const;
 

@@ -19,6 +19,7 @@ tokenizer tokenizer::parse(std::string_view, std::string const& name) {
 
 tokenizer::tokenizer(std::shared_ptr<parts const> p) : parts_(std::move(p)) {}
 std::vector<token_id> tokenizer::encode(std::string_view, surround) const { return {}; }
+std::vector<std::string> tokenizer::pieces(std::string_view) const { return {}; }
 std::string tokenizer::decode(std::span<token_id const>, skip_special) const { return {}; }
 tokenizer::stream::stream(std::shared_ptr<state> s) : state_(std::move(s)) {}
 std::string tokenizer::stream::add(token_id) { return {}; }
