@@ -1,5 +1,6 @@
 // Compiled once for each ISA, BENCH_ISA, for bench_gemv as BENCH_GEMV and for bench_gemm as
 // BENCH_GEMM. Flags are the same for all: what they do not allow has an empty table.
+#define GPTQ_WITH_GENERIC
 #include "kernels.hpp"
 
 #include <type_traits>

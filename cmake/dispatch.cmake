@@ -1,8 +1,9 @@
 # gptq_dispatch(<target> SOURCES <file>... [ISAS <isa>...])
 #
 # Compiles the files into the target once for each ISA: with its flags (isa.cmake), and with
-# gptq::isa::native being that ISA. The other files of the target see which these are as
-# gptq::isa::dispatched. gptq/dispatch.hpp says how to make a program of that; link it with gptq::kernels.
+# gptq::isa::native being that ISA. The other files of the target, and all that link it, see which these are as
+# gptq::isa::dispatched, and in the generated header gptq_dispatch/<target>.hpp. gptq/dispatch.hpp says how to make a
+# program of that; link it with gptq::kernels.
 #
 # ISAS are all by default. Those that the compiler does not know are left out; the target's property gptq_isas
 # has the rest, best first.
@@ -55,6 +56,19 @@ function(gptq_dispatch target)
     endforeach()
   endforeach()
   list(JOIN isas "," text)
-  target_compile_definitions(${target} PRIVATE GPTQ_DISPATCH_ISAS=${text})
+  target_compile_definitions(${target} PUBLIC GPTQ_DISPATCH_ISAS=${text})
+  string(MAKE_C_IDENTIFIER ${target} name)
+  set(include ${CMAKE_CURRENT_BINARY_DIR}/${target}.dispatch/include)
+  file(CONFIGURE OUTPUT ${include}/gptq_dispatch/${target}.hpp @ONLY CONTENT
+"// The ISAs that ${target} has kernels for, best first.
+#pragma once
+
+#include <gptq/isa.hpp>
+
+namespace gptq::isa::dispatched_by {
+using ${name} = list<${text}>;
+}  // namespace gptq::isa::dispatched_by
+")
+  target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${include}>)
   set_target_properties(${target} PROPERTIES gptq_isas "${isas}")
 endfunction()

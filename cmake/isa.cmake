@@ -12,7 +12,7 @@ set_property(GLOBAL PROPERTY gptq_isa_table
   "avx2 ${gptq_avx2}"
   "neon_dotprod -march=armv8.2-a+dotprod"
   "neon"
-  "generic")
+  "generic -DGPTQ_WITH_GENERIC")
 
 # gptq_isas(<out-var>): the names of all ISAs, best first.
 function(gptq_isas out)

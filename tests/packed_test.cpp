@@ -317,3 +317,81 @@ TEST_CASE("views of memory from elsewhere", "[packed]") {
           copy.scales()[copy.layout().scale_offset(0, 2) + 4] = gptq::float16::from_bits(0xfc00);
         }) == "packed matrix: the scale of row 4, group 2 is -inf");
 }
+
+TEST_CASE("packing into memory of one's own", "[packed]") {
+  test::for_each_format(
+      gptq::format_list<format<gptq::asymmetric, 3, 32>, format<gptq::symmetric, 4, whole_row, float>,
+                        format<gptq::half_step, 8, 24>>{},
+      []<class Format>() {
+        for (index_t out : {1, 31, 32, 33, 70}) {
+          for (bool permuted : {false, true}) {
+            test::random random(7);
+            auto const layer = random_layer<Format>(out, 100, permuted, random);
+            auto const packed = gptq::pack(layer);
+            auto const layout = packed.layout();
+            // Whatever was there before.
+            auto const size = [](index_t n) { return static_cast<std::size_t>(n); };
+            std::vector<std::uint8_t> codes(size(layout.code_bytes()), 0xff),
+                zeros(size(layout.zero_bytes()), 0xff);
+            std::vector<typename Format::scale> scales(size(layout.scale_count()),
+                                                       typename Format::scale(9.0F));
+            std::vector<std::int32_t> order(100, -1);
+            gptq::packed_memory<Format> to{
+                codes.data(), scales.data(), zeros.data(), permuted ? order.data() : nullptr, out, 100};
+            gptq::pack(layer, to);
+            auto const same = [](auto const& have, auto const* want) {
+              return std::memcmp(have.data(), want, have.size() * sizeof have[0]) == 0;
+            };
+            CHECK(same(codes, packed.view().codes));
+            CHECK(same(scales, packed.view().scales));
+            if (Format::has_zero_point) CHECK(same(zeros, packed.view().zeros));
+            if (permuted) CHECK(order == layer.order);
+          }
+        }
+      });
+  using q4 = format<gptq::symmetric, 4, 32>;
+  test::random random(8);
+  auto const layer = random_layer<q4>(40, 64, true, random);
+  gptq::packed_matrix<q4> memory(40, 64);
+  CHECK(test::error_of([&] { gptq::pack(layer, memory.memory()); }) ==
+        "pack: no memory for the layer's column order");
+  memory.order().resize(64);
+  CHECK_NOTHROW(gptq::pack(layer, memory.memory()));
+  auto wrong = memory.memory();
+  wrong.out = 41;
+  CHECK(test::error_of([&] { gptq::pack(layer, wrong); }) ==
+        "pack: memory for a matrix of 41 x 64, not of 40 x 64");
+  auto const straight = random_layer<q4>(40, 64, false, random);
+  CHECK(test::error_of([&] { gptq::pack(straight, memory.memory()); }) ==
+        "pack: memory for a column order, which the layer does not have");
+}
+
+TEST_CASE("some rows as weights, of several types", "[packed]") {
+  using a3 = format<gptq::asymmetric, 3, 1000>;  // groups of more columns than are decoded at once
+  test::random random(9);
+  auto const layer = random_layer<a3>(70, 1300, true, random);
+  auto const packed = gptq::pack(layer);
+  std::vector<float> all(70 * 1300);
+  gptq::dequantize(packed.view(), all.data());
+  for (index_t row : {0, 33, 69}) {
+    for (std::size_t p = 0; p < 1300; ++p) {
+      auto const stored = static_cast<index_t>(p);
+      float const weight = a3::levels.decode(layer.code(row, stored), layer.grid(row, layer.group(stored)));
+      REQUIRE(all[at(row * 1300 + layer.order[p])] == weight);
+    }
+  }
+  for (gptq::row_range rows : {gptq::row_range{0, 1}, {31, 33}, {69, 70}, {5, 5}, {0, 70}}) {
+    auto const count = at((rows.last - rows.first) * 1300);
+    std::vector<float> some(count + 1, -7.0F);
+    gptq::dequantize(packed.view(), rows, some.data());
+    CHECK(std::equal(some.begin(), some.end() - 1, all.begin() + rows.first * 1300));
+    CHECK(some.back() == -7.0F);
+    std::vector<gptq::bfloat16> rounded(count);
+    gptq::dequantize(packed.view(), rows, rounded.data());
+    bool same = true;
+    for (std::size_t i = 0; i < count; ++i) {
+      same = same && rounded[i].bits == gptq::bfloat16(all[at(rows.first * 1300) + i]).bits;
+    }
+    CHECK(same);
+  }
+}

@@ -86,6 +86,7 @@ struct activations {
   std::int8_t const* digits = nullptr;  ///< [chunk, token, plane, chunks.stride()]
   digit_sums const* sums = nullptr;     ///< [chunk, token, plane]
   float const* scales = nullptr;        ///< [chunk, token]; NaN when an x of the chunk is not finite
+  std::int32_t const* order = nullptr;  ///< the column order of the matrix that they are prepared for
 };
 
 /// float32 activations, in stored column order.
@@ -93,7 +94,8 @@ template <>
 struct activations<precision::float32> {
   chunk_layout chunks;
   index_t tokens = 0;
-  float const* values = nullptr;  ///< [chunk, token, chunks.stride()], padded with zeros
+  float const* values = nullptr;        ///< [chunk, token, chunks.stride()], padded with zeros
+  std::int32_t const* order = nullptr;  ///< the column order of the matrix that they are prepared for
 };
 
 namespace detail {

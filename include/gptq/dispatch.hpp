@@ -26,36 +26,57 @@
 // functions of its own (static, or in an unnamed namespace) and away from standard library templates.
 // examples/04_runtime_dispatch is a whole program.
 //
+// Whatever links that target knows its ISAs, too: a library may have the kernels, and the program call dispatch().
+// Where several libraries differ, #include <gptq_dispatch/engine.hpp> for gptq::isa::dispatched_by::engine, the list
+// of one. Without a list isa::dispatched is isa::native, so that the same sources make an ordinary program; compilers
+// warn where that is isa::generic.
+//
 // Without CMake: compile the file with -DGPTQ_ISA=avx2 and the flags for it (cmake/isa.cmake has a table),
 // and so on, and what includes this header with -DGPTQ_DISPATCH_ISAS=avx512vnni,avx2,generic, best first.
 #pragma once
 
-#include <string>
+#include <optional>
 #include <string_view>
+#include <type_traits>
+
+#include <gptq/isa.hpp>
+#include <gptq/isa/dispatched.hpp>
+
+#if defined(__cpp_exceptions)
+#include <string>
 
 #include <gptq/error.hpp>
-#include <gptq/isa.hpp>
+#endif
 
 namespace gptq {
 
-namespace isa {
-/// The ISAs that gptq_dispatch() compiles this target's kernels for, best first. Where it was not
-/// called that is isa::native: the same sources make an ordinary program.
-#if defined(GPTQ_DISPATCH_ISAS)
-using dispatched = list<GPTQ_DISPATCH_ISAS>;
-#else
-using dispatched = list<native>;
-#endif
-}  // namespace isa
+/// Calls `f.template operator()<Isa>()` with the first ISA of the list that this CPU can run, and returns its
+/// result, which has the same type for all of them, or nothing if there is none: which cannot be if isa::generic
+/// is in the list. Needs no exceptions.
+template <class... Isas, class F>
+auto try_dispatch(isa::list<Isas...> /*isas*/, F&& f) {
+  using result = std::common_type_t<decltype(f.template operator()<Isas>())...>;
+  std::optional<result> found;
+  ((!found && Isas::supported() ? (void)found.emplace(f.template operator()<Isas>()) : (void)0), ...);
+  return found;
+}
 
-/// Calls `f.template operator()<Isa>()` with the first ISA of the list that this CPU can run and
-/// returns its result, which has the same type for all of them. Throws gptq::error when there is none, which
-/// cannot be if isa::generic is among them.
+/// The name of the first ISA of isa::all that this CPU can run: what to compare with the one that was taken, or to
+/// tell a user.
+inline std::string_view best_isa() {
+  return *try_dispatch(isa::all{}, []<class Isa>() { return Isa::name; });
+}
+
+#if defined(__cpp_exceptions)
+
+/// Calls `f.template operator()<Isa>()` with the first ISA of the list that this CPU can run and returns its
+/// result, which has the same type for all of them. Throws gptq::error when there is none, which cannot be if
+/// isa::generic is among them.
 template <class... Isas, class F>
 decltype(auto) dispatch(isa::list<Isas...> isas, F&& f);
 
-/// The same with the ISA called `name`: for tests, and for those who know better. Throws gptq::error
-/// when it is not in the list, or this CPU cannot run it.
+/// The same with the ISA called `name`: for tests, and for those who know better. Throws gptq::error when it is not
+/// in the list, or this CPU cannot run it.
 template <class... Isas, class F>
 decltype(auto) dispatch(isa::list<Isas...> isas, std::string_view name, F&& f);
 
@@ -104,5 +125,7 @@ template <class... Isas, class F>
 decltype(auto) dispatch(isa::list<Isas...> isas, std::string_view name, F&& f) {
   return detail::dispatch_named<isa::list<Isas...>>(name, f, isas);
 }
+
+#endif
 
 }  // namespace gptq

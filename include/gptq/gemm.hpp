@@ -17,13 +17,24 @@ namespace gptq {
 /// of 32.
 template <precision Precision, class Isa = isa::native, storage_format Format>
 void gemm(packed_view<Format> const& w, activations<Precision> const& x, float* y, row_range rows) noexcept {
-  detail::many_token_rows<Isa>(w, x, y, rows);
+  detail::expect_none(detail::find_argument_fault(w, x, rows, false), "gptq::gemm");
+  detail::gemm_rows<Isa>(w, x, y, rows);
 }
 
 /// All rows.
 template <precision Precision, class Isa = isa::native, storage_format Format>
 void gemm(packed_view<Format> const& w, activations<Precision> const& x, float* y) noexcept {
   gemm<Precision, Isa>(w, x, y, {0, w.out});
+}
+
+/// gemm() for arguments that may be wrong: returns what is wrong, and then has written nothing. y[tokens, out].
+template <precision Precision, class Isa = isa::native, storage_format Format>
+fault checked_gemm(packed_view<Format> const& w, activations<Precision> const& x, std::span<float> y,
+                   row_range rows) noexcept {
+  fault what = detail::find_argument_fault(w, x, rows, false);
+  if (y.size() < static_cast<std::size_t>(x.tokens * w.out)) what = fault::few_outputs;
+  if (what == fault::none) gemm<Precision, Isa>(w, x, y.data(), rows);
+  return what;
 }
 
 }  // namespace gptq

@@ -21,7 +21,10 @@
 // Template arguments, here and in gemm.hpp, prepare.hpp and parallel.hpp, are the precision, then the ISA.
 #pragma once
 
+#include <span>
+
 #include <gptq/activations.hpp>
+#include <gptq/checks.hpp>
 #include <gptq/isa.hpp>
 #include <gptq/kernels/prepare.hpp>
 #include <gptq/kernels/rows.hpp>
@@ -34,8 +37,8 @@ namespace gptq {
 /// of 32.
 template <precision Precision, class Isa = isa::native, storage_format Format>
 void gemv(packed_view<Format> const& w, activations<Precision> const& x, float* y, row_range rows) noexcept {
-  if (w.in == 0) return detail::zero_rows(y, rows);
-  detail::direct_rows<detail::operations_for<Isa>, Format, 1>(w, x, 0, x.chunks.count(), y, rows, false);
+  detail::expect_none(detail::find_argument_fault(w, x, rows, true), "gptq::gemv");
+  detail::gemv_rows<Isa>(w, x, y, rows);
 }
 
 /// All rows.
@@ -47,13 +50,26 @@ void gemv(packed_view<Format> const& w, activations<Precision> const& x, float* 
 /// The same from x[in]: float, float16 or bfloat16. Prepares x on its stack, 16 KiB of it at a time.
 template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T>
 void gemv(packed_view<Format> const& w, T const* x, float* y, row_range rows) noexcept {
-  detail::prepared_rows<Precision, Isa>(w, x, y, rows);
+  detail::expect_none(rows.first < 0 || rows.last > w.out ? fault::rows : fault::none, "gptq::gemv");
+  if (w.in == 0) return detail::zero_rows(y, rows);
+  detail::gemv_raw_rows<detail::kernel_for<Isa, Format, Precision>>(detail::kernel_weights(w), w.order, x, y,
+                                                                    rows);
 }
 
 /// All rows.
 template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T>
 void gemv(packed_view<Format> const& w, T const* x, float* y) noexcept {
   gemv<Precision, Isa>(w, x, y, {0, w.out});
+}
+
+/// gemv() for arguments that may be wrong: returns what is wrong, and then has written nothing. y[out].
+template <precision Precision, class Isa = isa::native, storage_format Format>
+fault checked_gemv(packed_view<Format> const& w, activations<Precision> const& x, std::span<float> y,
+                   row_range rows) noexcept {
+  fault what = detail::find_argument_fault(w, x, rows, true);
+  if (y.size() < static_cast<std::size_t>(w.out)) what = fault::few_outputs;
+  if (what == fault::none) gemv<Precision, Isa>(w, x, y.data(), rows);
+  return what;
 }
 
 }  // namespace gptq

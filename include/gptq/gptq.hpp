@@ -11,6 +11,7 @@
 #pragma once
 
 #include <gptq/activations.hpp>
+#include <gptq/checks.hpp>
 #include <gptq/config.hpp>
 #include <gptq/dispatch.hpp>
 #include <gptq/error.hpp>
@@ -33,3 +34,4 @@
 #include <gptq/quantize.hpp>
 #include <gptq/reference.hpp>
 #include <gptq/scheme.hpp>
+#include <gptq/thread_pool.hpp>

@@ -4,7 +4,7 @@
 //   gptq::isa::compiled                all of those, best first, as a gptq::isa::list
 //   gptq::isa::avx2::supported()       whether the CPU and the operating system under this program have it
 //
-//   gptq::gemv<gptq::precision::int8, gptq::isa::generic>(w, x, y);    // not the best of them, but this one
+//   gptq::gemv<gptq::precision::int8, gptq::isa::native>(w, x, y);    // this one, which is the default
 //
 // A new ISA "foo" is, and tests/isa_test.cpp or the build says which of these is missing:
 //   - isa/foo.hpp, what kernels do there: operations<isa::foo> (kernels/operations.hpp), included by isa/all.hpp
@@ -23,7 +23,8 @@
 
 namespace gptq::isa {
 
-/// Any CPU: what xsimd makes of the compiler's flags.
+/// Any CPU: what xsimd makes of the compiler's flags. Compiled where there is nothing better, or with
+/// GPTQ_WITH_GENERIC defined.
 struct generic {
   static constexpr std::string_view name = "generic";
   /// Whether this translation unit may have kernels for it.

@@ -84,8 +84,8 @@ inline void check_size(char const* what, std::size_t have, index_t want) {
 /// Throws unless order[0..in) holds each of 0..in-1 once.
 inline void check_permutation(std::int32_t const* order, index_t in) {
   index_t const p = permutation_fault(order, in);
-  if (p == -1) return;
-  if (p == -2) throw std::bad_alloc();
+  if (p == is_permutation) return;
+  if (p == no_memory_for_it) throw std::bad_alloc();
   throw error("column order is not a permutation of 0.." + std::to_string(in - 1) + ": entry " +
               std::to_string(p) + " is " + std::to_string(order[p]));
 }

@@ -36,6 +36,9 @@
 
 namespace gptq {
 
+/// The version of the layout that the head of this file describes. A file of packed bytes names it.
+inline constexpr int packed_layout_version = 1;
+
 /// Rows first..last-1 of a matrix: what gemv(), gemm() and dequantize() work on. Kernels best start at
 /// multiples of packed_rows.
 struct row_range {
@@ -129,6 +132,21 @@ struct packed_view {
     }
     return g;
   }
+};
+
+/// Memory to pack a matrix into, as packed_view has it: layout().code_bytes() bytes of codes, and so on. `order` is
+/// null for a matrix with its columns in their original order.
+template <storage_format Format>
+struct packed_memory {
+  std::uint8_t* codes = nullptr;
+  typename Format::scale* scales = nullptr;
+  std::uint8_t* zeros = nullptr;
+  std::int32_t* order = nullptr;
+  index_t out = 0;
+  index_t in = 0;
+
+  constexpr packed_layout<Format> layout() const { return {out, in}; }
+  constexpr packed_view<Format> view() const { return {codes, scales, zeros, order, out, in}; }
 };
 
 /// Decodes `rows` of a packed matrix, columns in their original order, to weights[rows, in]: float, or

@@ -7,11 +7,14 @@
 // layout.hpp says where every code lies.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
+#include <new>
+#include <span>
 #include <string>
 #include <vector>
 
+#include <gptq/checks.hpp>
 #include <gptq/error.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/layout.hpp>
@@ -19,11 +22,26 @@
 
 namespace gptq {
 
-/// Throws gptq::error, naming the first thing wrong, unless kernels can be given this view of memory that
-/// comes from elsewhere: pointers where there have to be, scales aligned to their type and finite, order null
-/// or a permutation. That the memory is as large as layout() says is the caller's to know.
+/// Throws gptq::error, naming the first thing wrong, if find_fault(view) of checks.hpp finds something: kernels
+/// cannot be given this view.
 template <storage_format Format>
 void check(packed_view<Format> const& view);
+
+/// make_view() of checks.hpp and check(view): a view of memory that comes from elsewhere, or gptq::error.
+template <storage_format Format>
+packed_view<Format> checked_view(index_t out, index_t in, std::span<std::uint8_t const> codes,
+                                 std::span<typename Format::scale const> scales,
+                                 std::span<std::uint8_t const> zeros = {},
+                                 std::span<std::int32_t const> order = {}) {
+  packed_view<Format> view;
+  fault const what = make_view(view, out, in, codes, scales, zeros, order);
+  if (what != fault::none) {
+    throw error("packed matrix of " + std::to_string(out) + " x " + std::to_string(in) + ": " +
+                message(what));
+  }
+  check(view);
+  return view;
+}
 
 /// A packed matrix that owns its memory, aligned to 64 bytes.
 template <storage_format Format>
@@ -42,6 +60,15 @@ class packed_matrix {
   /// Bits a weight, padding included: 8 * bytes() / (out * in).
   double bits_per_weight() const;
 
+  /// All of it, to be written.
+  packed_memory<Format> memory() {
+    return {codes_.data(),
+            scales_.data(),
+            Format::has_zero_point ? zeros_.data() : nullptr,
+            order_.empty() ? nullptr : order_.data(),
+            out_,
+            in_};
+  }
   std::uint8_t* codes() { return codes_.data(); }
   typename Format::scale* scales() { return scales_.data(); }
   std::uint8_t* zeros() { return zeros_.data(); }
@@ -56,6 +83,12 @@ class packed_matrix {
   detail::aligned_vector<std::uint8_t> zeros_;
   std::vector<std::int32_t> order_;
 };
+
+/// Packs a layer into memory of the caller's, of layout()'s sizes, padding included; nothing is written after an
+/// error. Throws as check(layer) does, and for memory of another shape, or with a column order that the layer does
+/// not have, or without one that it has.
+template <storage_format Format>
+void pack(quantized_layer<Format> const& layer, packed_memory<Format> const& to);
 
 /// Packs a layer; check(layer) first, with its errors. unpack(pack(layer).view()) has the same codes, scales,
 /// zeros and order.
@@ -101,29 +134,61 @@ double packed_matrix<Format>::bits_per_weight() const {
 
 template <storage_format Format>
 void check(packed_view<Format> const& view) {
+  located_fault const found = find_fault(view);
   auto const fail = [](std::string const& what) { throw error("packed matrix: " + what); };
-  if (view.out < 0 || view.in < 0) {
-    fail("a shape of " + std::to_string(view.out) + " x " + std::to_string(view.in));
+  switch (found.what) {
+    case fault::none:
+      return;
+    case fault::shape:
+      return fail("a shape of " + std::to_string(view.out) + " x " + std::to_string(view.in));
+    case fault::scale_alignment:
+      return fail("scales at an address that is no multiple of " +
+                  std::to_string(alignof(typename Format::scale)));
+    case fault::order:
+      return detail::check_permutation(view.order, view.in);
+    case fault::scale_value:
+      return fail("the scale of row " + std::to_string(found.row) + ", group " + std::to_string(found.group) +
+                  " is " + std::to_string(view.grid(found.row, found.group).scale));
+    case fault::no_memory:
+      throw std::bad_alloc();
+    default:
+      return fail(message(found.what));
   }
-  if (view.out == 0 || view.in == 0) return;
-  if (view.codes == nullptr) fail("no codes");
-  if (view.scales == nullptr) fail("no scales");
-  if (Format::has_zero_point && view.zeros == nullptr) fail("no zero points");
-  if (reinterpret_cast<std::uintptr_t>(view.scales) % alignof(typename Format::scale) != 0) {
-    fail("scales at an address that is no multiple of " + std::to_string(alignof(typename Format::scale)));
+}
+
+template <storage_format Format>
+void pack(quantized_layer<Format> const& layer, packed_memory<Format> const& to) {
+  check(layer);
+  if (to.out != layer.out || to.in != layer.in) {
+    throw error("pack: memory for a matrix of " + std::to_string(to.out) + " x " + std::to_string(to.in) +
+                ", not of " + std::to_string(layer.out) + " x " + std::to_string(layer.in));
   }
-  if (view.order != nullptr) {
-    if (reinterpret_cast<std::uintptr_t>(view.order) % alignof(std::int32_t) != 0) {
-      fail("a column order at an address that is no multiple of 4");
-    }
-    detail::check_permutation(view.order, view.in);
+  if (layer.order.empty() != (to.order == nullptr)) {
+    throw error(to.order == nullptr ? "pack: no memory for the layer's column order"
+                                    : "pack: memory for a column order, which the layer does not have");
   }
-  for (index_t row = 0; row < view.out; ++row) {
-    for (index_t group = 0; group < view.layout().groups(); ++group) {
-      float const scale = view.grid(row, group).scale;
-      if (!std::isfinite(scale)) {
-        fail("the scale of row " + std::to_string(row) + ", group " + std::to_string(group) + " is " +
-             std::to_string(scale));
+  std::copy(layer.order.begin(), layer.order.end(), to.order);
+  auto const shape = to.layout();
+  // Padding is 0, and streams of zero points are written bit by bit.
+  if (layer.out % packed_rows != 0) {
+    index_t const last = layer.out / packed_rows;
+    std::fill(to.codes + shape.code_offset(last, 0), to.codes + shape.code_bytes(), std::uint8_t{0});
+    std::fill(to.scales + shape.scale_offset(last, 0), to.scales + shape.scale_count(),
+              typename Format::scale(0.0F));
+  }
+  if constexpr (Format::has_zero_point) std::fill(to.zeros, to.zeros + shape.zero_bytes(), std::uint8_t{0});
+  for (index_t row = 0; row < layer.out; ++row) {
+    index_t const block = row / packed_rows;
+    index_t const row_in_block = row % packed_rows;
+    for (index_t group = 0; group < shape.groups(); ++group) {
+      detail::pack_row<Format::bits>(layer.codes.data() + row * layer.in + group * shape.group_columns(),
+                                     shape.group_columns(group), row_in_block,
+                                     to.codes + shape.code_offset(block, group));
+      gptq::grid const g = layer.grid(row, group);
+      to.scales[shape.scale_offset(block, group) + row_in_block] = typename Format::scale(g.scale);
+      if constexpr (Format::has_zero_point) {
+        detail::set_stream_code<Format::bits>(to.zeros + shape.zero_offset(block, group), row_in_block,
+                                              g.zero);
       }
     }
   }
@@ -133,23 +198,8 @@ template <storage_format Format>
 packed_matrix<Format> pack(quantized_layer<Format> const& layer) {
   check(layer);
   packed_matrix<Format> packed(layer.out, layer.in);
-  packed.order() = layer.order;
-  auto const shape = packed.layout();
-  for (index_t row = 0; row < layer.out; ++row) {
-    index_t const block = row / packed_rows;
-    index_t const row_in_block = row % packed_rows;
-    for (index_t group = 0; group < shape.groups(); ++group) {
-      detail::pack_row<Format::bits>(layer.codes.data() + row * layer.in + group * shape.group_columns(),
-                                     shape.group_columns(group), row_in_block,
-                                     packed.codes() + shape.code_offset(block, group));
-      gptq::grid const g = layer.grid(row, group);
-      packed.scales()[shape.scale_offset(block, group) + row_in_block] = typename Format::scale(g.scale);
-      if constexpr (Format::has_zero_point) {
-        detail::set_stream_code<Format::bits>(packed.zeros() + shape.zero_offset(block, group), row_in_block,
-                                              g.zero);
-      }
-    }
-  }
+  packed.order().resize(layer.order.size());
+  pack(layer, packed.memory());
   return packed;
 }
 

@@ -1,17 +1,28 @@
-// gemv, gemm and prepare on several threads of yours: this library starts none.
+// gemv, gemm and prepare on several threads of yours: these functions start none.
 //
 //   auto a = gptq::parallel_prepare(w, x, tokens, workspace, executor, parts);
 //   gptq::parallel_gemm(w, a, y, executor, parts);
+//   gptq::parallel_gemv(w, x, y, executor, parts);    // one token, x as it is: rounded to int8, as by gemv()
 //
 // An executor is anything that can be called as executor(parts, f): it calls f(0) ... f(parts-1), once each,
 // on whatever threads, and returns when all are done. f does not throw. To make one of a thread pool:
 //
 //   auto executor = [&](int parts, auto const& f) noexcept { pool.run(parts, f); };
 //
-// With OpenMP there is gptq::openmp{threads}. Results are those of one thread. Nothing here allocates, nor
-// throws unless the executor does.
+// An executor that says how many threads it has, as executor.threads(), needs no `parts`. There are two, thread_pool
+// of thread_pool.hpp and, where the compiler has OpenMP, openmp here:
+//
+//   gptq::thread_pool workers(4);
+//   gptq::parallel_gemv(w, x, y, workers);
+//
+// A product takes microseconds, so how threads wait for the next decides much: those that spin start at once and
+// take a core each from everything else, those that sleep take some 10 us to wake up. OpenMP's spin unless told
+// otherwise (OMP_WAIT_POLICY=passive, GOMP_SPINCOUNT), which is a loss where other programs want the cores.
+//
+// Results are those of one thread. Nothing here allocates, nor throws unless the executor does.
 #pragma once
 
+#include <concepts>
 #include <type_traits>
 
 #include <gptq/gemm.hpp>
@@ -43,10 +54,23 @@ inline constexpr bool nothrow_executor = std::is_nothrow_invocable_v<Executor&, 
 template <class Executor>
 concept parallel_executor = std::is_invocable_v<Executor&, int, detail::no_work const&>;
 
-/// gemv(w, x, y) in `parts` row shares.
+/// And knows how many threads it has.
+template <class Executor>
+concept sized_executor = parallel_executor<Executor> && requires(Executor const& executor) {
+  { executor.threads() } -> std::convertible_to<int>;
+};
+
+/// gemv(w, x, y) in `parts` row shares. x: prepared activations, or float, float16 or bfloat16, which each part
+/// prepares for itself: less than all of them waiting for one.
 template <precision Precision, class Isa = isa::native, storage_format Format, parallel_executor Executor>
 void parallel_gemv(packed_view<Format> const& w, activations<Precision> const& x, float* y,
                    Executor&& executor, int parts) noexcept(detail::nothrow_executor<Executor>) {
+  executor(parts, [&](int part) noexcept { gemv<Precision, Isa>(w, x, y, row_share(w.out, part, parts)); });
+}
+template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T,
+          parallel_executor Executor>
+void parallel_gemv(packed_view<Format> const& w, T const* x, float* y, Executor&& executor,
+                   int parts) noexcept(detail::nothrow_executor<Executor>) {
   executor(parts, [&](int part) noexcept { gemv<Precision, Isa>(w, x, y, row_share(w.out, part, parts)); });
 }
 
@@ -69,16 +93,46 @@ activations<Precision> parallel_prepare(packed_view<Format> const& w, T const* x
   return prepare<Precision, Isa>(w, x, tokens, workspace, {0, 0});  // no work: where it all lies
 }
 
+/// The same in a part for each thread of an executor that knows how many it has.
+template <precision Precision, class Isa = isa::native, storage_format Format, sized_executor Executor>
+void parallel_gemv(packed_view<Format> const& w, activations<Precision> const& x, float* y,
+                   Executor&& executor) noexcept(detail::nothrow_executor<Executor>) {
+  parallel_gemv<Precision, Isa>(w, x, y, executor, executor.threads());
+}
+template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T,
+          sized_executor Executor>
+void parallel_gemv(packed_view<Format> const& w, T const* x, float* y,
+                   Executor&& executor) noexcept(detail::nothrow_executor<Executor>) {
+  parallel_gemv<Precision, Isa>(w, x, y, executor, executor.threads());
+}
+template <precision Precision, class Isa = isa::native, storage_format Format, sized_executor Executor>
+void parallel_gemm(packed_view<Format> const& w, activations<Precision> const& x, float* y,
+                   Executor&& executor) noexcept(detail::nothrow_executor<Executor>) {
+  parallel_gemm<Precision, Isa>(w, x, y, executor, executor.threads());
+}
+template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T,
+          sized_executor Executor>
+activations<Precision> parallel_prepare(packed_view<Format> const& w, T const* x, index_t tokens,
+                                        void* workspace,
+                                        Executor&& executor) noexcept(detail::nothrow_executor<Executor>) {
+  return parallel_prepare<Precision, Isa>(w, x, tokens, workspace, executor, executor.threads());
+}
+
 #if defined(_OPENMP)
 /// An executor on OpenMP's threads.
-struct openmp {
-  int threads = 1;
+class openmp {
+ public:
+  explicit openmp(int threads) : threads_(threads) {}
+  int threads() const { return threads_; }
 
   template <class F>
   void operator()(int parts, F const& f) const noexcept {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
+#pragma omp parallel for num_threads(threads_) schedule(static, 1)
     for (int part = 0; part < parts; ++part) f(part);
   }
+
+ private:
+  int threads_;
 };
 #endif
 

@@ -23,8 +23,8 @@ template <precision Precision = precision::int8, class Isa = isa::native, storag
 activations<Precision> prepare(packed_view<Format> const& w, T const* x, index_t tokens, void* workspace,
                                token_range share) noexcept {
   chunk_layout const chunks{w.in, Format::group_columns(w.in)};
-  auto const a =
-      detail::activations_at<Precision>(chunks, chunks.count(), tokens, static_cast<char*>(workspace));
+  auto a = detail::activations_at<Precision>(chunks, chunks.count(), tokens, static_cast<char*>(workspace));
+  a.order = w.order;
   detail::prepare_chunks<Isa>(a, x, w.in, w.order, 0, chunks.count(), share);
   return a;
 }

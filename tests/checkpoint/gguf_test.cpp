@@ -409,6 +409,21 @@ void check_round_trip(ggml_type type) {
   CHECK(back.codes == layer.codes);
   CHECK(back.scales == layer.scales);
   CHECK(back.zeros == layer.zeros);
+
+  // Into memory of the caller's, whatever was there before.
+  gptq::packed_matrix<Format> other(37, 96);
+  std::fill(other.codes(), other.codes() + other.layout().code_bytes(), std::uint8_t{0xff});
+  std::fill(other.zeros(), other.zeros() + other.layout().zero_bytes(), std::uint8_t{0xff});
+  std::fill(other.scales(), other.scales() + other.layout().scale_count(), typename Format::scale(9.0F));
+  to_packed<Format>(tensor_of(layer, type, blocks), other.memory());
+  auto const same = [&](auto const* a, auto const* b, index_t n) { return std::equal(a, a + n, b); };
+  CHECK(same(other.view().codes, packed.view().codes, packed.layout().code_bytes()));
+  CHECK(same(other.view().scales, packed.view().scales, packed.layout().scale_count()));
+  if (Format::has_zero_point)
+    CHECK(same(other.view().zeros, packed.view().zeros, packed.layout().zero_bytes()));
+  gptq::packed_matrix<Format> larger(38, 96);
+  CHECK(contains(error_of([&] { to_packed<Format>(tensor_of(layer, type, blocks), larger.memory()); }),
+                 "does not fit into memory for a matrix of 38 x 96"));
 }
 
 }  // namespace

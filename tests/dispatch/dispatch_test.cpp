@@ -3,6 +3,8 @@
 #include <string>
 #include <vector>
 
+#include <gptq_dispatch/dispatch_kernels.hpp>
+
 #include <gptq/activations.hpp>
 #include <gptq/dispatch.hpp>
 #include <gptq/packed.hpp>
@@ -86,7 +88,7 @@ void check_all(gptq::isa::list<Isas...>) {
 
 }  // namespace
 
-TEST_CASE("the first architecture that the CPU has is taken", "[dispatch]") {
+TEST_CASE("the first ISA that the CPU has is taken", "[dispatch]") {
   CHECK(gptq::dispatch(gptq::isa::list<unable, better, able>{}, name_of) == "better");
   CHECK(gptq::dispatch(gptq::isa::list<able>{}, name_of) == "able");
   CHECK(gptq::dispatch(gptq::isa::list<unable, gptq::isa::generic>{}, name_of) == "generic");
@@ -94,7 +96,7 @@ TEST_CASE("the first architecture that the CPU has is taken", "[dispatch]") {
         "this CPU can run none of the kernels in this program: unable");
 }
 
-TEST_CASE("an architecture by name", "[dispatch]") {
+TEST_CASE("an ISA by name", "[dispatch]") {
   gptq::isa::list<unable, better, able> const isas;
   CHECK(gptq::dispatch(isas, "able", name_of) == "able");
   CHECK(test::error_of([&] { gptq::dispatch(isas, "unable", name_of); }) ==
@@ -103,7 +105,24 @@ TEST_CASE("an architecture by name", "[dispatch]") {
         "no kernels for 'none' in this program, only for unable, better, able");
 }
 
-TEST_CASE("kernels for every architecture in one program", "[dispatch]") {
+TEST_CASE("dispatch without exceptions", "[dispatch]") {
+  CHECK(gptq::try_dispatch(gptq::isa::list<unable, better, able>{}, name_of) == "better");
+  CHECK(gptq::try_dispatch(gptq::isa::list<able>{}, name_of) == "able");
+  CHECK(!gptq::try_dispatch(gptq::isa::list<unable, unable>{}, name_of));
+  CHECK(gptq::best_isa() == gptq::dispatch(gptq::isa::all{}, name_of));
+}
+
+TEST_CASE("a program knows the ISAs of the library that has its kernels", "[dispatch]") {
+  auto const names = []<class... Isas>(gptq::isa::list<Isas...>) {
+    std::string all;
+    ((all += (all.empty() ? "" : ", ") + std::string(Isas::name)), ...);
+    return all;
+  };
+  CHECK(names(gptq::isa::dispatched{}) == GPTQ_ISAS_OF_KERNELS);
+  CHECK(names(gptq::isa::dispatched_by::dispatch_kernels{}) == GPTQ_ISAS_OF_KERNELS);
+}
+
+TEST_CASE("kernels for every ISA in one program", "[dispatch]") {
   check_all(gptq::isa::dispatched{});
   CHECK(gptq::dispatch(gptq::isa::dispatched{}, []<class Isa>() { return Isa::supported(); }));
 }

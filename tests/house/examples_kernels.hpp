@@ -2,24 +2,32 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdio>
 #include <vector>
 
 #include <gptq/packed.hpp>
 #include <gptq/parallel.hpp>
+#include <gptq/thread_pool.hpp>
 
 using q4 = gptq::format<gptq::asymmetric, 4, 128>;
 extern gptq::packed_view<q4> w, w2;
 extern std::uint8_t const* codes;
 extern gptq::float16 const* scales;
+extern std::vector<std::uint8_t> code_bytes;
+extern std::vector<gptq::float16> scale_values;
 extern float const* x;
 extern float *y, *y2;
 extern void* workspace;
-extern gptq::index_t tokens, first_row, last_row;
+extern gptq::index_t out, in, tokens, first_row, last_row;
 extern gptq::quantized_layer<q4> layer;
 
 namespace format_spec_hpp {
 template <class Format>
 void run();
+}
+
+namespace thread_pool_hpp {
+void run(int part);
 }
 
 namespace parallel_hpp {

@@ -14,9 +14,10 @@ using isa_under_test = gptq::isa::GPTQ_TEST_ISA;
 
 /// Activations in a workspace as activations.hpp documents them: digits, sums, scales; or floats.
 template <storage_format Format, precision Precision>
-gptq::activations<Precision> activations_in(void const* workspace, index_t in, index_t tokens) {
+gptq::activations<Precision> activations_in(plain_view const& w, void const* workspace, index_t tokens) {
   gptq::activations<Precision> a;
-  a.chunks = {in, Format::group_columns(in)};
+  a.chunks = {w.in, Format::group_columns(w.in)};
+  a.order = w.order;
   a.tokens = tokens;
   auto const* bytes = static_cast<char const*>(workspace);
   if constexpr (Precision == precision::float32) {
@@ -34,13 +35,13 @@ gptq::activations<Precision> activations_in(void const* workspace, index_t in, i
 template <storage_format Format, precision Precision>
 void gemv(plain_view const& w, void const* workspace, index_t tokens, float* y, index_t first, index_t last) {
   gptq::gemv<Precision, isa_under_test>(
-      test::typed<Format>(w), activations_in<Format, Precision>(workspace, w.in, tokens), y, {first, last});
+      test::typed<Format>(w), activations_in<Format, Precision>(w, workspace, tokens), y, {first, last});
 }
 
 template <storage_format Format, precision Precision>
 void gemm(plain_view const& w, void const* workspace, index_t tokens, float* y, index_t first, index_t last) {
   gptq::gemm<Precision, isa_under_test>(
-      test::typed<Format>(w), activations_in<Format, Precision>(workspace, w.in, tokens), y, {first, last});
+      test::typed<Format>(w), activations_in<Format, Precision>(w, workspace, tokens), y, {first, last});
 }
 
 template <storage_format Format, precision Precision>

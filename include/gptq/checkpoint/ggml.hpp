@@ -80,6 +80,12 @@ template <storage_format Format>
 packed_matrix<Format> to_packed(ggml_tensor const& tensor) {
   return detail::pack_blocks<Format>(tensor);
 }
+/// The same into memory of the caller's, without a column order; it throws for memory of another shape as well. What
+/// is in the memory after an error is of no use.
+template <storage_format Format>
+void to_packed(ggml_tensor const& tensor, packed_memory<Format> const& to) {
+  detail::pack_blocks<Format>(tensor, to);
+}
 
 /// The blocks of a layer, row after row, one scale for each 32 columns. Codes and scales are stored as they are
 /// (float32 scales rounded to float16); the minimum of Q4_1 and Q5_1 is -zero scale in float16, so that a group's weights

@@ -16,9 +16,10 @@ struct operations<isa::detail::amx_without_tiles> : operations<isa::avx512vnni> 
 
 template <>
 struct operations<isa::amx_int8> : operations<isa::avx512vnni> {
+  using without_tiles = isa::detail::amx_without_tiles;
   /// Rows of digits in a tile: whole tokens.
   template <int Planes>
-  static constexpr int tile_rows = 16 / Planes* Planes;
+  static constexpr int tile_rows = 16 - 16 % Planes;
   /// Columns in a tile, for chunks of `Columns` columns.
   template <int Columns>
   static constexpr int tile_columns = Columns < 64 ? Columns : 64;

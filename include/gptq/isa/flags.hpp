@@ -46,8 +46,9 @@
 #define GPTQ_NEON_DOTPROD 0
 #endif
 
-// Kernels for any CPU are written with xsimd, if its headers are there.
-#if __has_include(<xsimd/xsimd.hpp>)
+// Kernels for any CPU are written with xsimd, if its headers are there. They take as long to read as everything
+// else here together: where there are better kernels, only if GPTQ_WITH_GENERIC is defined.
+#if __has_include(<xsimd/xsimd.hpp>) && (defined(GPTQ_WITH_GENERIC) || !(GPTQ_AVX2 || GPTQ_NEON))
 #define GPTQ_GENERIC 1
 #else
 #define GPTQ_GENERIC 0

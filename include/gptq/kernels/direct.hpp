@@ -14,48 +14,61 @@ namespace gptq::detail {
 
 /// Chunks first_chunk..last_chunk-1 of `Tokens` tokens and a row block, added to y[token][half]. The
 /// activations hold these chunks as 0, 1, ...
-template <class Ops, int Bits, zero_kind Zero, int Columns, int Tokens, class Scale, precision Precision>
-GPTQ_INLINE void direct(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
-                        index_t token, index_t first_chunk, index_t last_chunk,
-                        typename Ops::floats (&y)[Tokens][2]) {
-  constexpr int planes = digit_planes(Precision);
+template <class Kernel, int Tokens>
+GPTQ_INLINE void direct(typename Kernel::weights const& w, typename Kernel::activations const& a,
+                        index_t row_block, index_t token, index_t first_chunk, index_t last_chunk,
+                        typename Kernel::ops::floats (&y)[Tokens][2]) {
+  using ops = typename Kernel::ops;
+  constexpr int bits = Kernel::bits;
+  constexpr int planes = Kernel::planes;
   // One token takes the codes in the order of memory. More have no registers for both halves, and time to
   // wait.
-  constexpr int at_once = Tokens == 1 ? Ops::halves_at_once : 1;
-  using source_type = packed_source<Ops, Bits>;
+  constexpr int at_once = Tokens == 1 ? ops::halves_at_once : 1;
+  using source_type = packed_source<ops, bits>;
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile = tile_start<Ops, Bits>(w, row_block, first_chunk);
+  std::uint8_t const* tile = tile_start<ops, bits>(w, row_block, first_chunk);
   std::int8_t const* x = a.digits + token * planes * stride;
   digit_sums const* sums = a.sums + token * planes;
   float const* scales = a.scales + token;
-  bool const fetches = Ops::prefetch_bytes != 0 && isa::detail::wants_prefetches();
+  bool const fetches = ops::prefetch_bytes != 0 && isa::detail::wants_prefetches();
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
     auto const work = [&](int first_half) __attribute__((always_inline)) {
       source_type source[at_once];
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
-        source[B] = {tile + (first_half + B) * half_unit_bytes<Bits>, fetches};
+        source[B] = {tile + (first_half + B) * half_unit_bytes<bits>, fetches};
       });
-      typename Ops::words total[Tokens * planes][at_once];
-      if (Columns != 0 && columns == Columns) {
-        dot_chunk<Ops, source_type, Columns, planes>(source, x, stride, sums, Columns, total);
-      } else {
-        dot_chunk<Ops, source_type, 0, planes>(source, x, stride, sums, columns, total);
-      }
+      typename ops::words total[Tokens * planes][at_once];
+      dot_chunk<ops, source_type, Kernel::columns, planes>(source, x, stride, sums, columns, total);
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
         int const half = first_half + B;
-        auto const values = load_group<Ops, Bits, Zero>(w, row_block, half, walk.group);
+        auto const values = load_group<ops, bits, Kernel::zero>(w, row_block, half, walk.group);
         unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-          typename Ops::words of_token[planes];
+          typename ops::words of_token[planes];
           unrolled<planes>([&]<int P>()
                                __attribute__((always_inline)) { of_token[P] = total[T * planes + P][B]; });
-          y[T][half] = add_chunk<Ops, Bits, true, Zero, planes>(y[T][half], of_token, values, w,
-                                                                sums + T * planes, scales[T]);
+          y[T][half] = add_chunk<ops, bits, true, Kernel::zero, planes>(y[T][half], of_token, values, w,
+                                                                        sums + T * planes, scales[T]);
         });
       });
     };
-    if constexpr (Ops::halves_at_once == 1) {
+    if (Kernel::columns != 0 && columns != Kernel::columns) {
+      // By way of memory of its own, so that y stays in registers.
+      typename ops::floats rows[Tokens][2];
+      unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
+        rows[T][0] = y[T][0];
+        rows[T][1] = y[T][1];
+      });
+      for (int t = 0; t < Tokens; ++t) {
+        short_chunk<Kernel>(w, tile, row_block, walk.group, x + t * planes * stride, sums + t * planes,
+                            scales[t], columns, rows[t]);
+      }
+      unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
+        y[T][0] = rows[T][0];
+        y[T][1] = rows[T][1];
+      });
+    } else if constexpr (ops::halves_at_once == 1) {
 #pragma GCC unroll 1
       for (int half = 0; half < 2; ++half) work(half);
     } else {

@@ -14,28 +14,30 @@ namespace gptq::detail {
 
 /// What direct() computes, in float32, weight by weight: for each chunk y = y + scale * (e + o), where e and o are
 /// the sums of (code - zero) * x over its even and its odd columns. For one half of a row block.
-template <class Ops, int Bits, zero_kind Zero, int Tokens, int Half, class Scale>
-GPTQ_INLINE void direct_float(weights<Scale> const& w, activations<precision::float32> const& a,
-                              index_t row_block, index_t token, index_t first_chunk, index_t last_chunk,
-                              typename Ops::floats (&y)[Tokens][2]) {
-  using source_type = packed_source<Ops, Bits>;
-  using unit_type = unit<Ops, Bits, false>;
+template <class Kernel, int Tokens>
+GPTQ_INLINE void direct_float(typename Kernel::weights const& w, typename Kernel::activations const& a,
+                              index_t row_block, int half, index_t token, index_t first_chunk,
+                              index_t last_chunk, typename Kernel::ops::floats (&y)[Tokens]) {
+  using ops = typename Kernel::ops;
+  constexpr int bits = Kernel::bits;
+  using source_type = packed_source<ops, bits>;
+  using unit_type = unit<ops, bits, false>;
   constexpr int steps = source_type::unit_columns / 4;
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile = tile_start<Ops, Bits>(w, row_block, first_chunk) + Half * half_unit_bytes<Bits>;
+  std::uint8_t const* tile = tile_start<ops, bits>(w, row_block, first_chunk) + half * half_unit_bytes<bits>;
   float const* x = a.values + token * stride;
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    auto const values = load_group<Ops, Bits, Zero>(w, row_block, Half, walk.group);
-    auto zero = Ops::broadcast(static_cast<float>(1 << (Bits - 1)));
-    if constexpr (Zero == zero_kind::stored) {
-      zero = Ops::multiply_add(values.zero_offset, Ops::template zero_weights<Bits>(), zero);
+    auto const values = load_group<ops, bits, Kernel::zero>(w, row_block, half, walk.group);
+    auto zero = ops::broadcast(static_cast<float>(1 << (bits - 1)));
+    if constexpr (Kernel::zero == zero_kind::stored) {
+      zero = ops::multiply_add(values.zero_offset, ops::template zero_weights<bits>(), zero);
     }
-    if constexpr (Zero == zero_kind::constant) zero = Ops::add(zero, Ops::broadcast(w.zero_offset));
-    typename Ops::floats sum[Tokens][2];
+    if constexpr (Kernel::zero == zero_kind::constant) zero = ops::add(zero, ops::broadcast(w.zero_offset));
+    typename ops::floats sum[Tokens][2];
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-      sum[T][0] = Ops::broadcast(0.0F);
-      sum[T][1] = Ops::broadcast(0.0F);
+      sum[T][0] = ops::broadcast(0.0F);
+      sum[T][1] = ops::broadcast(0.0F);
     });
     index_t const columns = walk.columns();
     index_t const units = source_type::units(columns);
@@ -44,23 +46,23 @@ GPTQ_INLINE void direct_float(weights<Scale> const& w, activations<precision::fl
       unit_type const codes(tile);
       float const* const here = x + u * source_type::unit_columns;
       unrolled<steps>([&]<int S>() __attribute__((always_inline)) {
-        typename Ops::codes four;
-        if constexpr (Bits == 8) {
+        typename ops::codes four;
+        if constexpr (bits == 8) {
           four = codes.raw;
         } else {
           four = codes.template codes<S>();
         }
         unrolled<4>([&]<int J>() __attribute__((always_inline)) {
-          auto const level = Ops::subtract(Ops::template byte<J>(four), zero);
+          auto const level = ops::subtract(ops::template byte<J>(four), zero);
           unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-            auto const of_column = Ops::broadcast(here[T * stride + 4 * S + J]);
-            sum[T][J % 2] = Ops::multiply_add(level, of_column, sum[T][J % 2]);
+            auto const of_column = ops::broadcast(here[T * stride + 4 * S + J]);
+            sum[T][J % 2] = ops::multiply_add(level, of_column, sum[T][J % 2]);
           });
         });
       });
     }
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
-      y[T][Half] = Ops::multiply_add(values.scale, Ops::add(sum[T][0], sum[T][1]), y[T][Half]);
+      y[T] = ops::multiply_add(values.scale, ops::add(sum[T][0], sum[T][1]), y[T]);
     });
     x += a.tokens * stride;
     walk.next(columns);

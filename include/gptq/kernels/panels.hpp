@@ -21,21 +21,31 @@ template <class Ops, int Bits>
 inline constexpr index_t panel_bytes =
     (max_chunk_columns / panel_source<Ops, Bits>::unit_columns) * panel_source<Ops, Bits>::unit_bytes;
 
-/// One chunk of `Tokens` tokens and `Blocks` half blocks, from panels, added to sums[token][Blocks * 16].
-template <class Ops, int Bits, zero_kind Zero, int Columns, int Tokens, int Blocks, int Planes, class Scale>
-GPTQ_INLINE void panel_chunk(panel_source<Ops, Bits> const (&source)[Blocks], std::int8_t const* x,
-                             index_t stride, digit_sums const* sums, float const* scales, index_t columns,
-                             group_values<Ops> const (&values)[Blocks], weights<Scale> const& w, float* y) {
-  typename Ops::words total[Tokens * Planes][Blocks];
-  dot_chunk<Ops, panel_source<Ops, Bits>, Columns, Planes>(source, x, stride, sums, columns, total);
+/// Tokens that are worked on at once, within what the ISA has registers for.
+template <class Kernel>
+inline constexpr int panel_step =
+    Kernel::ops::panel_rows / Kernel::planes > 1 ? Kernel::ops::panel_rows / Kernel::planes : 1;
+
+/// One chunk of `Tokens` tokens and some half blocks, from panels, added to sums[token][Blocks * 16].
+template <class Kernel, int Tokens, int Blocks>
+GPTQ_INLINE void panel_chunk(panel_source<typename Kernel::ops, Kernel::bits> const (&source)[Blocks],
+                             std::int8_t const* x, index_t stride, digit_sums const* sums,
+                             float const* scales, index_t columns,
+                             group_values<typename Kernel::ops> const (&values)[Blocks],
+                             typename Kernel::weights const& w, float* y) {
+  using ops = typename Kernel::ops;
+  constexpr int planes = Kernel::planes;
+  typename ops::words total[Tokens * planes][Blocks];
+  dot_chunk<ops, panel_source<ops, Kernel::bits>, Kernel::columns, planes>(source, x, stride, sums, columns,
+                                                                           total);
   unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
     unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-      typename Ops::words of_token[Planes];
-      unrolled<Planes>([&]<int P>()
-                           __attribute__((always_inline)) { of_token[P] = total[T * Planes + P][B]; });
+      typename ops::words of_token[planes];
+      unrolled<planes>([&]<int P>()
+                           __attribute__((always_inline)) { of_token[P] = total[T * planes + P][B]; });
       float* const here = y + (T * Blocks + B) * half_block_rows;
-      Ops::store(here, add_chunk<Ops, Bits, false, Zero, Planes>(Ops::load(here), of_token, values[B], w,
-                                                                 sums + T * Planes, scales[T]));
+      ops::store(here, add_chunk<ops, Kernel::bits, false, Kernel::zero, planes>(
+                           ops::load(here), of_token, values[B], w, sums + T * planes, scales[T]));
     });
   });
 }
@@ -47,48 +57,57 @@ GPTQ_INLINE constexpr index_t panel_sum(index_t token, int half) {
   return ((half / Blocks * panel_tokens + token) * Blocks + half % Blocks) * half_block_rows;
 }
 
-/// Chunks first_chunk..last_chunk-1 of tokens first_token..last_token-1, at most panel_tokens, of a row
-/// block, added to y[panel_sum(token, half)].
-template <class Ops, int Bits, zero_kind Zero, int Columns, int Blocks, class Scale, precision Precision>
-GPTQ_INLINE void panel(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
-                       index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
+/// Chunks first_chunk..last_chunk-1 of some tokens, at most panel_tokens, of a row block, added to
+/// y[panel_sum(token, half)].
+template <class Kernel>
+GPTQ_INLINE void panel(typename Kernel::weights const& w, typename Kernel::activations const& a,
+                       index_t row_block, token_range range, index_t first_chunk, index_t last_chunk,
                        float* y) {
-  constexpr int planes = digit_planes(Precision);
-  constexpr int at_once = Ops::panel_rows / planes > 1 ? Ops::panel_rows / planes : 1;
-  using source_type = packed_source<Ops, Bits>;
-  alignas(64) std::uint8_t panels[Blocks][panel_bytes<Ops, Bits>];
+  using ops = typename Kernel::ops;
+  constexpr int bits = Kernel::bits;
+  constexpr int planes = Kernel::planes;
+  constexpr int blocks = ops::panel_blocks;
+  constexpr int at_once = panel_step<Kernel>;
+  using source_type = packed_source<ops, bits>;
+  alignas(64) std::uint8_t panels[blocks][panel_bytes<ops, bits>];
   index_t const stride = w.chunks.stride();
-  index_t const tokens = last_token - first_token;
+  index_t const tokens = range.last - range.first;
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile = tile_start<Ops, Bits>(w, row_block, first_chunk);
+  std::uint8_t const* tile = tile_start<ops, bits>(w, row_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
     index_t const units = source_type::units(columns);
-    index_t const cell = chunk * a.tokens + first_token;
-    for (int half = 0; half < 2; half += Blocks) {
-      panel_source<Ops, Bits> source[Blocks];
-      group_values<Ops> values[Blocks];
-      unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
-        unpack_panel<Ops, Bits>(tile + (half + B) * half_unit_bytes<Bits>, units, panels[B],
-                                [](typename Ops::codes c) { return c; });
-        source[B].tile = panels[B];
-        values[B] = load_group<Ops, Bits, Zero>(w, row_block, half + B, walk.group);
-      });
-      auto const work = [&]<int Tokens>(index_t t) __attribute__((always_inline)) {
-        std::int8_t const* const x = a.digits + (cell + t) * planes * stride;
-        digit_sums const* const sums = a.sums + (cell + t) * planes;
-        float* const of_token = y + panel_sum<Blocks>(t, half);
-        if (Columns != 0 && columns == Columns) {
-          panel_chunk<Ops, Bits, Zero, Columns, Tokens, Blocks, planes>(
-              source, x, stride, sums, a.scales + cell + t, Columns, values, w, of_token);
-        } else {
-          panel_chunk<Ops, Bits, Zero, 0, Tokens, Blocks, planes>(
-              source, x, stride, sums, a.scales + cell + t, columns, values, w, of_token);
+    index_t const cell = chunk * a.tokens + range.first;
+    if (Kernel::columns != 0 && columns != Kernel::columns) {
+      for (index_t t = 0; t < tokens; ++t) {
+        typename ops::floats rows[2] = {ops::load(y + panel_sum<blocks>(t, 0)),
+                                        ops::load(y + panel_sum<blocks>(t, 1))};
+        short_chunk<Kernel>(w, tile, row_block, walk.group, a.digits + (cell + t) * planes * stride,
+                            a.sums + (cell + t) * planes, a.scales[cell + t], columns, rows);
+        ops::store(y + panel_sum<blocks>(t, 0), rows[0]);
+        ops::store(y + panel_sum<blocks>(t, 1), rows[1]);
+      }
+    } else {
+      for (int half = 0; half < 2; half += blocks) {
+        panel_source<ops, bits> source[blocks];
+        group_values<ops> values[blocks];
+        unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
+          unpack_panel<ops, bits>(tile + (half + B) * half_unit_bytes<bits>, units, panels[B],
+                                  [](typename ops::codes c) { return c; });
+          source[B].tile = panels[B];
+          values[B] = load_group<ops, bits, Kernel::zero>(w, row_block, half + B, walk.group);
+        });
+        auto const work = [&]<int Tokens>(index_t t) __attribute__((always_inline)) {
+          panel_chunk<Kernel, Tokens>(source, a.digits + (cell + t) * planes * stride, stride,
+                                      a.sums + (cell + t) * planes, a.scales + cell + t, columns, values, w,
+                                      y + panel_sum<blocks>(t, half));
+        };
+        index_t t = 0;
+        for (; t + at_once <= tokens; t += at_once) work.template operator()<at_once>(t);
+        if constexpr (at_once > 1) {
+          for (; t < tokens; ++t) work.template operator()<1>(t);
         }
-      };
-      index_t t = 0;
-      for (; t + at_once <= tokens; t += at_once) work.template operator()<at_once>(t);
-      for (; t < tokens; ++t) work.template operator()<1>(t);
+      }
     }
     tile += units * source_type::unit_bytes;
     walk.next(columns);

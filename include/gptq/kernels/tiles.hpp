@@ -11,12 +11,6 @@
 
 namespace gptq::detail {
 
-/// An ISA with matrix tiles offers what isa/amx_int8.hpp has.
-template <class Ops>
-inline constexpr bool has_tiles = requires {
-  typename Ops::template tiles<1, 128>;
-};
-
 /// One chunk of a row block and `tokens` tokens through tiles, added to y[token][32].
 template <class Ops, int Bits, zero_kind Zero, int Columns, int Planes, class Scale>
 GPTQ_INLINE void tile_chunk(std::uint8_t const* tile, index_t columns, std::int8_t const* x, index_t stride,
@@ -50,24 +44,36 @@ GPTQ_INLINE void tile_chunk(std::uint8_t const* tile, index_t columns, std::int8
       });
 }
 
-/// As panel(), through tiles.
-template <class Ops, int Bits, zero_kind Zero, int Columns, class Scale, precision Precision>
-GPTQ_INLINE void tiled(weights<Scale> const& w, activations<Precision> const& a, index_t row_block,
-                       index_t first_token, index_t last_token, index_t first_chunk, index_t last_chunk,
+/// Whether all chunks of a matrix go through tiles: rows shorter than a full chunk may not fill those made for it.
+template <class Kernel>
+GPTQ_INLINE bool fits_tiles(typename Kernel::weights const& w) {
+  if constexpr (Kernel::tiled) {
+    return w.chunks.stride() % Kernel::ops::template tile_columns<Kernel::columns> == 0;
+  } else {
+    return false;
+  }
+}
+
+/// As panel(), through tiles, for any number of tokens up to panel_tokens.
+template <class Kernel>
+GPTQ_INLINE void tiles(typename Kernel::weights const& w, typename Kernel::activations const& a,
+                       index_t row_block, token_range tokens, index_t first_chunk, index_t last_chunk,
                        float* y) {
-  constexpr int planes = digit_planes(Precision);
-  using source_type = packed_source<Ops, Bits>;
+  using ops = typename Kernel::ops;
+  constexpr int bits = Kernel::bits;
+  constexpr int planes = Kernel::planes;
+  using source_type = packed_source<ops, bits>;
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
-  std::uint8_t const* tile = tile_start<Ops, Bits>(w, row_block, first_chunk);
+  std::uint8_t const* tile = tile_start<ops, bits>(w, row_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     index_t const columns = walk.columns();
-    group_values<Ops> const values[2] = {load_group<Ops, Bits, Zero>(w, row_block, 0, walk.group),
-                                         load_group<Ops, Bits, Zero>(w, row_block, 1, walk.group)};
-    index_t const cell = chunk * a.tokens + first_token;
-    tile_chunk<Ops, Bits, Zero, Columns, planes>(tile, columns, a.digits + cell * planes * stride, stride,
-                                                 a.sums + cell * planes, a.scales + cell,
-                                                 last_token - first_token, values, w, y);
+    group_values<ops> const values[2] = {load_group<ops, bits, Kernel::zero>(w, row_block, 0, walk.group),
+                                         load_group<ops, bits, Kernel::zero>(w, row_block, 1, walk.group)};
+    index_t const cell = chunk * a.tokens + tokens.first;
+    tile_chunk<ops, bits, Kernel::zero, Kernel::columns, planes>(
+        tile, columns, a.digits + cell * planes * stride, stride, a.sums + cell * planes, a.scales + cell,
+        tokens.last - tokens.first, values, w, y);
     tile += source_type::units(columns) * source_type::unit_bytes;
     walk.next(columns);
   }

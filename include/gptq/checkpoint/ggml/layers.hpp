@@ -106,21 +106,39 @@ std::optional<code_shift> find_shift(bool has_minimum, code_block const& block) 
   return code_shift{0, Format::has_zero_point ? static_cast<int>(zero) : 0};
 }
 
-template <storage_format Format>
-packed_matrix<Format> pack_blocks(ggml_tensor const& tensor) {
-  static_assert(Format::group_size == 32, "to_packed: each block of 32 weights has a scale of its own");
-  code_functions const& functions = find_codes(tensor.type);
+/// Throws unless the tensor is a matrix of whole blocks with codes, and all of its bytes are there.
+inline void check_code_matrix(ggml_tensor const& tensor) {
+  find_codes(tensor.type);
   if (tensor.shape.size() != 2) throw error("tensor " + describe(tensor) + " is not a matrix");
   if (tensor.bytes.empty()) throw error("tensor " + describe(tensor) + " has no weights");
+  if (tensor.bytes.size() != tensor_bytes(tensor.type, tensor.shape, "tensor " + describe(tensor))) {
+    throw error("tensor " + describe(tensor) + " has " + std::to_string(tensor.bytes.size()) + " bytes");
+  }
+}
+
+template <storage_format Format>
+void pack_blocks(ggml_tensor const& tensor, packed_memory<Format> const& packed) {
+  static_assert(Format::group_size == 32, "to_packed: each block of 32 weights has a scale of its own");
+  check_code_matrix(tensor);
+  code_functions const& functions = find_codes(tensor.type);
   constexpr code_levels levels = Format::levels;
   auto const out = static_cast<index_t>(tensor.shape[0]);
   auto const in = static_cast<index_t>(tensor.shape[1]);
   std::size_t const bytes = entry(tensor.type).block_bytes;
-  if (tensor.bytes.size() != tensor_bytes(tensor.type, tensor.shape, "tensor " + describe(tensor))) {
-    throw error("tensor " + describe(tensor) + " has " + std::to_string(tensor.bytes.size()) + " bytes");
+  if (packed.out != out || packed.in != in || packed.order != nullptr) {
+    throw error("tensor " + describe(tensor) + " does not fit into memory for a matrix of " +
+                std::to_string(packed.out) + " x " + std::to_string(packed.in) +
+                (packed.order == nullptr ? "" : " with a column order"));
   }
-  packed_matrix<Format> packed(out, in);
   auto const shape = packed.layout();
+  // Padding is 0, and streams of zero points are written bit by bit.
+  if (out % packed_rows != 0) {
+    index_t const last = out / packed_rows;
+    std::fill(packed.codes + shape.code_offset(last, 0), packed.codes + shape.code_bytes(), std::uint8_t{0});
+    std::fill(packed.scales + shape.scale_offset(last, 0), packed.scales + shape.scale_count(),
+              typename Format::scale(0.0F));
+  }
+  std::fill(packed.zeros, packed.zeros + shape.zero_bytes(), std::uint8_t{0});
   std::byte const* p = tensor.bytes.data();
   for (index_t row = 0; row < out; ++row) {
     for (index_t group = 0; group < shape.groups(); ++group, p += bytes) {
@@ -146,15 +164,22 @@ packed_matrix<Format> pack_blocks(ggml_tensor const& tensor) {
       index_t const row_block = row / packed_rows;
       index_t const row_in_block = row % packed_rows;
       gptq::detail::pack_row<Format::bits>(codes.data(), 32, row_in_block,
-                                           packed.codes() + shape.code_offset(row_block, group));
-      packed.scales()[shape.scale_offset(row_block, group) + row_in_block] =
+                                           packed.codes + shape.code_offset(row_block, group));
+      packed.scales[shape.scale_offset(row_block, group) + row_in_block] =
           typename Format::scale(block.scale);
       if constexpr (Format::has_zero_point) {
-        gptq::detail::set_stream_code<Format::bits>(packed.zeros() + shape.zero_offset(row_block, group),
+        gptq::detail::set_stream_code<Format::bits>(packed.zeros + shape.zero_offset(row_block, group),
                                                     row_in_block, shift->zero);
       }
     }
   }
+}
+
+template <storage_format Format>
+packed_matrix<Format> pack_blocks(ggml_tensor const& tensor) {
+  check_code_matrix(tensor);  // before memory is asked for
+  packed_matrix<Format> packed(static_cast<index_t>(tensor.shape[0]), static_cast<index_t>(tensor.shape[1]));
+  pack_blocks(tensor, packed.memory());
   return packed;
 }
 
