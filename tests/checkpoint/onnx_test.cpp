@@ -27,7 +27,9 @@ void check_node(index_t out, index_t in, bool permuted, index_t block_size) {
   index_t const blocks = (in + block_size - 1) / block_size;
   REQUIRE(node.b.size() == at(out * blocks * block_size * bits / 8));
   REQUIRE(node.scales.size() == at(out * blocks));
-  REQUIRE(node.zero_points.size() == (Format::has_zero_point ? at(out * ((blocks * bits + 7) / 8)) : 0));
+  bool const has_bytes = Format::has_zero_point && !permuted;
+  REQUIRE(node.zero_points.size() == (has_bytes ? at(out * ((blocks * bits + 7) / 8)) : 0));
+  REQUIRE(node.wide_zero_points.size() == (Format::has_zero_point && permuted ? at(out * blocks) : 0));
   REQUIRE(node.g_idx.size() == (permuted ? at(blocks * block_size) : 0));
   auto const number = [&](std::vector<std::uint8_t> const& bytes, index_t row, index_t row_bytes, index_t i) {
     return bytes[at(row * row_bytes + i * bits / 8)] >> (i * bits % 8) & ((1 << bits) - 1);
@@ -37,10 +39,13 @@ void check_node(index_t out, index_t in, bool permuted, index_t block_size) {
     for (index_t k = 0; k < in; ++k) {
       index_t const block = permuted ? index_t{node.g_idx[at(k)]} : k / block_size;
       int const code = number(node.b, row, blocks * block_size * bits / 8, k);
-      int const zero = Format::has_zero_point ? number(node.zero_points, row, (blocks * bits + 7) / 8, block)
-                                              : 1 << (bits - 1);
+      float const zero =
+          has_bytes ? static_cast<float>(number(node.zero_points, row, (blocks * bits + 7) / 8, block))
+          : permuted && Format::has_zero_point
+              ? static_cast<float>(node.wide_zero_points[at(row * blocks + block)])
+              : static_cast<float>(1 << (bits - 1));
       weights.push_back(static_cast<float>(node.scales[at(row * blocks + block)]) *
-                        static_cast<float>(code - zero));
+                        (static_cast<float>(code) - zero));
     }
     for (index_t k = in; k < blocks * block_size; ++k) {
       CHECK(number(node.b, row, blocks * block_size * bits / 8, k) == 0);

@@ -15,7 +15,9 @@
 namespace gptq::checkpoint {
 
 /// The inputs and attributes of a node that multiplies by the layer's decoded weights, transposed as the operator has
-/// them; g_idx where columns are reordered. A whole row is one block, padded to a power of two.
+/// them. Where columns are reordered there is a g_idx, and zero points are of the scales' type: ONNX Runtime 1.32 takes
+/// those of a few bits for 2^(bits - 1) beside a g_idx, which it has for 2 and 4 bits. A whole row is one block, padded
+/// to a power of two.
 /// @throws gptq::error when a layer has no weights, or groups are not a power of two of 16 or more columns
 template <storage_format Format>
 matmul_nbits<typename Format::scale> to_onnx(quantized_layer<Format> const& layer) {

@@ -20,7 +20,8 @@ struct matmul_nbits {
 
   std::vector<std::uint8_t> b;            ///< B [N, blocks, block_size bits / 8]; what is beyond K is 0
   std::vector<Scale> scales;              ///< scales [N, blocks]
-  std::vector<std::uint8_t> zero_points;  ///< zero_points [N, ceil(blocks bits / 8)]; empty: 2^(bits - 1)
+  std::vector<std::uint8_t> zero_points;  ///< zero_points [N, ceil(blocks bits / 8)]; empty: 2^(bits - 1), or
+  std::vector<Scale> wide_zero_points;    ///< zero_points [N, blocks], in place of those beside a g_idx
   std::vector<std::int32_t> g_idx;        ///< g_idx [blocks block_size]; empty: columns are in their order
 };
 

@@ -47,7 +47,8 @@ matmul_nbits<typename Format::scale> write_onnx(quantized_layer<Format> const& l
   index_t const row_bytes = blocks * node.block_size / per_byte;
   index_t const zero_bytes = (blocks + per_byte - 1) / per_byte;
   node.b.resize(at(layer.out * row_bytes));
-  if (Format::has_zero_point) node.zero_points.resize(at(layer.out * zero_bytes));
+  bool const has_bytes = Format::has_zero_point && layer.order.empty();
+  if (has_bytes) node.zero_points.resize(at(layer.out * zero_bytes));
   auto const put = [&](std::uint8_t& byte, index_t i, int number) {
     byte = static_cast<std::uint8_t>(byte | number << (i % per_byte * bits));
   };
@@ -59,8 +60,11 @@ matmul_nbits<typename Format::scale> write_onnx(quantized_layer<Format> const& l
     for (index_t group = 0; group < blocks; ++group) {
       grid const g = layer.grid(row, group);
       node.scales.emplace_back(g.scale);
-      if (Format::has_zero_point)
+      if (has_bytes) {
         put(node.zero_points[at(row * zero_bytes + group / per_byte)], group, g.zero);
+      } else if (Format::has_zero_point) {
+        node.wide_zero_points.emplace_back(static_cast<float>(g.zero));
+      }
     }
   }
   if (!layer.order.empty()) {
