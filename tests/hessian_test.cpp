@@ -200,6 +200,21 @@ TEST_CASE("a Hessian that somebody else accumulated", "[hessian]") {
   CHECK(!error_of([] { hessian::from_matrix(Eigen::MatrixXf(0, 0), 1, 1); }).empty());
 }
 
+TEST_CASE("a sum that somebody else accumulated", "[hessian]") {
+  test::random random(17);
+  hessian own(12);
+  own.add(test::correlated_inputs(60, 12, random));
+  hessian const h = hessian::from_sum(own.sum(), 59.5, 4);
+  CHECK(same_lower(h, own));
+  CHECK(h.tokens() == 59.5);
+  CHECK(h.sequences() == 4);
+  CHECK(h.scale() == 0.5);
+  CHECK(contains(error_of([] { hessian::from_sum(Eigen::MatrixXf::Zero(3, 4), 1.0, 1); }),
+                 "3 x 4 is not square"));
+  CHECK(contains(error_of([&] { hessian::from_sum(own.sum(), 0.0, 1); }), "must be positive"));
+  CHECK(contains(error_of([&] { hessian::from_sum(own.sum(), 1.0, 0); }), "must be positive"));
+}
+
 TEST_CASE("saved and loaded", "[hessian]") {
   test::random random(17);
   for (index_t const in : {1, 5, 67}) {

@@ -36,7 +36,13 @@ class hessian {
   explicit hessian(index_t in_features, int threads = 0)
       : sum_(linalg::zeros("hessian", in_features)), threads_(threads) {}
 
-  /// An already accumulated H = 2 / sequences * S, [in, in], symmetric (the lower triangle is used). Throws
+  /// An already accumulated S, [in, in], symmetric (the lower triangle is used), as sum() gives it. Throws
+  /// gptq::error when it is not square, or tokens or sequences are not positive.
+  static hessian from_sum(Eigen::Ref<Eigen::MatrixXf const> const& sum, double tokens, index_t sequences) {
+    if (!(tokens > 0.0) || sequences <= 0) throw error("hessian: tokens and sequences must be positive");
+    return hessian(linalg::scaled_square(sum, 1.0F), {tokens, sequences}, 0);
+  }
+  /// The same from the published solvers' H = 2 / sequences * S, [in, in], symmetric (the lower triangle is used). Throws
   /// gptq::error when it is not square, or tokens or sequences are not positive.
   static hessian from_matrix(Eigen::Ref<Eigen::MatrixXf const> const& h, index_t tokens, index_t sequences) {
     if (tokens <= 0 || sequences <= 0) throw error("hessian: tokens and sequences must be positive");

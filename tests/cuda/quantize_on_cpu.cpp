@@ -86,7 +86,8 @@ gptq::quantized_layer<Format> quantize_on_cpu(layer_input const& input,
                                               gptq::quantize_options const& options) {
   // H of one sequence is 2 S, which is exact.
   return gptq::quantize<Format>(
-      weight_matrix(input), gptq::hessian::from_matrix(2.0F * sum_matrix(input), input.tokens, 1), options);
+      weight_matrix(input), gptq::hessian::from_sum(sum_matrix(input), static_cast<double>(input.tokens), 1),
+      options);
 }
 
 template <class Format>

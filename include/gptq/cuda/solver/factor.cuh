@@ -1,7 +1,6 @@
 // The Cholesky factor of the damped Hessian.
 #pragma once
 
-#include <algorithm>
 #include <cuda_runtime.h>
 #include <cusolverDn.h>
 #include <string>
@@ -13,6 +12,7 @@
 #include <gptq/cuda/solver/column_order.cuh>
 #include <gptq/cuda/solver/find_faults.cuh>
 #include <gptq/cuda/solver/problem.cuh>
+#include <gptq/solver/damping.hpp>
 
 namespace gptq::cuda::detail {
 
@@ -53,7 +53,7 @@ class factorization {
   /// In float32 its rounding errors are the largest of all and decide ties; tensor cores factorize float64 as
   /// fast, where there are such. Throws gptq::error where H is not positive definite even with damping 1.
   factorization(problem const& p, column_order const& order, device_array<faults> const& found)
-      : problem_(p), order_(order), found_(found), matrix_(p.ctx, p.ld * p.ld) {
+      : problem_(p), order_(order), found_(found), matrix_(p.ctx, p.ld * p.ld), ladder_(p.options.damping) {
     matrix_.fill_bytes(0);  // the upper triangle, too, which libraries may read
     index_t const pad = p.ld - p.columns;
     int ratio = 0;
@@ -72,8 +72,8 @@ class factorization {
 
   /// Entry (a, b), a >= b, is at b * ld + a.
   float const* data() const { return matrix_.data(); }
-  double damping() const { return damping_; }
-  int damping_raised() const { return damping_raised_; }
+  double damping() const { return ladder_.damping(); }
+  int damping_raised() const { return ladder_.raised(); }
   /// What damping has added to the diagonal.
   double added_diagonal() const { return added_diagonal_; }
 
@@ -92,8 +92,9 @@ class factorization {
     device_array<char> device_workspace(ctx, static_cast<index_t>(device_bytes));
     std::vector<char> host_workspace(host_bytes);
     device_array<int> info(ctx, 1);
-    for (damping_ = p.options.damping;; ++damping_raised_) {
-      added_diagonal_ = damping_ * order_.dead_diagonal;  // the mean of the diagonal, dead inputs included
+    for (;;) {
+      // The mean of the diagonal, dead inputs included.
+      added_diagonal_ = ladder_.damping() * order_.dead_diagonal;
       launch(gather_hessian<T>, {.grid = grid_size(p.columns), .block = 256, .stream = ctx.stream()},
              p.h.sum(), order_.columns_there.data(), matrix, p.columns, stride,
              static_cast<float>(p.h.scale()), order_.dead_diagonal, added_diagonal_, found_.data());
@@ -105,14 +106,13 @@ class factorization {
       info.download(&minor);
       check_faults(p, found_);
       if (minor == 0) break;
-      if (damping_ >= 1.0) {
+      if (!ladder_.raise()) {
         throw error("quantize: the Hessian of " + std::to_string(p.columns) +
-                    " inputs is not positive definite with damping " + std::to_string(damping_) +
+                    " inputs is not positive definite with damping " + std::to_string(ladder_.damping()) +
                     " (mean of the diagonal " + std::to_string(order_.dead_diagonal) + "; " +
                     std::to_string(order_.dead_columns) + " dead inputs; " + std::to_string(p.h.tokens()) +
                     " tokens)");
       }
-      damping_ = std::min(1.0, std::max(10.0 * damping_, 1e-4));
     }
   }
 
@@ -120,9 +120,8 @@ class factorization {
   column_order const& order_;
   device_array<faults> const& found_;
   device_array<float> matrix_;
-  double damping_ = 0.0;
+  gptq::solver::damping_ladder ladder_;
   double added_diagonal_ = 0.0;
-  int damping_raised_ = 0;
 };
 
 }  // namespace gptq::cuda::detail
