@@ -18,7 +18,7 @@ namespace gptq {
 template <precision Precision, class Isa = isa::native, storage_format Format>
 void gemm(packed_view<Format> const& w, activations<Precision> const& x, float* y, row_range rows) noexcept {
   detail::expect_none(detail::find_argument_fault(w, x, rows, false), "gptq::gemm");
-  detail::gemm_rows<Isa>(w, x, y, rows);
+  detail::gemm_rows<Isa>(w, x, {0, x.tokens}, y, w.out, rows);
 }
 
 /// All rows.

@@ -14,6 +14,7 @@
 #include <gptq/checks.hpp>
 #include <gptq/config.hpp>
 #include <gptq/dispatch.hpp>
+#include <gptq/epilogue.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
 #include <gptq/format.hpp>

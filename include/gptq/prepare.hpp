@@ -15,18 +15,33 @@
 
 namespace gptq {
 
+/// Activations of several tokens: x[token, column] at data[token * stride + column].
+/// @tparam T  float, float16 or bfloat16
+template <class T>
+struct input {
+  T const* data;
+  index_t stride;
+};
+
 /// Prepares x[tokens, in] (float, float16 or bfloat16; row-major; any alignment) for `w` and every matrix of
 /// the same columns, group size and order; rounds it as `Precision` says. `workspace` has workspace_bytes()
 /// bytes, best aligned to 64, at least to 4. Only `share` of the tokens is worked on, a thread's share of the
 /// work, say: all shares get the whole x and the same workspace, and return the same.
 template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T>
-activations<Precision> prepare(packed_view<Format> const& w, T const* x, index_t tokens, void* workspace,
+activations<Precision> prepare(packed_view<Format> const& w, input<T> x, index_t tokens, void* workspace,
                                token_range share) noexcept {
   chunk_layout const chunks{w.in, Format::group_columns(w.in)};
   auto a = detail::activations_at<Precision>(chunks, chunks.count(), tokens, static_cast<char*>(workspace));
   a.order = w.order;
-  detail::prepare_chunks<Isa>(a, x, w.in, w.order, 0, chunks.count(), share);
+  detail::prepare_chunks<Isa>(a, x.data, x.stride, w.in, w.order, 0, chunks.count(), share);
   return a;
+}
+
+/// The same for x[tokens, in] without gaps.
+template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T>
+activations<Precision> prepare(packed_view<Format> const& w, T const* x, index_t tokens, void* workspace,
+                               token_range share) noexcept {
+  return prepare<Precision, Isa>(w, input<T>{x, w.in}, tokens, workspace, share);
 }
 
 /// All tokens.

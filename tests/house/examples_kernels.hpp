@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <vector>
 
+#include <gptq/epilogue.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/parallel.hpp>
 #include <gptq/thread_pool.hpp>
@@ -25,6 +26,14 @@ namespace format_spec_hpp {
 template <class Format>
 void run();
 }
+
+namespace epilogue_hpp {
+extern gptq::packed_view<q4> gate, up;
+extern gptq::activations<gptq::precision::int8> a;
+extern float const* bias;
+extern gptq::bfloat16* y16;
+extern gptq::index_t stride;
+}  // namespace epilogue_hpp
 
 namespace thread_pool_hpp {
 void run(int part);

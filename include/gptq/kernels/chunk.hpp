@@ -40,7 +40,7 @@ struct weights {
   index_t row_block_bytes;
   index_t groups;
   float zero_offset;  ///< zero - 2^(bits-1) of a constant zero point
-  index_t out;
+  index_t out;        ///< from a token's y to the next
   chunk_layout chunks;
 };
 

@@ -63,15 +63,15 @@ GPTQ_INLINE void prepare_chunk(float const* values, index_t stride, std::int8_t*
   }
 }
 
-/// Chunks first_chunk..last_chunk-1 of some tokens, laid out as chunk 0, 1, ... of `a`,
+/// Chunks first_chunk..last_chunk-1 of some tokens of x[token, in], x_stride apart, laid out as chunk 0, 1, ... of `a`,
 /// whose other parts are what activations_at() made of the workspace.
 template <class Isa, precision Precision, class T>
-[[gnu::noinline]] void prepare_chunks(activations<Precision> const& a, T const* x, index_t in,
-                                      std::int32_t const* order, index_t first_chunk, index_t last_chunk,
-                                      token_range tokens) noexcept {
+[[gnu::noinline]] void prepare_chunks(activations<Precision> const& a, T const* x, index_t x_stride,
+                                      index_t in, std::int32_t const* order, index_t first_chunk,
+                                      index_t last_chunk, token_range tokens) noexcept {
   index_t const stride = a.chunks.stride();
   for (index_t token = tokens.first; token < tokens.last; ++token) {
-    T const* const row = x + token * in;
+    T const* const row = x + token * x_stride;
     chunk_walk walk(a.chunks, first_chunk);
     for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
       index_t const cell = (chunk - first_chunk) * a.tokens + token;

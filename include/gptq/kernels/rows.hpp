@@ -54,7 +54,8 @@ GPTQ_INLINE typename Ops::floats load_rows(float const* y, index_t row, row_rang
   return Ops::load(value);
 }
 
-/// A row block times `Tokens` tokens, from registers. With `more`, adds to what y holds.
+/// A row block times `Tokens` tokens from `token` on, from registers. y[T, row], w.out apart. With `more`, adds to
+/// what y holds.
 template <class Kernel, int Tokens>
 GPTQ_INLINE void direct_block(typename Kernel::weights const& w, typename Kernel::activations const& a,
                               index_t block, index_t token, index_t first_chunk, index_t last_chunk, float* y,
@@ -64,7 +65,7 @@ GPTQ_INLINE void direct_block(typename Kernel::weights const& w, typename Kernel
   auto const halves = [&](auto&& half) __attribute__((always_inline)) {
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
       unrolled<2>([&]<int B>() __attribute__((always_inline)) {
-        half(values[T][B], y + (token + T) * w.out, block * packed_rows + B * half_block_rows);
+        half(values[T][B], y + T * w.out, block * packed_rows + B * half_block_rows);
       });
     });
   };
@@ -86,7 +87,7 @@ GPTQ_INLINE void direct_block(typename Kernel::weights const& w, typename Kernel
              __attribute__((always_inline)) { store_rows<ops>(of_token, row, rows, v); });
 }
 
-/// `rows` of one token, from registers: chunks first_chunk..last_chunk-1, which the activations hold as 0, 1, ...
+/// y[row] of one token, from registers: chunks first_chunk..last_chunk-1, which the activations hold as 0, 1, ...
 /// With `more`, adds to what y holds.
 template <class Kernel>
 [[gnu::noinline]] void direct_rows(typename Kernel::weights const& w, typename Kernel::activations const& a,
@@ -104,23 +105,26 @@ inline constexpr int direct_step =
     : Kernel::ops::direct_rows / Kernel::planes > 1 ? Kernel::ops::direct_rows / Kernel::planes
                                                     : 1;
 
-/// `rows` of all tokens, from registers, some at once.
+/// `rows` of some tokens, from registers, some at once. y[token - range.first, row], w.out apart.
 template <class Kernel>
 [[gnu::noinline]] void direct_many(typename Kernel::weights const& w, typename Kernel::activations const& a,
-                                   float* y, row_range rows) noexcept {
+                                   token_range range, float* y, row_range rows) noexcept {
   constexpr int at_once = direct_step<Kernel>;
   index_t const chunks = w.chunks.count();
   for (index_t block = rows.first / packed_rows; block * packed_rows < rows.last; ++block) {
-    index_t token = 0;
+    index_t token = range.first;
     if constexpr (at_once > 1) {
-      for (; token + at_once <= a.tokens; token += at_once) {
-        direct_block<Kernel, at_once>(w, a, block, token, 0, chunks, y, rows, false);
+      for (; token + at_once <= range.last; token += at_once) {
+        direct_block<Kernel, at_once>(w, a, block, token, 0, chunks, y + (token - range.first) * w.out, rows,
+                                      false);
       }
     }
     index_t const first = block * packed_rows;
     row_range const some{rows.first > first ? rows.first : first,
                          rows.last < first + packed_rows ? rows.last : first + packed_rows};
-    for (; token < a.tokens; ++token) direct_rows<Kernel>(w, a, token, 0, chunks, y, some, false);
+    for (; token < range.last; ++token) {
+      direct_rows<Kernel>(w, a, token, 0, chunks, y + (token - range.first) * w.out, some, false);
+    }
   }
 }
 
@@ -135,10 +139,10 @@ struct tile_state<Kernel, true> {
   using type = typename Kernel::ops::template tiles<Kernel::planes, Kernel::columns>;
 };
 
-/// `rows` of all tokens, through panels or tiles.
+/// The same through panels or tiles.
 template <class Kernel>
 [[gnu::noinline]] void panel_rows(typename Kernel::weights const& w, typename Kernel::activations const& a,
-                                  float* y, row_range rows) noexcept {
+                                  token_range range, float* y, row_range rows) noexcept {
   using ops = typename Kernel::ops;
   constexpr int blocks = ops::panel_blocks;
   static_assert(!Kernel::tiled || blocks == 2);
@@ -148,8 +152,8 @@ template <class Kernel>
   index_t const chunks = w.chunks.count();
   index_t const fit = 524288 / (panel_tokens * Kernel::planes * w.chunks.stride());
   index_t const at_once = fit > 1 ? fit : 1;
-  for (index_t token = 0; token < a.tokens; token += panel_tokens) {
-    index_t const left = a.tokens - token;
+  for (index_t token = range.first; token < range.last; token += panel_tokens) {
+    index_t const left = range.last - token;
     index_t const tokens = left < panel_tokens ? left : panel_tokens;
     for (index_t chunk = 0; chunk < chunks; chunk += at_once) {
       index_t const last_chunk = chunk + at_once < chunks ? chunk + at_once : chunks;
@@ -157,7 +161,7 @@ template <class Kernel>
         auto const halves = [&](auto&& half) __attribute__((always_inline)) {
           for (index_t t = 0; t < tokens; ++t) {
             unrolled<2>([&]<int B>() __attribute__((always_inline)) {
-              half(sums + panel_sum<blocks>(t, B), y + (token + t) * w.out,
+              half(sums + panel_sum<blocks>(t, B), y + (token - range.first + t) * w.out,
                    block * packed_rows + B * half_block_rows);
             });
           }
@@ -177,16 +181,16 @@ template <class Kernel>
   }
 }
 
-/// `rows` of all tokens, through what is fastest for so many.
+/// `rows` of some tokens, through what is fastest for so many. y[token - range.first, row], w.out apart.
 template <class Kernel>
 GPTQ_INLINE void many_token_rows(typename Kernel::weights const& w, typename Kernel::activations const& a,
-                                 float* y, row_range rows) {
+                                 token_range range, float* y, row_range rows) {
   if constexpr (Kernel::precision != precision::float32) {
-    if (a.tokens > Kernel::ops::direct_tokens && (!Kernel::tiled || fits_tiles<Kernel>(w))) {
-      return panel_rows<Kernel>(w, a, y, rows);
+    if (range.last - range.first > Kernel::ops::direct_tokens && (!Kernel::tiled || fits_tiles<Kernel>(w))) {
+      return panel_rows<Kernel>(w, a, range, y, rows);
     }
   }
-  direct_many<Kernel>(w, a, y, rows);
+  direct_many<Kernel>(w, a, range, y, rows);
 }
 
 /// y of rows without columns.
@@ -216,28 +220,32 @@ template <class Kernel, class T>
   for (index_t first = 0; first < all; first += fit) {
     index_t const last = first + fit < all ? first + fit : all;
     auto const a = activations_at<Kernel::precision>(w.chunks, last - first, 1, workspace);
-    prepare_chunks<typename Kernel::isa>(a, x, w.chunks.in, order, first, last, {0, 1});
+    prepare_chunks<typename Kernel::isa>(a, x, 0, w.chunks.in, order, first, last, {0, 1});
     direct_rows<Kernel>(w, a, 0, first, last, y, rows, first != 0);
   }
 }
 
-/// gemm() of gemm.hpp.
+/// gemm() of gemm.hpp for some tokens, y[token - range.first, row], `stride` apart.
 template <class Isa, precision Precision, storage_format Format>
-GPTQ_INLINE void gemm_rows(packed_view<Format> const& w, activations<Precision> const& x, float* y,
-                           row_range rows) {
+GPTQ_INLINE void gemm_rows(packed_view<Format> const& w, activations<Precision> const& x, token_range range,
+                           float* y, index_t stride, row_range rows) {
   if (w.in == 0) {
-    for (index_t token = 0; token < x.tokens; ++token) zero_rows(y + token * w.out, rows);
+    for (index_t token = range.first; token < range.last; ++token) {
+      zero_rows(y + (token - range.first) * stride, rows);
+    }
     return;
   }
   using kernel = kernel_for<Isa, Format, Precision>;
+  auto weights = kernel_weights(w);
+  weights.out = stride;
   if constexpr (kernel::tiled) {
     // Linux may refuse tiles to a process on a CPU that has them.
     if (!isa::detail::may_use_tiles()) {
       using without = kernel_for<typename kernel::ops::without_tiles, Format, Precision>;
-      return many_token_rows<without>(kernel_weights(w), x, y, rows);
+      return many_token_rows<without>(weights, x, range, y, rows);
     }
   }
-  many_token_rows<kernel>(kernel_weights(w), x, y, rows);
+  many_token_rows<kernel>(weights, x, range, y, rows);
 }
 
 }  // namespace gptq::detail
