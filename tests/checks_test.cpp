@@ -135,7 +135,7 @@ TEST_CASE("what a view holds", "[checks]") {
 
 TEST_CASE("every fault has a message of its own", "[checks]") {
   std::vector<std::string> seen;
-  for (int i = 0; i <= static_cast<int>(fault::few_outputs); ++i) {
+  for (int i = 0; i <= static_cast<int>(fault::checksum); ++i) {
     std::string const text = gptq::message(static_cast<fault>(i));
     CHECK(!text.empty());
     CHECK(std::find(seen.begin(), seen.end(), text) == seen.end());

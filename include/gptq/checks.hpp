@@ -46,6 +46,11 @@ enum class fault {
   number_of_tokens,  ///< gemv: activations of more or fewer tokens than one
   rows,              ///< a range that is not one of the matrix
   few_outputs,       ///< y has no room
+  no_packed_file,    ///< bytes that packed_file.hpp does not describe
+  file_version,      ///< of a later version, or another layout version
+  other_format,      ///< of another format than the one asked for
+  file_size,         ///< fewer bytes than the header says, or a header that contradicts itself
+  checksum,          ///< bytes that have changed
 };
 
 /// "activations of a matrix with another number of columns", and so on.
@@ -71,6 +76,11 @@ GPTQ_INLINE constexpr char const* message(fault what) {
       "activations of more or fewer tokens than one",
       "rows that the matrix does not have",
       "no room for the results",
+      "no packed matrix",
+      "a packed matrix of another version",
+      "a packed matrix of another format",
+      "fewer bytes than a packed matrix of that size has",
+      "a packed matrix whose bytes have changed",
   };
   return messages[static_cast<int>(what)];
 }

@@ -30,6 +30,7 @@
 #include <gptq/observer.hpp>
 #include <gptq/options.hpp>
 #include <gptq/packed.hpp>
+#include <gptq/packed_file.hpp>
 #include <gptq/parallel.hpp>
 #include <gptq/prepare.hpp>
 #include <gptq/quantize.hpp>

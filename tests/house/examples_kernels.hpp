@@ -7,6 +7,7 @@
 
 #include <gptq/epilogue.hpp>
 #include <gptq/packed.hpp>
+#include <gptq/packed_file.hpp>
 #include <gptq/parallel.hpp>
 #include <gptq/thread_pool.hpp>
 
