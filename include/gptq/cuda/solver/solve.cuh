@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
-#include <limits>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -53,7 +52,7 @@ inline std::vector<quantize_report> make_reports(problem const& p, column_order 
   if (order.all_dead) {  // whatever the codes, nothing is lost of outputs that are zero
     quantize_report report;
     report.dead_columns = order.dead_columns;
-    report.output_error = report.snr_db = std::numeric_limits<double>::quiet_NaN();
+    report.loss = report.loss_per_token = 0.0;
     return std::vector<quantize_report>(p.weights.size(), report);
   }
   std::vector<double> losses(at(p.rows));
