@@ -409,3 +409,22 @@ TEST_CASE("a character without a token") {
   document["model"]["unk_id"] = 1;
   CHECK(parse(document).encode("axxa") == std::vector<token_id>{0, 1, 0});
 }
+
+TEST_CASE("ways to cut a text that are equally likely") {
+  json document = byte_level_document();
+  document["pre_tokenizer"] = nullptr;
+  document["decoder"] = nullptr;
+  document["added_tokens"] = json::array();
+  auto const encoded = [&](double a, double aa, std::string const& text) {
+    document["model"] = {{"type", "Unigram"},
+                         {"unk_id", 0},
+                         {"vocab", json::array({json::array({"<unk>", -50.0}), json::array({"a", a}),
+                                                json::array({"aa", aa})})}};
+    return parse(document).encode(text);
+  };
+  // The one whose last token is the longest.
+  CHECK(encoded(-1.0, -2.0, "aaa") == std::vector<token_id>{1, 2});
+  CHECK(encoded(-1.0, -2.0, "aaaa") == std::vector<token_id>{2, 2});
+  // The library reads the first of these a bit too large, so that two of it are more than the second.
+  CHECK(encoded(-7.495435087091941, -14.990870174183883, "aa") == std::vector<token_id>{1, 1});
+}
