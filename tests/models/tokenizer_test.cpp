@@ -215,7 +215,7 @@ TEST_CASE("merges: few tokens and many, one after the other and the same ones at
     return tokens;
   };
   std::uint32_t random = 1;
-  for (std::size_t size : {0, 1, 2, 3, 7, 47, 48, 49, 50, 200}) {
+  for (std::size_t const size : std::vector<std::size_t>{0, 1, 2, 3, 7, 47, 48, 49, 50, 200}) {
     for (int repetition = 0; repetition < 20; ++repetition) {
       std::vector<token_id> tokens(size);
       for (auto& t : tokens) t = (random = random * 1664525 + 1013904223) >> 31 ? 1 : 0;
