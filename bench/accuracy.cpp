@@ -229,8 +229,9 @@ outcome measure(subject const& s, std::size_t subset, gptq::format_spec const& f
     result.room[at] = 1.0 - quantized.least_loss / quantized.report.loss;
     seconds[at] = quantized.report.seconds_factorization + quantized.report.seconds_columns;
     if (judged != nullptr) {
-      // Layers come in the order of lm::linear.
-      judged->m->replace(static_cast<std::int64_t>(at / lm::linears), lm::linear(at % lm::linears),
+      // Decoder layers that all have the same linear layers, in their order.
+      std::size_t const linears = judged->m->config().layers.front().linears.size();
+      judged->m->replace(static_cast<std::int64_t>(at / linears), at % linears,
                          std::make_unique<decoded_linear>(std::move(quantized.decoded)));
     }
   });

@@ -23,7 +23,8 @@ void log_softmax(matrix& logits) {
 }  // namespace
 
 predictions::predictions(lm::model const& m, std::span<lm::token_window const> windows, int threads)
-    : windows_(windows),
+    : config_(m.config()),
+      windows_(windows),
       threads_(threads),
       output_(m.output_rows(0, m.config().vocab_size)),
       hidden_(windows.size()) {
@@ -47,6 +48,8 @@ window_scores predictions::against(predictions const& unquantized) const {
     auto const at = static_cast<std::size_t>(w);
     matrix ours = hidden_[at] * output_.transpose();
     matrix exact = unquantized.hidden_[at] * output_.transpose();
+    lm::scale_logits(config_, ours);
+    lm::scale_logits(config_, exact);
     log_softmax(ours);
     log_softmax(exact);
     double likelihood = 0.0;

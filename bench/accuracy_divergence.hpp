@@ -24,6 +24,7 @@ class predictions {
   window_scores against(predictions const& unquantized) const;
 
  private:
+  lm::config config_;
   std::span<lm::token_window const> windows_;
   int threads_;
   gptq::matrix output_;               ///< [vocabulary, hidden]

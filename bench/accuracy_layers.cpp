@@ -41,9 +41,11 @@ std::vector<layer> layers_of(lm::model const& m, int threads) {
   std::size_t input = 0;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
     lm::float_layer decoder = m.load(i, threads);
+    lm::decoder_description const& description = m.config().layer(i);
+    if (description.experts) throw gptq::error("layers of experts are not measured one by one");
     for (lm::stage const s : lm::stages) {
-      for (lm::linear const l : lm::linears_of(s)) {
-        layers.push_back({lm::full_name(i, l), std::move(decoder[l]), input});
+      for (std::size_t const place : description.linears_of(s)) {
+        layers.push_back({description.linears[place].name, std::move(decoder.weights[place]), input});
       }
       ++input;
     }
@@ -57,7 +59,7 @@ std::vector<gptq::hessian> hessians_of(lm::model const& m, std::span<lm::token_w
   lm::context const ctx{m.config(), angles};
   std::vector<matrix> x;
   for (lm::token_window const window : windows) x.push_back(m.embed(window));
-  std::vector<matrix> input(x.size());
+  std::vector<lm::stage_input> input(x.size());
   auto const for_each_window = [&](auto&& piece) {
     lm::for_each(static_cast<std::ptrdiff_t>(x.size()), threads,
                  [&](std::ptrdiff_t w) { piece(static_cast<std::size_t>(w)); });
@@ -67,10 +69,10 @@ std::vector<gptq::hessian> hessians_of(lm::model const& m, std::span<lm::token_w
     lm::float_layer const decoder = m.load(i, threads);
     for (lm::stage const s : lm::stages) {
       for_each_window([&](std::size_t w) { lm::run_stage(ctx, decoder, s, x[w], input[w]); });
-      gptq::hessian& h = hessians.emplace_back(lm::input_size(m.config(), s), threads);
-      for (matrix const& sequence : input) h.add(sequence);
+      gptq::hessian& h = hessians.emplace_back(m.config().layer(i).input_size(s), threads);
+      for (lm::stage_input const& sequence : input) h.add(sequence.x);
     }
-    for_each_window([&](std::size_t w) { lm::finish(decoder, x[w], input[w]); });
+    for_each_window([&](std::size_t w) { lm::finish(ctx, decoder, x[w], input[w]); });
   }
   return hessians;
 }

@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
 # From a fresh Debian 12 or 13 or Ubuntu 24.04 to a quantized LLaMA: installs what is missing, builds, and quantizes the
-# small model in examples/data to 2 bits: by rounding, by GPTQ, and by GPTQ with zero points. Takes no arguments.
+# small model in examples/data to 2 bits: by rounding, by GPTQ, and by GPTQ with zero points. No network is needed for it.
+#   examples/quickstart.sh --model DIR_OR_GGUF [--text FILE]   a model of yours instead, to 4 bits, with FILE as calibration
 set -euo pipefail
+given_model="" text=""
+while (($# > 0)); do
+  case "$1" in
+    --model) given_model=$(realpath -- "${2:?--model needs a directory or GGUF file}") && shift 2 ;;
+    --text) text=$(realpath -- "${2:?--text needs a file}") && shift 2 ;;
+    *) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  esac
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 build=build/quickstart
 model=examples/data/kjv-bytes
@@ -21,8 +30,19 @@ cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="$fla
   -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DGPTQ_MODELS_FEW_FORMATS=ON -DGPTQ_COMPONENTS="gptq;checkpoint" \
   -DGPTQ_BUILD_TESTS=OFF -DGPTQ_BUILD_BENCHMARKS=OFF \
   >$build.log 2>&1 || { cat $build.log; exit 1; }
-cmake --build $build --target quantize_model
+cmake --build $build --target quantize_model generate
 program=$build/examples/models/quantize_model
+
+if [[ -n $given_model ]]; then
+  step "Quantize $given_model to 4 bits, groups of 32"
+  rm -rf $build/packed
+  "$program" "$given_model" --calibration "${text:-$model/calibration.txt}" --evaluation "${text:-$model/evaluation.txt}" \
+    --window 512 --samples 32 --eval-windows 4 --scheme fixed_zero --bits 4 --group-size 32 --output $build/packed
+  step "Generate with it, through the packed kernels"
+  $build/examples/models/generate $build/packed "In the beginning" --tokens 40
+  printf '\nMore text, or --chat:  %s\n' "$build/examples/models/generate --help"
+  exit
+fi
 
 # 2 bits show what a method is worth, on 64 of 413 windows of text that the quantizer has not seen.
 quantize() {

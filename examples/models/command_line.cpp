@@ -228,7 +228,7 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   observer_options observer;
 
   CLI::App app(
-      "Quantizes the linear layers of a LLaMA by GPTQ and measures what that costs: the loss of every\n"
+      "Quantizes the linear layers of a model by GPTQ and measures what that costs: the loss of every\n"
       "layer, and the perplexity before and after on text that the quantizer has not seen.\n\n"
       "  quantize_model MODEL --calibration some.txt --evaluation other.txt\n",
       "quantize_model");

@@ -60,7 +60,7 @@ constexpr setting settings[] = {
 std::optional<arguments> parse(int argc, char** argv) {
   arguments args;
   CLI::App app(
-      "Quantizes a LLaMA with a zero point, and in four ways without, on the same calibration text, and\n"
+      "Quantizes a model with a zero point, and in four ways without, on the same calibration text, and\n"
       "prints what each costs: the largest loss of a layer, all losses, perplexity and size.\n",
       "compare");
   app.get_formatter()->column_width(30);

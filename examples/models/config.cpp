@@ -1,15 +1,17 @@
 #include "config.hpp"
 
-#include <cmath>
-#include <fstream>
-#include <string>
+#include <algorithm>
+#include <set>
+#include <stdexcept>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <nlohmann/json.hpp>
 
+#include <gptq/checkpoint/safetensors.hpp>
 #include <gptq/error.hpp>
 
+#include "architecture.hpp"
+#include "checkpoint_config.hpp"
 #include "gguf_model.hpp"
 
 namespace lm {
@@ -17,228 +19,204 @@ namespace {
 
 using nlohmann::json;
 
-/// The keys of one JSON object. A key that is null counts as missing, as it does in transformers.
-class reader {
- public:
-  reader(json const& object, std::string where) : object_(object), where_(std::move(where)) {
-    if (!object_.is_object()) throw gptq::error(where_ + ": is not a JSON object");
-  }
+/// Keys that change nothing of what a model computes when it runs.
+bool is_harmless(std::string const& key) {
+  static std::set<std::string> const keys{
+      // what it is called, and by whom
+      "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "auto_map",
+      "tokenizer_class", "name_or_path", "finetuning_task", "task_specific_params", "problem_type",
+      "id2label", "label2id", "is_llama_config", "unsloth_version", "unsloth_fixed", "transformers.js_config",
+      "model_max_length",
+      // training
+      "initializer_range", "attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop",
+      "pretraining_tp", "router_aux_loss_coef", "output_router_logits", "router_jitter_noise",
+      "neftune_noise_alpha",
+      // how it is called
+      "use_cache", "cache_implementation", "return_dict", "output_attentions", "output_hidden_states",
+      "chunk_size_feed_forward", "is_decoder", "is_encoder_decoder", "add_cross_attention",
+      "cross_attention_hidden_size", "tie_encoder_decoder", "torchscript", "use_bfloat16", "pruned_heads",
+      // tokens, and how they are drawn: generation_config.json's
+      "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "forced_bos_token_id",
+      "forced_eos_token_id", "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+      "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
+      "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+      "bad_words_ids", "prefix", "num_return_sequences", "output_scores", "return_dict_in_generate",
+      "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+      "tf_legacy_loss",
+      // pictures, which no text model sees
+      "vision_config", "image_token_index", "image_token_id", "mm_tokens_per_image", "boi_token_index",
+      "eoi_token_index", "boi_token_id", "eoi_token_id", "vocab_size_per_layer_input", "quantization_config"};
+  return keys.contains(key) || key.starts_with("_");
+}
 
-  json const* find(char const* key) const {
-    auto const found = object_.find(key);
-    return found == object_.end() || found->is_null() ? nullptr : &*found;
+/// Throws gptq::error for the first key that nobody has read.
+void refuse_unknown(json_keys const& keys) {
+  for (auto const& [key, value] : keys.members().items()) {
+    if (is_harmless(key)) keys.ignore(key);
   }
-
-  json const& at(char const* key) const {
-    auto const* const value = find(key);
-    if (value == nullptr) throw gptq::error(fmt::format("{}: has no '{}'", where_, key));
-    return *value;
+  if (auto const key = keys.unread()) {
+    keys.refuse(*key, "not known, and it may change what the model computes");
   }
+}
 
-  [[noreturn]] void refuse(char const* key, std::string const& why) const {
-    throw gptq::error(fmt::format("{}: '{}' is {}: {}", where_, key, at(key).dump(), why));
-  }
-
-  std::int64_t size(char const* key) const {
-    constexpr std::int64_t limit = std::int64_t{1} << 24;
-    json const& value = at(key);
-    if (!value.is_number_integer() || value < 1 || value > limit) {
-      refuse(key, fmt::format("not a whole number between 1 and {}", limit));
+architecture const& find_architecture(json_keys const& keys) {
+  std::string const type = keys.text("model_type", "");
+  if (type.empty()) keys.at("model_type");
+  std::vector<std::string> names;
+  for (architecture const& a : all_architectures()) {
+    names.push_back(a.name);
+    if (a.name != type && std::find(a.also.begin(), a.also.end(), type) == a.also.end()) continue;
+    auto const* const classes = keys.find("architectures");
+    if (classes != nullptr &&
+        (!classes->is_array() || classes->size() != 1 ||
+         std::find(a.classes.begin(), a.classes.end(), classes->front()) == a.classes.end())) {
+      keys.refuse("architectures", fmt::format("only {} is implemented", fmt::join(a.classes, ", ")));
     }
-    return value.get<std::int64_t>();
+    return a;
   }
-  std::int64_t size(char const* key, std::int64_t missing) const { return find(key) ? size(key) : missing; }
+  keys.refuse("model_type", fmt::format("only {} are implemented", fmt::join(names, ", ")));
+}
 
-  double positive(char const* key) const {
-    json const& value = at(key);
-    if (!value.is_number() || !(value.get<double>() > 0.0) || !std::isfinite(value.get<double>())) {
-      refuse(key, "not a positive number");
+/// The end tokens that generation_config.json names besides, and its first token where config.json has none.
+void read_generation_config(std::filesystem::path const& path, config& c) {
+  if (!std::filesystem::exists(path)) return;
+  json const document = parse_json(path);
+  json_keys const keys(document, path.string());
+  for (std::int32_t const id : keys.tokens("eos_token_id", c.vocab_size)) {
+    if (std::find(c.eos_token_id.begin(), c.eos_token_id.end(), id) == c.eos_token_id.end()) {
+      c.eos_token_id.push_back(id);
     }
-    return value.get<double>();
   }
-  double positive(char const* key, double missing) const { return find(key) ? positive(key) : missing; }
-
-  bool flag(char const* key, bool missing) const {
-    if (find(key) == nullptr) return missing;
-    if (!at(key).is_boolean()) refuse(key, "neither true nor false");
-    return at(key).get<bool>();
-  }
-
-  std::string text(char const* key, std::string const& missing) const {
-    if (find(key) == nullptr) return missing;
-    if (!at(key).is_string()) refuse(key, "not a string");
-    return at(key).get<std::string>();
-  }
-
-  /// One token id, or a list of them; none when missing.
-  std::vector<std::int32_t> tokens(char const* key, std::int64_t vocab_size) const {
-    std::vector<std::int32_t> ids;
-    auto const* const value = find(key);
-    if (value == nullptr) return ids;
-    for (json const& id : value->is_array() ? *value : json::array({*value})) {
-      if (!id.is_number_integer() || id < 0 || id >= vocab_size) refuse(key, "not a token of the vocabulary");
-      ids.push_back(id.get<std::int32_t>());
-    }
-    return ids;
-  }
-
-  int integer(char const* key) const {
-    if (!at(key).is_number_integer()) refuse(key, "not a whole number");
-    return at(key).get<int>();
-  }
-
-  reader object(char const* key) const { return {at(key), fmt::format("{}: '{}'", where_, key)}; }
-  json const& members() const { return object_; }
-
- private:
-  json const& object_;
-  std::string where_;
-};
-
-json parse(std::filesystem::path const& path) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) throw gptq::error(path.string() + ": cannot be opened");
-  try {
-    return json::parse(in);
-  } catch (json::exception const& e) {
-    throw gptq::error(path.string() + ": not valid JSON: " + e.what());
-  }
+  auto const bos = keys.tokens("bos_token_id", c.vocab_size);
+  if (!c.bos_token_id && !bos.empty()) c.bos_token_id = bos.front();
 }
 
-void check_architecture(reader const& keys) {
-  if (keys.text("model_type", "") != "llama") {
-    keys.at("model_type");
-    keys.refuse("model_type", "only llama is implemented");
+/// Where a model of several parts keeps its text model's tensors.
+void find_prefix(std::filesystem::path const& directory, architecture const& a, config& c) {
+  gptq::checkpoint::safetensors_directory const files(directory);
+  for (auto const& [prefix, output] : a.prefixes) {
+    if (files.find(prefix + "embed_tokens.weight") == nullptr) continue;
+    c.prefix = prefix;
+    c.output_name = output;
   }
-  if (auto const* const names = keys.find("architectures");
-      names != nullptr && *names != json::array({"LlamaForCausalLM"})) {
-    keys.refuse("architectures", "only LlamaForCausalLM is implemented");
-  }
-  if (keys.text("hidden_act", "silu") != "silu") keys.refuse("hidden_act", "only silu is implemented");
-  for (auto const* const key : {"attention_bias", "mlp_bias"}) {
-    if (keys.flag(key, false)) keys.refuse(key, "biases are not implemented");
-  }
-}
-
-/// What packed_model.hpp says about each linear layer.
-std::map<std::string, gptq::format_spec> parse_packed(reader const& keys) {
-  if (keys.find("quantization_config") == nullptr) return {};
-  reader const quantization = keys.object("quantization_config");
-  if (quantization.text("quant_method", "") != packed_method) return {};
-  std::map<std::string, gptq::format_spec> formats;
-  reader const layers = quantization.object("layers");
-  for (auto const& [name, value] : layers.members().items()) {
-    reader const format = layers.object(name.c_str());
-    std::string const scales = format.text("scales", "float16");
-    if (scales != "float16" && scales != "float32") format.refuse("scales", "neither float16 nor float32");
-    formats[name] = {format.text("scheme", ""), format.integer("bits"), format.integer("group_size"),
-                     scales == "float16" ? gptq::scale_type::float16 : gptq::scale_type::float32};
-  }
-  if (formats.empty()) keys.refuse("quantization_config", "no layer in it");
-  return formats;
-}
-
-/// What quantize_config.json says, too.
-quantized_checkpoint parse_gptq(reader const& quantization) {
-  std::string const version = quantization.text("checkpoint_format", "gptq");
-  if (version != "gptq" && version != "gptq_v2") {
-    quantization.refuse("checkpoint_format", "only gptq and gptq_v2 can be read");
-  }
-  quantized_checkpoint checkpoint;
-  checkpoint.format.scheme = quantization.flag("sym", true) ? "fixed_zero" : "asymmetric";
-  int const bits = checkpoint.format.bits = quantization.integer("bits");
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) quantization.refuse("bits", "not 2, 3, 4 or 8");
-  checkpoint.format.group_size = quantization.integer("group_size");
-  if (version == "gptq_v2") checkpoint.version = gptq::checkpoint::gptq_version::v2;
-  return checkpoint;
-}
-
-/// AutoAWQ's dictionary, by the names that it and those that transformers have for its keys.
-quantized_checkpoint parse_awq(reader const& quantization) {
-  auto const either = [&](char const* one, char const* other) {
-    return quantization.find(one) != nullptr ? one : other;
-  };
-  std::string const version = quantization.text("version", "gemm");
-  if (version != "gemm" && version != "GEMM") quantization.refuse("version", "only gemm can be read");
-  if (!quantization.flag("zero_point", true)) {
-    quantization.refuse("zero_point", "only layers with zero points can be read");
-  }
-  char const* const bits = either("bits", "w_bit");
-  if (quantization.integer(bits) != 4) quantization.refuse(bits, "not 4");
-  int const group_size = quantization.integer(either("group_size", "q_group_size"));
-  return {checkpoint_method::awq, {"asymmetric", 4, group_size}, {}};
-}
-
-/// One scheme for all layers, as llm-compressor's recipes for weights have it.
-quantized_checkpoint parse_compressed(reader const& quantization) {
-  if (quantization.text("format", "") != "pack-quantized") {
-    quantization.refuse("format", "only pack-quantized can be read");
-  }
-  if (auto const* const transforms = quantization.find("transform_config");
-      transforms != nullptr && !transforms->empty()) {
-    quantization.refuse("transform_config", "transformed weights are not implemented");
-  }
-  if (auto const* const sparsity = quantization.find("sparsity_config");
-      sparsity != nullptr && !sparsity->empty() &&
-      quantization.object("sparsity_config").text("format", "") != "dense") {
-    quantization.refuse("sparsity_config", "sparse weights are not implemented");
-  }
-  reader const groups = quantization.object("config_groups");
-  if (groups.members().size() != 1) {
-    quantization.refuse("config_groups", "only one scheme for all layers is implemented");
-  }
-  reader const group = groups.object(groups.members().begin().key().c_str());
-  if (group.at("targets") != json::array({"Linear"})) {
-    group.refuse("targets", "only [\"Linear\"] is implemented");
-  }
-  for (auto const* const key : {"input_activations", "output_activations"}) {
-    if (group.find(key) != nullptr) group.refuse(key, "quantized activations are not implemented");
-  }
-  reader const weights = group.object("weights");
-  if (weights.text("type", "int") != "int") weights.refuse("type", "only int is implemented");
-  int const bits = weights.integer("num_bits");
-  if (bits != 4 && bits != 8) weights.refuse("num_bits", "neither 4 nor 8");
-  bool const in_groups = weights.find("group_size") != nullptr && weights.integer("group_size") > 0;
-  std::string const strategy = weights.text("strategy", in_groups ? "group" : "channel");
-  if (strategy != "group" && strategy != "channel") {
-    weights.refuse("strategy", "only group and channel are implemented");
-  }
-  return {checkpoint_method::compressed_tensors,
-          {weights.flag("symmetric", true) ? "fixed_zero" : "asymmetric", bits,
-           strategy == "group" ? weights.integer("group_size") : gptq::whole_row},
-          {}};
-}
-
-/// What "quantization_config" says of a checkpoint's layers; nothing when there is none, or it is a packed
-/// model's.
-std::optional<quantized_checkpoint> parse_checkpoint(reader const& keys) {
-  if (keys.find("quantization_config") == nullptr) return std::nullopt;
-  reader const quantization = keys.object("quantization_config");
-  std::string const method = quantization.text("quant_method", "");
-  if (method == packed_method) return std::nullopt;
-  if (method == gptq_method) return parse_gptq(quantization);
-  if (method == "awq") return parse_awq(quantization);
-  if (method == "compressed-tensors") return parse_compressed(quantization);
-  keys.refuse("quantization_config",
-              fmt::format("only {}, {}, awq and compressed-tensors can be read", packed_method, gptq_method));
-}
-
-/// The scaling that a "rope_scaling" or "rope_parameters" object asks for.
-std::optional<rope_scaling> parse_scaling(reader const& keys) {
-  char const* const key = keys.find("rope_type") != nullptr ? "rope_type" : "type";  // older files: "type"
-  std::string const type = keys.text(key, "default");
-  if (type == "default") return std::nullopt;
-  if (type != "llama3") keys.refuse(key, "only llama3 is implemented");
-  rope_scaling const scaling{keys.positive("factor"), keys.positive("low_freq_factor"),
-                             keys.positive("high_freq_factor"),
-                             keys.positive("original_max_position_embeddings")};
-  if (!(scaling.low_freq_factor < scaling.high_freq_factor)) {
-    keys.refuse("low_freq_factor", "not below high_freq_factor");
-  }
-  return scaling;
 }
 
 }  // namespace
+
+stage stage_of(linear kind) {
+  switch (kind) {
+    case linear::k_proj:
+    case linear::v_proj:
+    case linear::q_proj:
+    case linear::qkv_proj:
+      return stage::query_key_value;
+    case linear::o_proj:
+      return stage::output;
+    case linear::up_proj:
+    case linear::gate_proj:
+    case linear::gate_up_proj:
+      return stage::gate_up;
+    case linear::down_proj:
+      break;
+  }
+  return stage::down;
+}
+
+std::size_t decoder_description::index(linear kind, std::int64_t expert) const {
+  // Those of an expert stand together, the experts in order, after those of the attention.
+  std::size_t first = 0, step = linears.size();
+  if (expert != no_expert) {
+    while (linears[first].expert == no_expert) ++first;
+    step = 0;
+    while (first + step < linears.size() && linears[first + step].expert == 0) ++step;
+    first += static_cast<std::size_t>(expert) * step;
+  }
+  for (std::size_t i = first; i < first + step; ++i) {
+    if (linears.at(i).kind == kind && linears[i].expert == expert) return i;
+  }
+  throw std::out_of_range("no such linear layer");
+}
+
+std::vector<std::size_t> decoder_description::linears_of(stage s, std::int64_t expert) const {
+  std::vector<std::size_t> found;
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    if (stage_of(linears[i].kind) == s && linears[i].expert == expert) found.push_back(i);
+  }
+  return found;
+}
+
+std::int64_t decoder_description::input_size(stage s) const {
+  for (linear_layer const& l : linears) {
+    if (stage_of(l.kind) == s) return l.in;
+  }
+  throw std::out_of_range("no linear layer in this stage");
+}
+
+std::int64_t config::positions() const {
+  bool const dynamic =
+      std::any_of(ropes.begin(), ropes.end(), [](auto const& r) { return r.type == rope_type::dynamic; });
+  if (!dynamic) return max_position_embeddings;
+  return static_cast<std::int64_t>(static_cast<double>(max_position_embeddings) * ropes.front().factor);
+}
+
+void complete(config& c) {
+  c.layers.resize(static_cast<std::size_t>(c.num_hidden_layers));
+  for (std::size_t i = 0; i < c.layers.size(); ++i) {
+    decoder_description& layer = c.layers[i];
+    std::string const prefix = fmt::format("{}layers.{}.", c.prefix, i);
+    auto const add = [&](linear kind, std::string const& name, std::int64_t out, std::int64_t in, bool bias,
+                         std::int64_t expert = no_expert) {
+      layer.linears.push_back({kind, expert, prefix + name, out, in, bias});
+    };
+    std::int64_t const hidden = c.hidden_size, query = c.query_size(), key = c.key_value_size();
+    if (c.fused) {
+      add(linear::qkv_proj, "self_attn.qkv_proj", query + 2 * key, hidden, c.query_key_value_bias);
+    } else {
+      add(linear::k_proj, "self_attn.k_proj", key, hidden, c.query_key_value_bias);
+      add(linear::v_proj, "self_attn.v_proj", key, hidden, c.query_key_value_bias);
+      add(linear::q_proj, "self_attn.q_proj", query, hidden, c.query_key_value_bias);
+    }
+    add(linear::o_proj, "self_attn.o_proj", hidden, query, c.output_bias);
+    if (layer.experts) {
+      layer.router = prefix + c.router_name;
+      std::int64_t const inner = c.expert_intermediate_size;
+      for (std::int64_t e = 0; e < c.num_experts; ++e) {
+        std::string const expert = fmt::format(fmt::runtime(c.expert_prefix), e);
+        add(linear::up_proj, expert + c.expert_names[1], inner, hidden, false, e);
+        add(linear::gate_proj, expert + c.expert_names[0], inner, hidden, false, e);
+        add(linear::down_proj, expert + c.expert_names[2], hidden, inner, false, e);
+      }
+    } else if (c.fused) {
+      add(linear::gate_up_proj, "mlp.gate_up_proj", 2 * c.intermediate_size, hidden, c.mlp_bias);
+      add(linear::down_proj, "mlp.down_proj", hidden, c.intermediate_size, c.mlp_bias);
+    } else {
+      add(linear::up_proj, "mlp.up_proj", c.intermediate_size, hidden, c.mlp_bias);
+      add(linear::gate_proj, "mlp.gate_proj", c.intermediate_size, hidden, c.mlp_bias);
+      add(linear::down_proj, "mlp.down_proj", hidden, c.intermediate_size, c.mlp_bias);
+    }
+    auto const add_norm = [&](norm kind, char const* name, std::int64_t size) {
+      layer.norms.push_back({kind, prefix + name, size});
+    };
+    add_norm(norm::attention, "input_layernorm", hidden);
+    if (c.output_norms) {
+      add_norm(norm::attention_output, "post_attention_layernorm", hidden);
+      add_norm(norm::mlp, "pre_feedforward_layernorm", hidden);
+      add_norm(norm::mlp_output, "post_feedforward_layernorm", hidden);
+    } else {
+      add_norm(norm::mlp, "post_attention_layernorm", hidden);
+    }
+    if (c.query_key_norms) {
+      add_norm(norm::query, "self_attn.q_norm", c.head_dim);
+      add_norm(norm::key, "self_attn.k_norm", c.head_dim);
+    }
+  }
+}
+
+std::vector<rotations> make_rotations(config const& c, std::int64_t positions) {
+  std::vector<rotations> all;
+  for (rope_parameters const& rope : c.ropes) all.push_back(make_rotations(rope, positions));
+  return all;
+}
 
 config read_config(std::filesystem::path const& directory) {
   if (is_gguf(directory)) return config_of(gptq::checkpoint::gguf_file(directory), directory);
@@ -246,51 +224,58 @@ config read_config(std::filesystem::path const& directory) {
     throw gptq::error(directory.string() + ": is not a directory");
   }
   auto const path = directory / "config.json";
-  json const document = parse(path);
-  reader const keys(document, path.string());
-  check_architecture(keys);
-
-  config c{};
-  c.hidden_size = keys.size("hidden_size");
-  c.intermediate_size = keys.size("intermediate_size");
-  c.num_hidden_layers = keys.size("num_hidden_layers");
-  c.num_attention_heads = keys.size("num_attention_heads");
-  c.vocab_size = keys.size("vocab_size");
-  // From here on a missing key has the default of transformers' LlamaConfig.
-  c.num_key_value_heads = keys.size("num_key_value_heads", c.num_attention_heads);
-  c.max_position_embeddings = keys.size("max_position_embeddings", 2048);
-  c.rms_norm_eps = keys.positive("rms_norm_eps", 1e-6);
-  c.tie_word_embeddings = keys.flag("tie_word_embeddings", false);
-  c.eos_token_id = keys.tokens("eos_token_id", c.vocab_size);
-  if (auto const bos = keys.tokens("bos_token_id", c.vocab_size); !bos.empty()) c.bos_token_id = bos.front();
-
-  if (keys.find("head_dim") == nullptr && c.hidden_size % c.num_attention_heads != 0) {
-    keys.refuse("num_attention_heads", "does not divide hidden_size, and there is no head_dim");
+  json const document = parse_json(path);
+  json_keys const outer(document, path.string());
+  architecture const& a = find_architecture(outer);
+  bool const nested = !a.text_config.empty() && outer.has(a.text_config);
+  json_keys const keys = nested ? outer.object(a.text_config) : outer;
+  config c = read_common(keys);
+  c.architecture = a.name;
+  a.read(keys, c);
+  if (!keys.has("layer_types")) {
+  } else if (auto const sliding = sliding_layers(keys, c)) {
+    for (std::size_t i = 0; i < sliding->size(); ++i) {
+      if ((*sliding)[i] && (c.layers.empty() || c.layers[i].sliding_window == 0)) {
+        keys.refuse("layer_types", "sliding windows are not known in this model architecture");
+      }
+    }
   }
-  c.head_dim = keys.size("head_dim", c.hidden_size / c.num_attention_heads);
-  if (c.head_dim % 2 != 0) throw gptq::error(path.string() + ": heads of an odd size cannot be rotated");
-  if (c.num_attention_heads % c.num_key_value_heads != 0) {
-    keys.refuse("num_key_value_heads", "does not divide num_attention_heads");
+  if (c.ropes.empty()) c.ropes = {read_rope_keys(keys, c)};
+  if (c.num_experts > 0 && c.experts_per_token > c.num_experts) {
+    keys.refuse("num_experts_per_tok", fmt::format("more than the {} experts", c.num_experts));
   }
-
-  c.rope_theta = keys.positive("rope_theta", 10000.0);
-  if (keys.find("rope_scaling") != nullptr) c.rope_scaling = parse_scaling(keys.object("rope_scaling"));
-  if (keys.find("rope_parameters") != nullptr) {  // transformers 5 keeps both in one place
-    reader const rope = keys.object("rope_parameters");
-    c.rope_theta = rope.positive("rope_theta", c.rope_theta);
-    c.rope_scaling = parse_scaling(rope);
+  refuse_unknown(keys);
+  if (nested) {
+    // Of what the outer document repeats, the tokens are what matters.
+    if (c.eos_token_id.empty() || outer.has("eos_token_id")) {
+      auto const ends = outer.tokens("eos_token_id", c.vocab_size);
+      if (!ends.empty()) c.eos_token_id = ends;
+    }
+    outer.ignore("bos_token_id"), outer.ignore("tie_word_embeddings");
+    refuse_unknown(outer);
   }
-  c.packed = parse_packed(keys);
-  c.checkpoint = parse_checkpoint(keys);
+  if (nested) find_prefix(directory, a, c);
+  complete(c);
+  read_generation_config(directory / "generation_config.json", c);
+  c.packed = packed_formats(outer);
+  c.checkpoint = read_quantization(outer, directory);
   return c;
 }
 
 nlohmann::ordered_json json_of(config const& c) {
-  if (!c.rope_factors.empty()) {
+  architecture const& a = architecture_of(c);
+  if (a.write == nullptr || c.ropes.size() != 1 || c.norm_offset != 0.0) {
+    throw gptq::error(
+        fmt::format("a config.json of model architecture {} cannot be made from a GGUF file: begin with "
+                    "the model's own directory",
+                    a.name));
+  }
+  rope_parameters const& rope = c.ropes.front();
+  if (!rope.divisors.empty()) {
     throw gptq::error("config.json has no place for the factors that this GGUF file scales frequencies by");
   }
-  nlohmann::ordered_json document{{"architectures", {"LlamaForCausalLM"}},
-                                  {"model_type", "llama"},
+  nlohmann::ordered_json document{{"architectures", {a.classes.front()}},
+                                  {"model_type", a.name},
                                   {"hidden_size", c.hidden_size},
                                   {"intermediate_size", c.intermediate_size},
                                   {"num_hidden_layers", c.num_hidden_layers},
@@ -300,17 +285,28 @@ nlohmann::ordered_json json_of(config const& c) {
                                   {"vocab_size", c.vocab_size},
                                   {"max_position_embeddings", c.max_position_embeddings},
                                   {"rms_norm_eps", c.rms_norm_eps},
-                                  {"rope_theta", c.rope_theta},
+                                  {"rope_theta", rope.theta},
                                   {"hidden_act", "silu"},
                                   {"tie_word_embeddings", c.tie_word_embeddings}};
+  a.write(c, document);
   if (c.bos_token_id) document["bos_token_id"] = *c.bos_token_id;
   if (!c.eos_token_id.empty()) document["eos_token_id"] = c.eos_token_id;
-  if (auto const& s = c.rope_scaling) {
-    document["rope_scaling"] = {{"rope_type", "llama3"},
-                                {"factor", s->factor},
-                                {"low_freq_factor", s->low_freq_factor},
-                                {"high_freq_factor", s->high_freq_factor},
-                                {"original_max_position_embeddings", s->original_max_position_embeddings}};
+  switch (rope.type) {
+    case rope_type::standard:
+      break;
+    case rope_type::linear:
+      document["rope_scaling"] = {{"rope_type", "linear"}, {"factor", rope.factor}};
+      break;
+    case rope_type::yarn:
+      document["rope_scaling"] = {{"rope_type", "yarn"},
+                                  {"factor", rope.factor},
+                                  {"original_max_position_embeddings", rope.original_positions},
+                                  {"attention_factor", rope.attention_factor},
+                                  {"beta_fast", rope.beta_fast},
+                                  {"beta_slow", rope.beta_slow}};
+      break;
+    default:
+      throw gptq::error(fmt::format("a rope of type {} cannot be made a config.json of", name_of(rope.type)));
   }
   return document;
 }

@@ -2,26 +2,25 @@
 
 namespace lm {
 
-device_layer::device_layer(gpu& device, float_layer const& layer) : decoder_layer(layer), device_(&device) {
-  for (std::size_t l = 0; l < linears; ++l) replace(linear(l), layer[linear(l)]);
+device_layer::device_layer(gpu& device, float_layer const& layer)
+    : decoder_layer(layer), device_(&device), weights_(layer.weights.size()) {
+  for (std::size_t place = 0; place < weights_.size(); ++place) replace(place, layer.weights[place]);
 }
 
-void device_layer::replace(linear l, matrix const& weight) {
-  weights_[static_cast<std::size_t>(l)] = device_->upload(weight.data(), weight.rows(), weight.cols());
+void device_layer::replace(std::size_t place, matrix const& weight) {
+  weights_[place] = device_->upload(weight.data(), weight.rows(), weight.cols());
 }
 
-std::size_t device_layer::bytes() const {
-  std::size_t sum = 0;
-  for (auto const& weight : weights_)
-    sum += static_cast<std::size_t>(weight->out * weight->in) * sizeof(float);
-  return sum;
+std::size_t device_layer::bytes_of(std::size_t place) const {
+  return static_cast<std::size_t>(weights_[place]->out * weights_[place]->in) * sizeof(float);
 }
 
-void device_layer::multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const {
-  for (linear const l : some) {
-    gpu_matrix const& weight = *weights_[static_cast<std::size_t>(l)];
+void device_layer::multiply_all(std::span<std::size_t const> places, matrix const& x, matrix* y) const {
+  for (std::size_t const place : places) {
+    gpu_matrix const& weight = *weights_[place];
     y->resize(x.rows(), weight.out);
-    device_->multiply(weight, x.data(), x.rows(), (y++)->data());
+    if (x.rows() > 0) device_->multiply(weight, x.data(), x.rows(), y->data());
+    ++y;
   }
 }
 

@@ -1,8 +1,9 @@
 // A decoder layer whose products a GPU makes.
 #pragma once
 
-#include <array>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "gpu.hpp"
 #include "model.hpp"
@@ -16,14 +17,14 @@ class device_layer final : public decoder_layer {
   /// `device` has to outlive the layer.
   device_layer(gpu& device, float_layer const& layer);
 
-  void replace(linear l, matrix const& weight);
-  std::size_t bytes() const override;
+  void replace(std::size_t place, matrix const& weight);
 
  private:
-  void multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const override;
+  void multiply_all(std::span<std::size_t const> places, matrix const& x, matrix* y) const override;
+  std::size_t bytes_of(std::size_t place) const override;
 
   gpu* device_;
-  std::array<std::shared_ptr<gpu_matrix const>, linears> weights_;
+  std::vector<std::shared_ptr<gpu_matrix const>> weights_;
 };
 
 }  // namespace lm

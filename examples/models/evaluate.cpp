@@ -72,6 +72,7 @@ double perplexity(model const& m, std::span<token_window const> windows, arithme
       } else {
         logits.noalias() = at(x, w) * output.transpose();
       }
+      scale_logits(c, logits);
       for (Index t = 0; t < logits.rows(); ++t) {
         running_softmax& softmax = at(at(tokens, w), t);
         softmax.add(logits.row(t));

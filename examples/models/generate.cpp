@@ -9,8 +9,10 @@
 
 #include <gptq/error.hpp>
 
+#include "chat.hpp"
 #include "cli.hpp"
 #include "generation.hpp"
+#include "gguf_tokenizer.hpp"
 #include "model.hpp"
 #include "report.hpp"
 #include "tokens.hpp"
@@ -27,6 +29,8 @@ struct arguments {
   std::optional<lm::arithmetic> how;
   std::filesystem::path beside;
   int threads = 0;
+  bool chat = false;
+  std::string system;
 };
 
 std::optional<arguments> parse(int argc, char** argv) {
@@ -65,6 +69,12 @@ std::optional<arguments> parse(int argc, char** argv) {
       ->type_name("NAME");
   app.add_option("--beside", args.beside, "Let this model continue the text, too, in float32")
       ->type_name("DIR");
+  auto* const chat = app.add_flag("--chat", args.chat,
+                                  "PROMPT is what a user says: write it as the model's chat template\n"
+                                  "does, for templates that are known");
+  app.add_option("--system", args.system, "What the model is told before, with --chat")
+      ->type_name("TEXT")
+      ->needs(chat);
   lm::add_threads_option(app, args.threads);
   if (!lm::parse_options(app, argc, argv)) return std::nullopt;
   return args;
@@ -78,7 +88,27 @@ lm::tokenizer numbers() {
             for (lm::token const id : ids) text += fmt::format("{} ", id);
             return text;
           },
-          false};
+          {}};
+}
+
+/// The prompt as the model's chat template writes it.
+std::string chat_text(fs::path const& model, lm::tokenizer const& words, arguments const& args) {
+  if (!words.knows_special) {
+    throw gptq::error(model.string() +
+                      ": --chat needs a tokenizer that knows special tokens: a tokenizer.json");
+  }
+  auto const chat_template = lm::chat_template_of(model);
+  if (!chat_template) throw gptq::error(model.string() + ": has no chat template, which --chat needs");
+  auto const* const format = lm::find_chat_format(*chat_template);
+  if (format == nullptr) {
+    throw gptq::error(
+        fmt::format("{}: its chat template is none of {}: write the prompt as it wants it, without --chat",
+                    model.string(), lm::chat_format_names()));
+  }
+  std::vector<lm::chat_message> messages;
+  if (!args.system.empty()) messages.push_back({lm::chat_message::speaker::system, args.system});
+  messages.push_back({lm::chat_message::speaker::user, args.prompt});
+  return lm::write_chat(*format, messages);
 }
 
 /// Prints the text as it grows, whole characters at a time as far as the tokenizer gives them.
@@ -86,8 +116,9 @@ void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> h
   lm::model const m(directory);
   bool const ids = fs::path(args.prompt).extension() == ".i32";
   auto const words = ids ? numbers() : lm::make_tokenizer(directory, m.config());
-  std::vector<lm::token> all = ids ? lm::read_tokens(args.prompt, directory, m.config())
-                                   : lm::prompt_tokens(words, m.config(), args.prompt);
+  std::string const text_to_continue = args.chat ? chat_text(directory, words, args) : args.prompt;
+  std::vector<lm::token> all =
+      ids ? lm::read_tokens(args.prompt, directory, m.config()) : lm::prompt_tokens(words, text_to_continue);
   auto const prompt = all;
   lm::execution const execution{
       how.value_or(m.has_kernels() ? lm::arithmetic::int8 : lm::arithmetic::float32), args.threads, true};

@@ -93,9 +93,9 @@ token choose(row_vector const& logits, sampling const& how, double random) {
 
 void check_prompt(config const& c, std::span<token const> prompt, std::int64_t most) {
   if (prompt.empty()) throw gptq::error("the prompt has no tokens");
-  if (most > c.max_position_embeddings - static_cast<std::int64_t>(prompt.size())) {
+  if (most > c.positions() - static_cast<std::int64_t>(prompt.size())) {
     throw gptq::error(fmt::format("a prompt of {} tokens and {} new ones exceed the model's {} positions",
-                                  prompt.size(), most, c.max_position_embeddings));
+                                  prompt.size(), most, c.positions()));
   }
 }
 
@@ -126,7 +126,7 @@ generated_text generate(model const& m, std::span<token const> prompt, std::int6
     for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
       decoder_layer const& layer = all[i];
       run_layer(ctx, layer, x, &caches[static_cast<std::size_t>(i)]);
-      weights += layer.bytes();
+      weights += layer.bytes(c.experts_per_token);
     }
     row_vector const last = rms_norm(x.bottomRows(1), m.final_norm(), c.rms_norm_eps);
     token const chosen =

@@ -1,8 +1,9 @@
-// LLaMA models as GGUF files: what llama.cpp calls their tensors and settings, read and written.
+// Models as GGUF files: what llama.cpp calls their tensors and settings, read and written.
 //
-// llama.cpp rotates neighbouring elements of a head, Hugging Face's weights are for rotating one half of it
-// against the other. So the files differ in the order of the rows of q and k: element j of half h of a head
-// is row 2 j + h of that head in GGUF. Columns stay as they are.
+// For some architectures llama.cpp rotates neighbouring elements of a head; Hugging Face's weights are for
+// rotating one half of it against the other. There the files differ in the order of the rows of q and k:
+// element j of half h of a head is row 2 j + h of that head in GGUF. Columns stay as they are. The experts of
+// a decoder layer are one tensor. Norms of Gemma are stored with the 1 that is added to them.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +32,8 @@ std::filesystem::path directory_of(std::filesystem::path const& path);
 /// The row in a GGUF file of row `row` of q or k, in heads of `head_dim` rows.
 std::int64_t interleaved_row(std::int64_t row, std::int64_t head_dim);
 
-/// The settings of a "llama" file. Throws gptq::error, naming the file and the key, when one is missing, is
-/// out of range, or asks for something that is not implemented here.
+/// The settings of a file. Throws gptq::error, naming the file and the key, when one is missing, is out of
+/// range, or asks for something that is not implemented here.
 config config_of(gptq::checkpoint::gguf_file const& file, std::filesystem::path const& path);
 
 /// Its tensors by the names that a directory has for them.
@@ -43,8 +44,10 @@ std::map<std::string, stored_weight, std::less<>> weights_of(gptq::checkpoint::g
 /// reason and what can be held, when there is none.
 gptq::checkpoint::ggml_type gguf_type_of(gptq::format_spec const& format);
 
-/// Throws gptq::error unless the rows of all linear layers of such a model are whole blocks.
-void check_gguf_rows(config const& c);
+/// Throws gptq::error for whatever write_gguf_model() would refuse of such a model, its tokenizer included,
+/// once its linear layers are in this format.
+void check_gguf(model const& m, std::filesystem::path const& source, gptq::format_spec const& format,
+                std::optional<gptq::checkpoint::ggml_type> embeddings);
 
 /// Writes directory/model.gguf, a model all of whose linear layers are packed with their columns in order.
 /// Vectors become float32; embeddings and output layer are written as they are stored.

@@ -2,14 +2,21 @@
 
 #include <algorithm>
 #include <fstream>
+#include <iterator>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include <gptq/error.hpp>
+
+#include "gguf_model.hpp"
+#include "json_keys.hpp"
+#include "pre_tokenizers.hpp"
+#include "tokenizer/tokenizer.hpp"
 
 #ifdef GPTQ_WITH_SENTENCEPIECE
 #include <sentencepiece_processor.h>
@@ -52,25 +59,71 @@ struct vocabulary {
   }
 };
 
-json parse(fs::path const& path) {
-  try {
-    return json::parse(std::ifstream(path, std::ios::binary));
-  } catch (json::exception const& e) {
-    throw gptq::error(path.string() + ": not valid JSON: " + e.what());
-  }
+/// tokenizer_config.json, or an empty object.
+json tokenizer_config_in(fs::path const& directory) {
+  auto const path = directory / "tokenizer_config.json";
+  if (!fs::exists(path)) return json::object();
+  json document = parse_json(path);
+  if (!document.is_object()) throw gptq::error(path.string() + ": is not a JSON object");
+  return document;
 }
 
-void add_special_tokens(gguf_metadata& metadata, config const& c) {
-  if (c.bos_token_id) {
-    metadata.add("tokenizer.ggml.bos_token_id", static_cast<std::uint32_t>(*c.bos_token_id));
+/// The text of a token that tokenizer_config.json names: a string, or an object with "content".
+std::optional<std::string> text_of(json const& config, char const* key) {
+  auto const found = config.find(key);
+  if (found == config.end()) return std::nullopt;
+  if (found->is_string()) return found->get<std::string>();
+  if (found->is_object() && found->contains("content") && (*found)["content"].is_string()) {
+    return (*found)["content"].get<std::string>();
   }
-  if (!c.eos_token_id.empty()) {
-    metadata.add("tokenizer.ggml.eos_token_id", static_cast<std::uint32_t>(c.eos_token_id.front()));
+  return std::nullopt;
+}
+
+std::optional<bool> flag_of(json const& config, char const* key) {
+  auto const found = config.find(key);
+  if (found == config.end() || !found->is_boolean()) return std::nullopt;
+  return found->get<bool>();
+}
+
+/// @param puts_bos  whether the tokenizer puts it before a text, unless tokenizer_config.json says otherwise
+void add_special_tokens(gguf_metadata& metadata, vocabulary const& v, config const& c,
+                        fs::path const& directory, bool puts_bos) {
+  json const settings = tokenizer_config_in(directory);
+  auto const id_of = [&](char const* key, std::optional<std::int32_t> otherwise) {
+    if (auto const text = text_of(settings, key)) {
+      auto const found = std::find(v.tokens.begin(), v.tokens.end(), *text);
+      if (found != v.tokens.end()) return std::optional(static_cast<std::int32_t>(found - v.tokens.begin()));
+    }
+    return otherwise;
+  };
+  auto const add = [&](char const* key, std::optional<std::int32_t> id) {
+    if (id) metadata.add(key, static_cast<std::uint32_t>(*id));
+  };
+  add("tokenizer.ggml.bos_token_id", id_of("bos_token", c.bos_token_id));
+  add("tokenizer.ggml.eos_token_id",
+      id_of("eos_token", c.eos_token_id.empty() ? std::nullopt : std::optional(c.eos_token_id.front())));
+  add("tokenizer.ggml.padding_token_id", id_of("pad_token", std::nullopt));
+  metadata.add("tokenizer.ggml.add_bos_token", flag_of(settings, "add_bos_token").value_or(puts_bos));
+  metadata.add("tokenizer.ggml.add_eos_token", flag_of(settings, "add_eos_token").value_or(false));
+}
+
+/// Tokens that files beside the vocabulary add to it. Those past the model's vocabulary, which pad it, are
+/// left out: the model has no row for them.
+/// @param added  objects with "id", "content" and "special"
+void add_to(vocabulary& v, json const& added, std::string const& where) {
+  for (json const& token : added) {
+    std::int64_t const id = token.at("id").get<std::int64_t>();
+    if (id >= static_cast<std::int64_t>(v.tokens.size())) continue;
+    bool const special = token.value("special", false);
+    v.set(id, token.at("content").get<std::string>(), no_score,
+          special ? token_type::control : token_type::user_defined, where);
   }
 }
 
 /// Vocabularies that merge pieces by their scores.
-void add_scored(gguf_metadata& metadata, vocabulary const& v, config const& c) {
+/// @param space_before  whether a text gets a space before its first word
+void add_scored(gguf_metadata& metadata, vocabulary const& v, config const& c, fs::path const& directory,
+                bool space_before, bool puts_bos) {
   metadata.add("tokenizer.ggml.model", "llama");
   metadata.add("tokenizer.ggml.pre", "default");
   metadata.add("tokenizer.ggml.tokens", v.tokens);
@@ -80,7 +133,15 @@ void add_scored(gguf_metadata& metadata, vocabulary const& v, config const& c) {
   if (unknown != v.types.end()) {
     metadata.add("tokenizer.ggml.unknown_token_id", static_cast<std::uint32_t>(unknown - v.types.begin()));
   }
-  add_special_tokens(metadata, c);
+  metadata.add("tokenizer.ggml.add_space_prefix", space_before);
+  add_special_tokens(metadata, v, c, directory, puts_bos);
+}
+
+/// Appends "added_tokens" of a tokenizer.json, if there is one.
+void json_added_tokens(fs::path const& path, json& added) {
+  if (!fs::exists(path)) return;
+  json const document = parse_json(path);
+  for (json const& token : document.value("added_tokens", json::array())) added.push_back(token);
 }
 
 #ifdef GPTQ_WITH_SENTENCEPIECE
@@ -99,14 +160,38 @@ void add_sentencepiece(gguf_metadata& metadata, fs::path const& path, config con
     v.set(id, model.IdToPiece(id), model.GetScore(id), type, path.string());
   }
   // Tokens that were added to the model afterwards.
-  if (auto const added = path.parent_path() / "added_tokens.json"; fs::exists(added)) {
-    json const ids = parse(added);
+  auto const directory = path.parent_path();
+  if (auto const file = directory / "added_tokens.json"; fs::exists(file)) {
+    json const ids = parse_json(file);
+    json added = json::array();
     for (auto const& [text, id] : ids.items()) {
-      if (!id.is_number_integer()) throw gptq::error(fmt::format("{}: '{}' has no id", added.string(), text));
-      v.set(id.get<std::int64_t>(), text, no_score, token_type::user_defined, added.string());
+      if (!id.is_number_integer()) throw gptq::error(fmt::format("{}: '{}' has no id", file.string(), text));
+      added.push_back({{"id", id}, {"content", text}});
     }
+    add_to(v, added, file.string());
   }
-  add_scored(metadata, v, c);
+  try {
+    json added = json::array();
+    json const settings = tokenizer_config_in(directory);
+    for (auto const& [id, token] : settings.value("added_tokens_decoder", json::object()).items()) {
+      json entry = token;
+      entry["id"] = std::stoll(id);
+      added.push_back(entry);
+    }
+    json_added_tokens(directory / "tokenizer.json", added);
+    for (json const& token : added) {
+      // What sentencepiece has, it knows better.
+      std::int64_t const id = token.at("id").get<std::int64_t>();
+      if (id >= model.GetPieceSize()) add_to(v, json::array({token}), directory.string());
+    }
+  } catch (std::exception const& e) {
+    throw gptq::error(fmt::format("{}: tokens that are added to it: {}", directory.string(), e.what()));
+  }
+  std::string const probe = "a";
+  std::vector<int> ids;
+  bool const space_before = model.Encode(probe, &ids).ok() && !ids.empty() &&
+                            model.IdToPiece(ids.front()).starts_with("\xe2\x96\x81");
+  add_scored(metadata, v, c, directory, space_before, true);
 }
 #else
 void add_sentencepiece(gguf_metadata&, fs::path const& path, config const&) {
@@ -120,18 +205,36 @@ std::string merge_of(json const& merge) {
   return merge.at(0).get<std::string>() + " " + merge.at(1).get<std::string>();
 }
 
-/// llama.cpp's name for the way in which a byte-level tokenizer cuts text into words.
-std::optional<std::string> pre_tokenizer_of(json const& pre) {
-  // The ones that LLaMA models come with, by what sets them apart.
-  std::string const text = pre.dump();
-  if (text.find("\\\\p{N}{1,3}") != std::string::npos) return "llama-bpe";
-  if (text.find("\"Digits\"") != std::string::npos) return "smollm";
-  if (pre.is_object() && pre.value("type", "") == "ByteLevel") return "gpt-2";
-  return std::nullopt;
+/// Whether a text's first word gets the space that others have before them.
+bool puts_space_before(json const& document) {
+  auto const says = [](json const& step) {
+    std::string const type = step.is_object() ? step.value("type", "") : "";
+    if (type == "Prepend") return true;
+    return type == "Metaspace" &&
+           step.value("prepend_scheme", step.value("add_prefix_space", true) ? "always" : "never") !=
+               std::string("never");
+  };
+  for (auto const& [key, list] :
+       {std::pair{"normalizer", "normalizers"}, std::pair{"pre_tokenizer", "pretokenizers"}}) {
+    json const whole = document.value(key, json());
+    if (says(whole)) return true;
+    if (!whole.is_object()) continue;
+    for (json const& step : whole.value(list, json::array())) {
+      if (says(step)) return true;
+    }
+  }
+  return false;
+}
+
+/// Whether the post-processor puts the first token of all before a text.
+bool puts_bos(json const& document, fs::path const& path, config const& c) {
+  if (document.value("post_processor", json()).is_null()) return false;
+  auto const before = tokenizers::tokenizer::parse(document.dump(), path.string()).before();
+  return !before.empty() && c.bos_token_id && before.front() == *c.bos_token_id;
 }
 
 void add_tokenizer_json(gguf_metadata& metadata, fs::path const& path, config const& c) {
-  json const document = parse(path);
+  json const document = parse_json(path);
   try {
     json const& model = document.at("model");
     if (model.value("type", "BPE") != "BPE") {
@@ -147,10 +250,7 @@ void add_tokenizer_json(gguf_metadata& metadata, fs::path const& path, config co
     }
     std::vector<std::string> merges;
     for (json const& merge : model.at("merges")) merges.push_back(merge_of(merge));
-    for (json const& token : document.value("added_tokens", json::array())) {
-      v.set(token.at("id").get<std::int64_t>(), token.at("content").get<std::string>(), no_score,
-            token.value("special", false) ? token_type::control : token_type::user_defined, path.string());
-    }
+    add_to(v, document.value("added_tokens", json::array()), path.string());
     if (byte_fallback) {
       // The earliest merge first is the same as the best score of what it makes.
       json const& ids = model.at("vocab");
@@ -170,19 +270,17 @@ void add_tokenizer_json(gguf_metadata& metadata, fs::path const& path, config co
         v.types[ids.at(unknown->get<std::string>()).get<std::size_t>()] =
             static_cast<std::int32_t>(token_type::unknown);
       }
-      add_scored(metadata, v, c);
+      add_scored(metadata, v, c, path.parent_path(), puts_space_before(document),
+                 puts_bos(document, path, c));
       return;
     }
-    auto const pre = pre_tokenizer_of(document.value("pre_tokenizer", json()));
-    if (!pre) {
-      throw gptq::error(path.string() + ": its pre-tokenizer is none of GPT-2's, Llama 3's and SmolLM's");
-    }
+    std::string const pre = identify_pre_tokenizer(document, path.string());
     metadata.add("tokenizer.ggml.model", "gpt2");
-    metadata.add("tokenizer.ggml.pre", *pre);
+    metadata.add("tokenizer.ggml.pre", pre);
     metadata.add("tokenizer.ggml.tokens", v.tokens);
     metadata.add("tokenizer.ggml.token_type", v.types);
     metadata.add("tokenizer.ggml.merges", merges);
-    add_special_tokens(metadata, c);
+    add_special_tokens(metadata, v, c, path.parent_path(), puts_bos(document, path, c));
   } catch (json::exception const& e) {
     throw gptq::error(path.string() + ": not a tokenizer: " + e.what());
   }
@@ -209,7 +307,11 @@ void add_bytes(gguf_metadata& metadata, config const& c) {
   metadata.add("tokenizer.ggml.tokens", tokens);
   metadata.add("tokenizer.ggml.token_type", std::vector<std::int32_t>(256, std::int32_t(token_type::normal)));
   metadata.add("tokenizer.ggml.merges", std::vector<std::string>());
-  add_special_tokens(metadata, c);
+  if (c.bos_token_id)
+    metadata.add("tokenizer.ggml.bos_token_id", static_cast<std::uint32_t>(*c.bos_token_id));
+  if (!c.eos_token_id.empty()) {
+    metadata.add("tokenizer.ggml.eos_token_id", static_cast<std::uint32_t>(c.eos_token_id.front()));
+  }
   metadata.add("tokenizer.ggml.add_bos_token", false);
 }
 
@@ -225,12 +327,101 @@ void add_tokenizer(gguf_metadata& metadata, fs::path const& directory, config co
   } else {
     metadata.add("tokenizer.ggml.model", "none");
   }
-  if (auto const path = directory / "tokenizer_config.json"; fs::exists(path)) {
-    json const document = parse(path);
-    if (document.is_object() && document.contains("chat_template") && document["chat_template"].is_string()) {
-      metadata.add("tokenizer.chat_template", document["chat_template"].get<std::string>());
+  if (auto const chat = chat_template_in(directory)) metadata.add("tokenizer.chat_template", *chat);
+}
+
+std::optional<std::string> chat_template_in(fs::path const& directory) {
+  if (auto const path = directory / "chat_template.jinja"; fs::exists(path)) {
+    std::ifstream in(path, std::ios::binary);
+    return std::string{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  }
+  json const chat = tokenizer_config_in(directory).value("chat_template", json());
+  if (chat.is_string()) return chat.get<std::string>();
+  if (!chat.is_array()) return std::nullopt;
+  for (json const& entry : chat) {
+    if (entry.is_object() && entry.value("name", "") == "default" && entry.contains("template") &&
+        entry["template"].is_string()) {
+      return entry["template"].get<std::string>();
     }
   }
+  return std::nullopt;
+}
+
+std::optional<std::string> chat_template_of(fs::path const& model) {
+  if (!is_gguf(model)) return chat_template_in(model);
+  gptq::checkpoint::gguf_file const file(model);
+  auto const text = file.get<std::string_view>("tokenizer.chat_template");
+  return text ? std::optional(std::string(*text)) : std::nullopt;
+}
+
+std::optional<std::string> tokenizer_json_in(gptq::checkpoint::gguf_file const& file,
+                                             std::string const& name) {
+  auto const kind = file.get<std::string_view>("tokenizer.ggml.model");
+  if (!kind || *kind == "none") return std::nullopt;
+  if (*kind != "gpt2") {
+    throw gptq::error(
+        fmt::format("{}: its tokenizer is {}: only gpt2, byte-level BPE, can be used without the files "
+                    "tokenizer.json or tokenizer.model beside it",
+                    name, *kind));
+  }
+  auto const pre_name = file.get<std::string_view>("tokenizer.ggml.pre").value_or("gpt-2");
+  auto const pre = find_pre_tokenizer(pre_name == "default" ? "gpt-2" : pre_name);
+  if (!pre)
+    throw gptq::error(fmt::format("{}: its pre-tokenizer is {}, which is not known here", name, pre_name));
+  auto const tokens = file.at<std::vector<std::string_view>>("tokenizer.ggml.tokens");
+  auto const types = file.at<std::vector<std::int64_t>>("tokenizer.ggml.token_type");
+  if (types.size() != tokens.size()) {
+    throw gptq::error(fmt::format("{}: has {} tokens, but types of {}", name, tokens.size(), types.size()));
+  }
+  json vocabulary = json::object();
+  json added = json::array();
+  for (std::size_t id = 0; id < tokens.size(); ++id) {
+    auto const type = token_type(types[id]);
+    if (type == token_type::unused) continue;
+    vocabulary[std::string(tokens[id])] = id;
+    if (type != token_type::control && type != token_type::user_defined) continue;
+    added.push_back({{"id", id},
+                     {"content", tokens[id]},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", type == token_type::control}});
+  }
+  json post = nullptr;
+  auto const bos = file.get<std::int64_t>("tokenizer.ggml.bos_token_id");
+  if (bos && *bos >= 0 && static_cast<std::size_t>(*bos) < tokens.size() &&
+      file.get<bool>("tokenizer.ggml.add_bos_token").value_or(pre->ignore_merges)) {
+    std::string const text(tokens[static_cast<std::size_t>(*bos)]);
+    json const first{{"SpecialToken", {{"id", text}, {"type_id", 0}}}};
+    json const sequence{{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+    post = {{"type", "TemplateProcessing"},
+            {"single", {first, sequence}},
+            {"pair", {first, sequence}},
+            {"special_tokens", {{text, {{"id", text}, {"ids", {*bos}}, {"tokens", {text}}}}}}};
+  }
+  json const document{
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", added},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", pre->description},
+      {"post_processor", post},
+      {"decoder",
+       {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
+      {"model",
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", false},
+        {"byte_fallback", false},
+        {"ignore_merges", pre->ignore_merges},
+        {"vocab", vocabulary},
+        {"merges", file.at<std::vector<std::string_view>>("tokenizer.ggml.merges")}}}};
+  return document.dump();
 }
 
 }  // namespace lm

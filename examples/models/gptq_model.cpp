@@ -102,9 +102,10 @@ std::vector<piece> pieces_of(model const& m, gptq_version version) {
   });
   std::optional<gptq::format_spec> format;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    for (std::size_t l = 0; l < linears; ++l) {
-      std::string const name = full_name(i, linear(l));
-      packed_linear const* const packed = m.packed(i, linear(l));
+    auto const& linears = m.config().layer(i).linears;
+    for (std::size_t place = 0; place < linears.size(); ++place) {
+      std::string const& name = linears[place].name;
+      packed_linear const* const packed = m.packed(i, place);
       if (packed == nullptr) throw gptq::error(name + " is not quantized");
       if (!format) check_gptq(*(format = packed->format()), m.config());
       if (packed->format() != *format) {
@@ -168,11 +169,14 @@ void check_gptq(gptq::format_spec const& format, config const& c) {
   if (format.scales != gptq::scale_type::float16) {
     throw gptq::error("GPTQ checkpoints have float16 scales: float32 ones would be rounded after the fact");
   }
-  for (std::int64_t const extent : {c.hidden_size, c.query_size(), c.key_value_size(), c.intermediate_size}) {
-    if (extent * format.bits % 32 != 0) {
-      throw gptq::error(fmt::format(
-          "GPTQ checkpoints have whole 32-bit words: {} codes of {} bits are not; --format packed can",
-          extent, format.bits));
+  for (decoder_description const& layer : c.layers) {
+    for (linear_layer const& l : layer.linears) {
+      for (std::int64_t const extent : {l.in, l.out}) {
+        if (extent * format.bits % 32 == 0) continue;
+        throw gptq::error(fmt::format(
+            "GPTQ checkpoints have whole 32-bit words: {} codes of {} bits are not; --format packed can",
+            extent, format.bits));
+      }
     }
   }
 }
@@ -180,11 +184,11 @@ void check_gptq(gptq::format_spec const& format, config const& c) {
 void write_gptq_model(fs::path const& directory, model const& m, fs::path const& source, gptq_version version,
                       ordered_json const& how, std::size_t shard_bytes) {
   std::vector<piece> const pieces = pieces_of(m, version);
-  gptq::format_spec const format = m.packed(0, linear::k_proj)->format();
+  gptq::format_spec const format = m.packed(0, 0)->format();
   bool act_order = false;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    for (std::size_t l = 0; l < linears; ++l) {
-      act_order = act_order || !m.packed(i, linear(l))->parts().order.empty();
+    for (std::size_t place = 0; place < m.config().layer(i).linears.size(); ++place) {
+      act_order = act_order || !m.packed(i, place)->parts().order.empty();
     }
   }
   make_directory(directory);

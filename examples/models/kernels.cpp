@@ -46,8 +46,8 @@ void round_to_int8(std::span<float> x, index_t group_columns, std::span<std::int
   gptq::chunk_layout const chunks{in, group_columns};
   std::vector<char> workspace(gptq::workspace_bytes(chunks) + 64);
   auto const a = gptq::detail::activations_at<precision::int8>(chunks, chunks.count(), 1, workspace.data());
-  gptq::detail::prepare_chunks<gptq::isa::native>(a, x.data(), in, in, order.empty() ? nullptr : order.data(), 0,
-                                                  chunks.count(), {0, 1});
+  gptq::detail::prepare_chunks<gptq::isa::native>(a, x.data(), in, in, order.empty() ? nullptr : order.data(),
+                                                  0, chunks.count(), {0, 1});
   index_t stored = 0;
   for (index_t chunk = 0; chunk < chunks.count(); ++chunk) {
     for (index_t c = 0; c < chunks.columns(chunk); ++c, ++stored) {

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <set>
+#include <string_view>
 #include <unistd.h>
 #include <utility>
 
@@ -15,6 +17,7 @@
 #include <gptq/parallel.hpp>
 
 #include "checkpoint_model.hpp"
+#include "forward.hpp"
 #include "gguf_model.hpp"
 #include "gptq_model.hpp"
 #include "threads.hpp"
@@ -24,59 +27,6 @@ namespace lm {
 namespace {
 
 using gptq::checkpoint::tensor_view;
-
-constexpr std::array<char const*, linears> names{"self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj",
-                                                 "self_attn.o_proj", "mlp.up_proj",      "mlp.gate_proj",
-                                                 "mlp.down_proj"};
-constexpr char const* embedding_name = "model.embed_tokens.weight";
-constexpr char const* output_name = "lm_head.weight";
-constexpr char const* final_norm_name = "model.norm.weight";
-
-std::string norm_name(std::int64_t layer, char const* which) {
-  return fmt::format("model.layers.{}.{}_layernorm.weight", layer, which);
-}
-constexpr char const* attention_norm_name = "input";
-constexpr char const* mlp_norm_name = "post_attention";
-
-std::pair<std::int64_t, std::int64_t> shape_of(config const& c, linear l) {
-  switch (l) {
-    case linear::k_proj:
-    case linear::v_proj:
-      return {c.key_value_size(), c.hidden_size};
-    case linear::q_proj:
-      return {c.query_size(), c.hidden_size};
-    case linear::o_proj:
-      return {c.hidden_size, c.query_size()};
-    case linear::up_proj:
-    case linear::gate_proj:
-      return {c.intermediate_size, c.hidden_size};
-    case linear::down_proj:
-      return {c.hidden_size, c.intermediate_size};
-  }
-  return {};
-}
-
-/// All tensors that an unquantized model of this configuration has, with their shapes: visit(name, shape).
-template <class Visit>
-void for_each_tensor(config const& c, Visit&& visit) {
-  using shape = std::vector<std::size_t>;
-  auto const hidden = static_cast<std::size_t>(c.hidden_size);
-  auto const vocab = static_cast<std::size_t>(c.vocab_size);
-  visit(embedding_name, shape{vocab, hidden});
-  for (std::int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
-    visit(norm_name(layer, attention_norm_name), shape{hidden});
-    visit(norm_name(layer, mlp_norm_name), shape{hidden});
-    for (std::size_t l = 0; l < linears; ++l) {
-      auto const [out, in] = shape_of(c, linear(l));
-      visit(full_name(layer, linear(l)) + ".weight",
-            shape{static_cast<std::size_t>(out), static_cast<std::size_t>(in)});
-    }
-  }
-  visit(final_norm_name, shape{hidden});
-  if (!c.tie_word_embeddings) visit(output_name, shape{vocab, hidden});
-}
-
-bool is_linear(std::string const& tensor) { return tensor.ends_with("_proj.weight"); }
 
 /// Takes the whole pages of a mapped tensor out of memory; they come back from the file when they are read.
 /// Otherwise all of a large model would count as this process's memory in the end.
@@ -92,6 +42,13 @@ void drop_pages(stored_weight const& weight) {
 row_vector to_vector(stored_weight const& weight) {
   row_vector values(static_cast<Eigen::Index>(weight.shape()[0]));
   weight.rows(0, 1, values.data());
+  return values;
+}
+
+/// A norm's, with what some architectures add to all of them.
+row_vector norm_weights(stored_weight const& weight, config const& c) {
+  row_vector values = to_vector(weight);
+  if (c.norm_offset != 0.0) values.array() += static_cast<float>(c.norm_offset);
   return values;
 }
 
@@ -156,29 +113,6 @@ void multiply_rows(gptq::checkpoint::dtype type, std::byte const* w, row_vector 
 
 }  // namespace
 
-std::span<linear const> linears_of(stage s) {
-  static constexpr std::array all{linear::k_proj,  linear::v_proj,    linear::q_proj,   linear::o_proj,
-                                  linear::up_proj, linear::gate_proj, linear::down_proj};
-  std::span<linear const> const view(all);
-  switch (s) {
-    case stage::query_key_value:
-      return view.subspan(0, 3);
-    case stage::output:
-      return view.subspan(3, 1);
-    case stage::gate_up:
-      return view.subspan(4, 2);
-    case stage::down:
-      return view.subspan(6, 1);
-  }
-  return {};
-}
-
-std::int64_t input_size(config const& c, stage s) { return shape_of(c, linears_of(s).front()).second; }
-
-std::string full_name(std::int64_t layer, linear l) {
-  return fmt::format("model.layers.{}.{}", layer, names[static_cast<std::size_t>(l)]);
-}
-
 std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& tensors,
                                            std::string const& name, gptq::format_spec const& format,
                                            std::int64_t out, std::int64_t in,
@@ -210,28 +144,99 @@ std::unique_ptr<packed_linear> find_packed(gptq::checkpoint::tensor_map const& t
   }
 }
 
+std::string model::embedding_name() const {
+  std::string const name = config_.embedding_name();
+  // Some checkpoints keep tied weights under the output layer's name alone.
+  if (config_.tie_word_embeddings && !files_.all().contains(name)) {
+    std::string const output = config_.output_name + ".weight";
+    if (files_.all().contains(output)) return output;
+  }
+  return name;
+}
+
+/// All tensors that an unquantized model of this configuration has: visit(name, shape, whether it is the
+/// weight of a linear layer).
+template <class Visit>
+void model::for_each_tensor(Visit&& visit) const {
+  using shape = std::vector<std::size_t>;
+  auto const unsigned_of = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  auto const hidden = unsigned_of(config_.hidden_size);
+  auto const vocab = unsigned_of(config_.vocab_size);
+  visit(embedding_name(), shape{vocab, hidden}, false);
+  for (decoder_description const& layer : config_.layers) {
+    for (norm_layer const& n : layer.norms) visit(n.name + ".weight", shape{unsigned_of(n.size)}, false);
+    if (!layer.router.empty())
+      visit(layer.router + ".weight", shape{unsigned_of(config_.num_experts), hidden}, false);
+    for (linear_layer const& l : layer.linears) {
+      visit(l.name + ".weight", shape{unsigned_of(l.out), unsigned_of(l.in)}, true);
+      if (l.bias) visit(l.name + ".bias", shape{unsigned_of(l.out)}, false);
+    }
+  }
+  visit(config_.final_norm_name(), shape{hidden}, false);
+  if (!config_.tie_word_embeddings) visit(config_.output_name + ".weight", shape{vocab, hidden}, false);
+}
+
 model::model(std::filesystem::path const& path)
     : path_(path), config_(read_config(path)), files_(path, config_) {
-  packed_.resize(static_cast<std::size_t>(config_.num_hidden_layers));
+  for (decoder_description const& layer : config_.layers) packed_.emplace_back(layer.linears.size());
   if (config_.quantized()) attach_packed();
-  for_each_tensor(config_, [&](std::string const& name, std::vector<std::size_t> const& shape) {
-    if (is_linear(name) && is_packed(name)) return;
+  check_tensors();
+  refuse_unknown_tensors();
+  final_norm_ = norm_weights(files_.at(config_.final_norm_name()), config_);
+}
+
+void model::check_tensors() const {
+  for_each_tensor([&](std::string const& name, std::vector<std::size_t> const& shape, bool is_linear) {
+    if (is_linear && is_packed(name)) return;
     stored_weight const& weight = files_.at(name);
     if (weight.shape() != shape) {
       stored_weight expected = weight;
       std::visit([&](auto& tensor) { tensor.shape = shape; }, expected.tensor);
-      throw gptq::error(fmt::format("{}: tensor '{}' is {}, but {} makes it {}", path.string(), name,
-                                    to_string(weight), is_gguf(path) ? "its metadata" : "config.json",
+      throw gptq::error(fmt::format("{}: tensor '{}' is {}, but {} makes it {}", path_.string(), name,
+                                    to_string(weight), is_gguf(path_) ? "its metadata" : "config.json",
                                     to_string(expected)));
     }
     if (!weight.is_readable()) {
       throw gptq::error(
-          fmt::format("{}: tensor '{}' is {}: only {} can be read", path.string(), name, to_string(weight),
-                      is_gguf(path) ? "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K"
-                                    : "F32, F16 and BF16"));
+          fmt::format("{}: tensor '{}' is {}: only {} can be read", path_.string(), name, to_string(weight),
+                      is_gguf(path_) ? "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K"
+                                     : "F32, F16 and BF16"));
     }
   });
-  final_norm_ = to_vector(files_.at(final_norm_name));
+}
+
+/// What nobody takes may change what the model computes.
+void model::refuse_unknown_tensors() const {
+  std::set<std::string, std::less<>> known;
+  for_each_tensor([&](std::string const& name, auto const&, bool is_linear) {
+    known.insert(name);
+    if (!is_linear || !config_.quantized()) return;
+    std::string const layer = name.substr(0, name.size() - std::string_view(".weight").size());
+    for (char const* const suffix :
+         {".codes", ".scales", ".zeros", ".order", ".qweight", ".qzeros", ".g_idx", ".weight_packed",
+          ".weight_scale", ".weight_zero_point", ".weight_g_idx", ".weight_shape"}) {
+      known.insert(layer + suffix);
+    }
+  });
+  if (config_.tie_word_embeddings) known.insert(config_.output_name + ".weight");
+  for (auto const& [name, weight] : files_.all()) {
+    if (known.contains(name) || is_other_part(name)) continue;
+    if (name.ends_with(".rotary_emb.inv_freq")) continue;  // what config.json says, worked out
+    // GPTQ checkpoints give every linear layer a bias.
+    if (config_.quantized() && name.ends_with(".bias") && weight.is_readable() &&
+        weight.shape().size() == 1) {
+      row_vector values(static_cast<Eigen::Index>(weight.shape()[0]));
+      weight.rows(0, 1, values.data());
+      if (values.isZero(0.0F)) continue;
+    }
+    throw gptq::error(fmt::format("{}: tensor '{}' is in the file, but nothing in this model takes it",
+                                  path_.string(), name));
+  }
+}
+
+bool model::is_other_part(std::string_view name) const {
+  return std::any_of(config_.other_parts.begin(), config_.other_parts.end(),
+                     [&](std::string const& part) { return name.starts_with(part); });
 }
 
 void model::attach_packed() {
@@ -239,20 +244,21 @@ void model::attach_packed() {
     config_.checkpoint->version = version_of(files_.safetensors(), *config_.checkpoint, path_);
   }
   for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
-    for (std::size_t l = 0; l < linears; ++l) {
-      std::string const name = full_name(i, linear(l));
+    auto const& linears = config_.layer(i).linears;
+    for (std::size_t l = 0; l < linears.size(); ++l) {
+      linear_layer const& layer = linears[l];
       if (config_.checkpoint) {
-        if (is_packed(name + ".weight")) replace(i, linear(l), read_checkpoint(i, linear(l)));
+        if (is_packed(layer.name + ".weight")) replace(i, l, read_checkpoint(layer));
         continue;
       }
-      auto const format = config_.packed.find(name);
+      auto const format = config_.packed.find(layer.name);
       if (format == config_.packed.end()) {
-        throw gptq::error(path_.string() + ": config.json has no format for '" + name + "'");
+        throw gptq::error(path_.string() + ": config.json has no format for '" + layer.name + "'");
       }
-      auto const [out, in] = shape_of(config_, linear(l));
       try {
         // The files live as long as this model, so nobody else has to keep them.
-        replace(i, linear(l), find_packed(files_.safetensors(), name, format->second, out, in, nullptr));
+        replace(i, l,
+                find_packed(files_.safetensors(), layer.name, format->second, layer.out, layer.in, nullptr));
       } catch (gptq::error const& e) {
         throw gptq::error(path_.string() + ": " + e.what());
       }
@@ -264,10 +270,9 @@ bool model::is_packed(std::string const& weight) const {
   return config_.quantized() && !files_.all().contains(weight);
 }
 
-std::unique_ptr<packed_linear> model::read_checkpoint(std::int64_t layer, linear l) const {
-  auto const [out, in] = shape_of(config_, l);
+std::unique_ptr<packed_linear> model::read_checkpoint(linear_layer const& l) const {
   try {
-    return lm::read_checkpoint(files_.safetensors(), full_name(layer, l), *config_.checkpoint, out, in);
+    return lm::read_checkpoint(files_.safetensors(), l.name, *config_.checkpoint, l.out, l.in);
   } catch (gptq::error const& e) {
     throw gptq::error(path_.string() + ": " + e.what());
   }
@@ -296,27 +301,31 @@ void model::for_each_float_tensor(
   for_each_float_weight([&](std::string const& name, stored_weight const& weight) {
     visit(name, weight.as_safetensors(decoded_[name]));
   });
+  for (auto const& [name, tensor] : files_.safetensors()) {
+    if (is_other_part(name)) visit(name, tensor);
+  }
 }
 
 void model::for_each_float_weight(
     std::function<void(std::string const&, stored_weight const&)> const& visit) const {
-  for_each_tensor(config_, [&](std::string const& name, auto const&) {
-    if (!is_linear(name)) visit(name, files_.at(name));
+  for_each_tensor([&](std::string const& name, auto const&, bool is_linear) {
+    if (!is_linear) visit(name, files_.at(name));
   });
 }
 
 std::int64_t model::parameters() const {
   std::size_t count = 0;
-  for_each_tensor(config_, [&](std::string const&, std::vector<std::size_t> const& shape) {
+  for_each_tensor([&](std::string const&, std::vector<std::size_t> const& shape, bool) {
     count += shape.size() == 1 ? shape[0] : shape[0] * shape[1];
   });
   return static_cast<std::int64_t>(count);
 }
 
 matrix model::embed(std::span<token const> tokens) const {
-  stored_weight const& table = files_.at(embedding_name);
+  stored_weight const& table = files_.at(embedding_name());
   matrix x(static_cast<Eigen::Index>(tokens.size()), config_.hidden_size);
   for (Eigen::Index t = 0; t < x.rows(); ++t) x.row(t) = rows(table, tokens[static_cast<std::size_t>(t)], 1);
+  if (config_.embedding_scale != 1.0) x *= static_cast<float>(config_.embedding_scale);
   return x;
 }
 
@@ -326,30 +335,41 @@ std::string name_of(arithmetic how) {
       ->first;
 }
 
-void float_layer::multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const {
-  for (linear const l : some) {
-    matrix const& weight = (*this)[l];
+std::size_t decoder_layer::bytes(std::int64_t experts_per_token) const {
+  std::size_t sum = static_cast<std::size_t>(router.size()) * sizeof(float);
+  for (std::size_t l = 0; l < description->linears.size(); ++l) {
+    if (description->linears[l].expert < experts_per_token) sum += bytes_of(l);
+  }
+  return sum;
+}
+
+void decoder_layer::multiply_and_add_bias(std::span<std::size_t const> places, matrix const& x,
+                                          matrix* y) const {
+  multiply_all(places, x, y);
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    if (row_vector const& bias = biases[places[i]]; bias.size() > 0) y[i].rowwise() += bias;
+  }
+}
+
+void float_layer::multiply_all(std::span<std::size_t const> places, matrix const& x, matrix* y) const {
+  for (std::size_t const l : places) {
+    matrix const& weight = weights[l];
     y->resize(x.rows(), weight.rows());
     (y++)->noalias() = x * weight.transpose();
   }
 }
 
-std::size_t float_layer::bytes() const {
-  std::size_t sum = 0;
-  for (matrix const& weight : weights) sum += static_cast<std::size_t>(weight.size()) * sizeof(float);
-  return sum;
+std::size_t float_layer::bytes_of(std::size_t place) const {
+  return static_cast<std::size_t>(weights[place].size()) * sizeof(float);
 }
 
-void packed_layer::multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const {
-  auto const entry_of = [&](std::size_t i) -> entry const& {
-    return weights[static_cast<std::size_t>(some[i])];
-  };
-  for (std::size_t i = 0; i < some.size(); ++i) y[i].resize(x.rows(), entry_of(i).weight.out);
+void packed_layer::multiply_all(std::span<std::size_t const> places, matrix const& x, matrix* y) const {
+  for (std::size_t i = 0; i < places.size(); ++i) y[i].resize(x.rows(), weights[places[i]].weight.out);
   // So few bytes that they are read from memory for the first token only; each call arranges x again.
   constexpr gptq::index_t cached_rows = 256;
   run_parts(threads, [&](int part) noexcept {
-    for (std::size_t i = 0; i < some.size(); ++i) {
-      auto const& [weight, gemv] = entry_of(i);
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      auto const& [weight, gemv] = weights[places[i]];
       auto const share = gptq::row_share(weight.out, part, threads);
       gptq::index_t const step = x.rows() == 1 ? weight.out : cached_rows;
       for (gptq::index_t first = share.first; first < share.last; first += step) {
@@ -361,47 +381,56 @@ void packed_layer::multiply_all(std::span<linear const> some, matrix const& x, m
   });
 }
 
-std::size_t packed_layer::bytes() const {
-  std::size_t sum = 0;
-  for (entry const& e : weights) sum += e.weight.bytes();
-  return sum;
+std::size_t packed_layer::bytes_of(std::size_t place) const { return weights[place].weight.bytes(); }
+
+void model::load_small(std::int64_t layer, decoder_layer& result) const {
+  decoder_description const& description = config_.layer(layer);
+  result.description = &description;
+  for (norm_layer const& n : description.norms) {
+    result.norms[static_cast<std::size_t>(n.kind)] = norm_weights(files_.at(n.name + ".weight"), config_);
+  }
+  for (linear_layer const& l : description.linears) {
+    result.biases.push_back(l.bias ? to_vector(files_.at(l.name + ".bias")) : row_vector());
+  }
+  if (!description.router.empty()) {
+    result.router = rows(files_.at(description.router + ".weight"), 0, config_.num_experts);
+  }
 }
 
 float_layer model::load(std::int64_t layer, int threads) const {
   float_layer result;
-  result.attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
-  result.mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
-  auto const& packed = packed_[static_cast<std::size_t>(layer)];
-  for_each(linears, threads, [&](std::ptrdiff_t i) {
-    auto const l = linear(i);
-    auto const [out, in] = shape_of(config_, l);
-    if (auto const& replacement = packed[static_cast<std::size_t>(i)]; replacement != nullptr) {
-      result[l].resize(out, in);
-      replacement->dequantize(result[l].data());
-    } else {
-      stored_weight const& weight = files_.at(full_name(layer, l) + ".weight");
-      result[l] = rows(weight, 0, out);
-      drop_pages(weight);
-      if (auto const grids = grids_.find(full_name(layer, l)); grids != grids_.end()) {
-        lm::round_to(grids->second, result[l]);
-      }
+  load_small(layer, result);
+  auto const& linears = config_.layer(layer).linears;
+  result.weights.resize(linears.size());
+  for_each(static_cast<std::ptrdiff_t>(linears.size()), threads, [&](std::ptrdiff_t i) {
+    auto const place = static_cast<std::size_t>(i);
+    linear_layer const& l = linears[place];
+    matrix& weight = result.weights[place];
+    if (packed_linear const* const replacement = packed(layer, place)) {
+      weight.resize(l.out, l.in);
+      replacement->dequantize(weight.data());
+      return;
     }
+    stored_weight const& stored = files_.at(l.name + ".weight");
+    weight = rows(stored, 0, l.out);
+    drop_pages(stored);
+    if (auto const grids = grids_.find(l.name); grids != grids_.end()) lm::round_to(grids->second, weight);
   });
   return result;
 }
 
 void model::round_to(model_grids grids) {
   for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
-    for (std::size_t l = 0; l < linears; ++l) {
-      std::string const name = full_name(i, linear(l));
-      if (packed(i, linear(l)) != nullptr) throw gptq::error(name + ": is quantized already");
-      auto const found = grids.find(name);
-      if (found == grids.end()) throw gptq::error(name + ": there are no grids for it");
-      auto const [out, in] = shape_of(config_, linear(l));
+    auto const& linears = config_.layer(i).linears;
+    for (std::size_t place = 0; place < linears.size(); ++place) {
+      linear_layer const& l = linears[place];
+      if (packed(i, place) != nullptr) throw gptq::error(l.name + ": is quantized already");
+      auto const found = grids.find(l.name);
+      if (found == grids.end()) throw gptq::error(l.name + ": there are no grids for it");
       try {
-        check_shape(found->second, out, in);
+        check_shape(found->second, l.out, l.in);
       } catch (gptq::error const& e) {
-        throw gptq::error(name + ": " + e.what());
+        throw gptq::error(l.name + ": " + e.what());
       }
     }
   }
@@ -420,33 +449,33 @@ bool model::has_kernels() const {
 std::unique_ptr<decoder_layer> model::load(std::int64_t layer, arithmetic how, int threads) const {
   if (how == arithmetic::float32) return std::make_unique<float_layer>(load(layer, threads));
   auto result = std::make_unique<packed_layer>();
-  result->attention_norm = to_vector(files_.at(norm_name(layer, attention_norm_name)));
-  result->mlp_norm = to_vector(files_.at(norm_name(layer, mlp_norm_name)));
+  load_small(layer, *result);
   result->threads = gptq::linalg::thread_count(threads);
-  for (std::size_t l = 0; l < linears; ++l) {
-    packed_linear const* const weight = packed(layer, linear(l));
-    if (weight == nullptr) throw gptq::error(full_name(layer, linear(l)) + " is not quantized");
+  auto const& linears = config_.layer(layer).linears;
+  for (std::size_t place = 0; place < linears.size(); ++place) {
+    packed_linear const* const weight = packed(layer, place);
+    if (weight == nullptr) throw gptq::error(linears[place].name + " is not quantized");
     auto const kernel =
         find_gemv(weight->format(), how == arithmetic::int8 ? gptq::precision::int8 : gptq::precision::int15);
     if (kernel == nullptr) {
-      throw gptq::error(full_name(layer, linear(l)) + ": no kernels for " + to_string(weight->format()));
+      throw gptq::error(linears[place].name + ": no kernels for " + to_string(weight->format()));
     }
-    result->weights[l] = {weight->parts(), kernel};
+    result->weights.push_back({weight->parts(), kernel});
   }
   return result;
 }
 
-matrix model::original(std::int64_t layer, linear l) const {
-  auto const [out, in] = shape_of(config_, l);
-  std::string const name = full_name(layer, l) + ".weight";
-  if (!is_packed(name)) return rows(files_.at(name), 0, out);
-  matrix weight(out, in);
-  read_checkpoint(layer, l)->dequantize(weight.data());
+matrix model::original(std::int64_t layer, std::size_t place) const {
+  linear_layer const& l = config_.layer(layer).linears[place];
+  std::string const name = l.name + ".weight";
+  if (!is_packed(name)) return rows(files_.at(name), 0, l.out);
+  matrix weight(l.out, l.in);
+  read_checkpoint(l)->dequantize(weight.data());
   return weight;
 }
 
 stored_weight const& model::output() const {
-  return files_.at(config_.tie_word_embeddings ? embedding_name : output_name);
+  return files_.at(config_.tie_word_embeddings ? embedding_name() : config_.output_name + ".weight");
 }
 
 std::span<std::byte const> model::output_bytes() const { return output().bytes(); }
@@ -477,11 +506,12 @@ row_vector model::logits(row_vector const& x, int threads) const {
       multiply_rows<float>(reinterpret_cast<std::byte const*>(row.data()), x, logits.subspan(i, 1));
     }
   });
+  scale_logits(config_, y);
   return y;
 }
 
-void model::replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed) {
-  packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)] = std::move(packed);
+void model::replace(std::int64_t layer, std::size_t place, std::unique_ptr<packed_linear> packed) {
+  packed_[static_cast<std::size_t>(layer)][place] = std::move(packed);
 }
 
 }  // namespace lm

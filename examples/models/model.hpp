@@ -1,4 +1,4 @@
-// A LLaMA's weights: which there are, where they come from, one decoder layer at a time.
+// A model's weights: which there are, where they come from, one decoder layer at a time.
 #pragma once
 
 #include <array>
@@ -9,6 +9,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include <gptq/checkpoint/safetensors.hpp>
@@ -25,60 +27,54 @@ namespace lm {
 using gptq::matrix;
 using row_vector = Eigen::Matrix<float, 1, Eigen::Dynamic>;
 
-/// The linear layers of a decoder layer, in the order in which they are quantized.
-enum class linear { k_proj, v_proj, q_proj, o_proj, up_proj, gate_proj, down_proj };
-inline constexpr std::size_t linears = 7;
-
-/// A decoder layer computes in four stages; the linear layers that take part in a stage share their input.
-enum class stage { query_key_value, output, gate_up, down };
-inline constexpr std::array stages{stage::query_key_value, stage::output, stage::gate_up, stage::down};
-
-/// The linear layers of a stage.
-std::span<linear const> linears_of(stage s);
-/// Width of their input.
-std::int64_t input_size(config const& c, stage s);
-/// "model.layers.0.self_attn.q_proj"
-std::string full_name(std::int64_t layer, linear l);
-
 /// Rows of the output layer that are best in float32 at a time.
 inline constexpr std::int64_t output_slice = 1024;
 
 /// One decoder layer, ready to be run.
 struct decoder_layer {
-  row_vector attention_norm;  ///< [hidden]
-  row_vector mlp_norm;        ///< [hidden]
+  decoder_description const* description = nullptr;  ///< the model's, which has to outlive this
+  std::array<row_vector, norm_kinds> norms;          ///< by `norm`; empty where there is none
+  std::vector<row_vector> biases;                    ///< of each linear layer; empty where there is none
+  matrix router;                                     ///< [experts, hidden]; empty without experts
 
   virtual ~decoder_layer() = default;
-  /// x W' for x[tokens, in].
-  matrix multiply(linear l, matrix const& x) const {
-    matrix y;
-    multiply_all(std::span(&l, 1), x, &y);
-    return y;
+  row_vector const& operator[](norm kind) const { return norms[static_cast<std::size_t>(kind)]; }
+  /// x W' and the bias for x[tokens, in].
+  matrix multiply(linear kind, matrix const& x, std::int64_t expert = no_expert) const {
+    return multiply_by(description->index(kind, expert), x);
   }
   /// The same for several linear layers with the same input: threads meet only once.
   template <std::size_t N>
-  std::array<matrix, N> multiply(linear const (&some)[N], matrix const& x) const {
+  std::array<matrix, N> multiply(linear const (&kinds)[N], matrix const& x,
+                                 std::int64_t expert = no_expert) const {
+    std::array<std::size_t, N> places;
+    for (std::size_t i = 0; i < N; ++i) places[i] = description->index(kinds[i], expert);
     std::array<matrix, N> y;
-    multiply_all(some, x, y.data());
+    multiply_and_add_bias(places, x, y.data());
     return y;
   }
-  /// Bytes that multiply() reads of all linear layers, once each.
-  virtual std::size_t bytes() const = 0;
+  /// The same for one linear layer by its place.
+  matrix multiply_by(std::size_t place, matrix const& x) const {
+    matrix y;
+    multiply_and_add_bias(std::span(&place, 1), x, &y);
+    return y;
+  }
+  /// Bytes that a token reads of all linear layers, once each; of the experts, as many as it goes through.
+  std::size_t bytes(std::int64_t experts_per_token) const;
 
  private:
-  virtual void multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const = 0;
+  void multiply_and_add_bias(std::span<std::size_t const> places, matrix const& x, matrix* y) const;
+  virtual void multiply_all(std::span<std::size_t const> places, matrix const& x, matrix* y) const = 0;
+  virtual std::size_t bytes_of(std::size_t place) const = 0;
 };
 
 /// In float32.
 struct float_layer final : decoder_layer {
-  std::array<matrix, linears> weights;  ///< [out, in] each
-
-  matrix& operator[](linear l) { return weights[static_cast<std::size_t>(l)]; }
-  matrix const& operator[](linear l) const { return weights[static_cast<std::size_t>(l)]; }
-  std::size_t bytes() const override;
+  std::vector<matrix> weights;  ///< [out, in] each, as the description has them
 
  private:
-  void multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const override;
+  void multiply_all(std::span<std::size_t const> places, matrix const& x, matrix* y) const override;
+  std::size_t bytes_of(std::size_t place) const override;
 };
 
 /// Packed, through the library's gemv.
@@ -87,13 +83,12 @@ struct packed_layer final : decoder_layer {
     packed_parts weight;
     gemv_kernel gemv = nullptr;
   };
-  std::array<entry, linears> weights;
+  std::vector<entry> weights;
   int threads = 1;
 
-  std::size_t bytes() const override;
-
  private:
-  void multiply_all(std::span<linear const> some, matrix const& x, matrix* y) const override;
+  void multiply_all(std::span<std::size_t const> places, matrix const& x, matrix* y) const override;
+  std::size_t bytes_of(std::size_t place) const override;
 };
 
 /// What linear layers are computed with.
@@ -127,7 +122,7 @@ class model {
   /// Weights of all tensors that the model uses.
   std::int64_t parameters() const;
 
-  /// Embeddings of some tokens: [tokens, hidden].
+  /// Embeddings of some tokens, scaled: [tokens, hidden].
   matrix embed(std::span<token const> tokens) const;
   /// Whether all linear layers are packed, in formats that there are kernels for.
   bool has_kernels() const;
@@ -138,23 +133,23 @@ class model {
   /// or in a format without kernels.
   std::unique_ptr<decoder_layer> load(std::int64_t layer, arithmetic how, int threads) const;
   /// A linear layer as the model directory has it: [out, in].
-  matrix original(std::int64_t layer, linear l) const;
+  matrix original(std::int64_t layer, std::size_t place) const;
   row_vector const& final_norm() const { return final_norm_; }
   /// Rows [first, first + count) of the output layer: [count, hidden].
   matrix output_rows(std::int64_t first, std::int64_t count) const;
-  /// The output layer of one token, x[1, hidden], on `threads` threads: [vocab_size].
+  /// Logits of one token, x[1, hidden], on `threads` threads: [vocab_size].
   row_vector logits(row_vector const& x, int threads) const;
   /// The output layer as it is stored.
   std::span<std::byte const> output_bytes() const;
 
   /// From now on, load() takes this linear layer from its packed form.
-  void replace(std::int64_t layer, linear l, std::unique_ptr<packed_linear> packed);
+  void replace(std::int64_t layer, std::size_t place, std::unique_ptr<packed_linear> packed);
   /// From now on, load() rounds linear layers that are not packed to these grids. Throws gptq::error, naming
   /// the layer, when there are none for one, they do not fit it, or it is packed.
   void round_to(model_grids grids);
   /// Null until it is packed.
-  packed_linear const* packed(std::int64_t layer, linear l) const {
-    return packed_[static_cast<std::size_t>(layer)][static_cast<std::size_t>(l)].get();
+  packed_linear const* packed(std::int64_t layer, std::size_t place) const {
+    return packed_[static_cast<std::size_t>(layer)][place].get();
   }
   /// Tells models apart: a number made of all tensors' names, shapes, types and first bytes.
   std::string fingerprint() const;
@@ -162,10 +157,10 @@ class model {
   /// quantize. Those of AWQ and compressed-tensors checkpoints are what their codes stand for.
   void require_unquantized() const;
   /// The tensors that stay as they are, as safetensors have them (decoded to float32 if they are quantized;
-  /// this model then keeps that): visit(name, tensor).
+  /// this model then keeps that), those of parts that are not the text model's included: visit(name, tensor).
   void for_each_float_tensor(
       std::function<void(std::string const&, gptq::checkpoint::tensor_view const&)> const& visit) const;
-  /// The same as they are stored: visit(name, weight).
+  /// The same as they are stored, without the other parts: visit(name, weight).
   void for_each_float_weight(
       std::function<void(std::string const&, stored_weight const&)> const& visit) const;
 
@@ -175,12 +170,20 @@ class model {
   /// Whether the linear layer with a tensor NAME.weight is there in packed form only.
   bool is_packed(std::string const& weight) const;
   /// A linear layer of a checkpoint that others have quantized.
-  std::unique_ptr<packed_linear> read_checkpoint(std::int64_t layer, linear l) const;
+  std::unique_ptr<packed_linear> read_checkpoint(linear_layer const& l) const;
+  /// All but the linear layers' weights.
+  void load_small(std::int64_t layer, decoder_layer& result) const;
+  std::string embedding_name() const;
+  template <class Visit>
+  void for_each_tensor(Visit&& visit) const;
+  bool is_other_part(std::string_view name) const;
+  void check_tensors() const;
+  void refuse_unknown_tensors() const;
 
   std::filesystem::path path_;
   lm::config config_;
   weight_files files_;
-  std::vector<std::array<std::unique_ptr<packed_linear>, linears>> packed_;
+  std::vector<std::vector<std::unique_ptr<packed_linear>>> packed_;
   model_grids grids_;
   row_vector final_norm_;
   mutable std::map<std::string, std::vector<float>> decoded_;

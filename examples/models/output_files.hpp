@@ -19,6 +19,12 @@ inline void write_text(std::filesystem::path const& path, std::string const& tex
   out.finish();
 }
 
+/// A text as JSON and GGUF can hold it: bytes that are no UTF-8, as paths may have them, become U+FFFD.
+inline std::string valid_utf8(std::string const& text) {
+  using nlohmann::json;
+  return json::parse(json(text).dump(-1, ' ', false, json::error_handler_t::replace)).get<std::string>();
+}
+
 inline void make_directory(std::filesystem::path const& path) {
   std::error_code failure;
   std::filesystem::create_directories(path, failure);

@@ -1,5 +1,6 @@
 #include "packed_model.hpp"
 
+#include <algorithm>
 #include <fstream>
 #include <utility>
 
@@ -8,6 +9,7 @@
 #include <gptq/error.hpp>
 
 #include "gguf_model.hpp"
+#include "gguf_tokenizer.hpp"
 #include "output_files.hpp"
 #include "report.hpp"
 
@@ -27,6 +29,18 @@ void remove_parts(fs::path const& directory) {
   for (auto const& file : fs::directory_iterator(directory, ignored)) {
     if (file.path().filename().string().find(".part-") != std::string::npos) fs::remove(file.path(), ignored);
   }
+}
+
+/// A GGUF file's own tokenizer and chat template, where there are none beside it.
+void write_tokenizer_of(fs::path const& source, fs::path const& directory) {
+  gptq::checkpoint::gguf_file const file(source);
+  if (!fs::exists(directory / "tokenizer.json") && !fs::exists(directory / "tokenizer.model") &&
+      file.get<std::string_view>("tokenizer.ggml.model").value_or("none") == "gpt2") {
+    if (auto const json = tokenizer_json_in(file, source.string()))
+      write_text(directory / "tokenizer.json", *json);
+  }
+  auto const chat = chat_template_of(source);
+  if (chat && !chat_template_in(directory)) write_text(directory / "chat_template.jinja", *chat);
 }
 
 }  // namespace
@@ -49,20 +63,23 @@ void write_packed_model(fs::path const& directory, model const& m, fs::path cons
   m.for_each_float_tensor([&](std::string const& name, auto const& tensor) { tensors[name] = tensor; });
   ordered_json layers;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    for (std::size_t l = 0; l < linears; ++l) {
-      std::string const name = full_name(i, linear(l));
-      packed_linear const* const packed = m.packed(i, linear(l));
+    auto const& linears = m.config().layer(i).linears;
+    for (std::size_t place = 0; place < linears.size(); ++place) {
+      std::string const& name = linears[place].name;
+      packed_linear const* const packed = m.packed(i, place);
       if (packed == nullptr) throw gptq::error(name + " is not quantized");
       add_packed(tensors, name, *packed);
       layers[name] = json_of(packed->format());
     }
   }
   write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
-  for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json"}) {
+  for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+                                 "added_tokens.json", "chat_template.jinja", "generation_config.json"}) {
     if (auto const original = directory_of(source) / name; fs::exists(original)) {
       lm::copy_file(original, directory / name);
     }
   }
+  if (is_gguf(source)) write_tokenizer_of(source, directory);
   ordered_json config = is_gguf(source) ? json_of(m.config()) : read_json(source / "config.json");
   config["quantization_config"] = {{"quant_method", packed_method}, {"layers", layers}};
   write_text(directory / "config.json", config.dump(1) + "\n");
@@ -96,7 +113,8 @@ fs::path unfinished_run::file_of(std::int64_t layer) const {
   return path_ / fmt::format("layer-{:05}.safetensors", layer);
 }
 
-std::optional<unfinished_run::saved_layer> unfinished_run::load(std::int64_t layer) const {
+std::optional<unfinished_run::saved_layer> unfinished_run::load(
+    std::int64_t layer, decoder_description const& description) const {
   auto const path = file_of(layer);
   if (!fs::exists(path)) return std::nullopt;
   auto const file = std::make_shared<gptq::checkpoint::safetensors_file const>(path);
@@ -110,15 +128,19 @@ std::optional<unfinished_run::saved_layer> unfinished_run::load(std::int64_t lay
   } catch (std::exception const& e) {
     throw gptq::error(path.string() + ": damaged: " + e.what());
   }
-  if (saved.packed.size() != linears) throw gptq::error(path.string() + ": damaged: layers are missing");
+  bool const whole = std::equal(saved.reports.begin(), saved.reports.end(), description.linears.begin(),
+                                description.linears.end(),
+                                [](auto const& report, auto const& l) { return report.name == l.name; });
+  if (!whole) throw gptq::error(path.string() + ": damaged: layers are missing");
   return saved;
 }
 
 void unfinished_run::save(std::int64_t layer, model const& m,
                           std::vector<linear_report> const& reports) const {
   tensor_map tensors;
-  for (std::size_t l = 0; l < linears; ++l) {
-    add_packed(tensors, full_name(layer, linear(l)), *m.packed(layer, linear(l)));
+  auto const& linears = m.config().layer(layer).linears;
+  for (std::size_t place = 0; place < linears.size(); ++place) {
+    add_packed(tensors, linears[place].name, *m.packed(layer, place));
   }
   ordered_json json = ordered_json::array();
   for (linear_report const& r : reports) json.push_back(json_of(r));

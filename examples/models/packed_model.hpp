@@ -49,8 +49,9 @@ class unfinished_run {
     std::vector<linear_report> reports;                  ///< in the order of quantization
     std::vector<std::unique_ptr<packed_linear>> packed;  ///< likewise
   };
-  /// Nothing when the layer is not there yet. Throws gptq::error when its file is damaged.
-  std::optional<saved_layer> load(std::int64_t layer) const;
+  /// Nothing when the layer is not there yet. Throws gptq::error when its file is damaged, or not of such a
+  /// layer.
+  std::optional<saved_layer> load(std::int64_t layer, decoder_description const& description) const;
   void save(std::int64_t layer, model const& m, std::vector<linear_report> const& reports) const;
   /// Decoder layers that are there.
   std::int64_t finished() const;

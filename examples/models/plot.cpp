@@ -1,4 +1,5 @@
 // plot: pictures of what quantize_model --log and compare --log have written, drawn by gnuplot.
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -66,15 +67,18 @@ log_file read_log(fs::path const& path) {
 /// "model.layers.3.mlp.up_proj" -> 3, "up_proj"
 std::pair<int, std::string> place(json const& layer) {
   auto const name = layer.at("name").get<std::string>();
-  constexpr std::size_t prefix = std::string_view("model.layers.").size();
-  return {std::stoi(name.substr(prefix)), name.substr(name.rfind('.') + 1)};
+  constexpr std::string_view before = "layers.";
+  std::size_t const index = name.find(before);
+  if (index == std::string::npos) throw gptq::error("'" + name + "' is no linear layer of a decoder layer");
+  return {std::stoi(name.substr(index + before.size())), name.substr(name.rfind('.') + 1)};
 }
 
-std::vector<std::string> projections() {
+/// The kinds of linear layers, in the order of the log.
+std::vector<std::string> projections(log_file const& log) {
   std::vector<std::string> names;
-  for (std::size_t l = 0; l < lm::linears; ++l) {
-    std::string const name = lm::full_name(0, lm::linear(l));
-    names.push_back(name.substr(name.rfind('.') + 1));
+  for (json const& layer : log.runs.front().layers) {
+    auto const name = place(layer).second;
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   }
   return names;
 }
@@ -109,7 +113,7 @@ std::string loss_commands(log_file const& log) {
       "set format y '%g'\nset xtics 1\nset key outside right\nset grid y\n",
       log.title);
   std::string plots;
-  for (std::string const& projection : projections()) {
+  for (std::string const& projection : projections(log)) {
     commands += fmt::format("${} << EOD\n{}EOD\n", projection, lines[projection]);
     plots += fmt::format("{} ${} using 1:2 with linespoints lw 2 title '{}' noenhanced",
                          plots.empty() ? "plot" : ",", projection, projection);
@@ -120,7 +124,7 @@ std::string loss_commands(log_file const& log) {
 /// Where values lie: boxes from 25 to 75 %, whiskers from 1 to 99 %, points at 0.1 and 99.9 % and at the
 /// ends.
 std::string quantile_commands(log_file const& log, char const* key, char const* title) {
-  auto const names = projections();
+  auto const names = projections(log);
   std::vector<json> const& layers = log.runs.front().layers;
   int decoder_layers = 0;
   for (json const& layer : layers) decoder_layers = std::max(decoder_layers, place(layer).first + 1);

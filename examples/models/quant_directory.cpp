@@ -183,9 +183,10 @@ void write_quant_directory(fs::path const& directory, model const& m) {
   fs::remove(directory / index_name, ignored);  // it would be whole no longer
   toml::table index;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    for (std::size_t l = 0; l < linears; ++l) {
-      std::string const name = full_name(i, linear(l));
-      packed_linear const* const packed = m.packed(i, linear(l));
+    auto const& linears = m.config().layer(i).linears;
+    for (std::size_t place = 0; place < linears.size(); ++place) {
+      std::string const& name = linears[place].name;
+      packed_linear const* const packed = m.packed(i, place);
       if (packed == nullptr) throw gptq::error(name + " is not quantized");
       index.insert(name, write_layer(directory, name, grids_of(*packed)));
     }

@@ -51,6 +51,9 @@ struct linear_report {
   std::ptrdiff_t packed_bytes = 0;
   gptq::quantize_report quality;
   double propagated = 0.0;  ///< the strength with which the weight was compensated
+  /// Calibration tokens that were routed to an expert; -1: it is none's. Where they are fewer than `in`, all
+  /// tokens of the decoder layer counted besides, with weights that add up to the difference.
+  double expert_tokens = -1.0;
   /// Of the layer's output when its input is rounded to int8 as well, as the int8 kernels do. Measured
   /// against quality.output_error on a sample of tokens; not after a layer was quantized again.
   double int8_error = gptq::quantize_report::not_measured;

@@ -1,4 +1,4 @@
-// quantize_model: reads a Hugging Face LLaMA directory, quantizes its linear layers, and says what that cost.
+// quantize_model: reads a model, quantizes its linear layers, and says what that cost.
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -16,6 +16,7 @@
 #include "gptq_model.hpp"
 #include "interrupt.hpp"
 #include "model.hpp"
+#include "output_files.hpp"
 #include "packed_model.hpp"
 #include "progress.hpp"
 #include "quant_directory.hpp"
@@ -42,7 +43,12 @@ double measure_perplexity(lm::model const& m, text const& evaluation, command_li
                         args.how.quantize.device.get());
 }
 
-constexpr char const* table_row = "{:<34} {:>12} {:>11.5g} {:>10.3e} {:>6.2f} {:>6.2f} {:>8.3g} {:>8.3f}\n";
+constexpr char const* table_row = "{:<34} {:>12} {:>11} {:>10} {:>6} {:>6} {:>8} {:>8}\n";
+
+/// A cell of the table; "-" for what there is nothing to measure by.
+std::string cell(char const* format, double value) {
+  return std::isnan(value) ? "-" : fmt::format(fmt::runtime(format), value);
+}
 
 std::string name_of(gptq::format_spec const& f) {
   return fmt::format(
@@ -71,8 +77,11 @@ std::vector<linear_report> quantize(lm::model& m, text const& calibration, comma
   events.done = [&](linear_report const& r) {
     lm::check_interrupt();
     bar.clear();
-    fmt::print(table_row, r.name, fmt::format("{} x {}", r.out, r.in), r.quality.loss, r.quality.output_error,
-               r.quality.snr_db, r.int8_snr_db, r.quality.damping, r.quality.seconds);
+    auto const& quality = r.quality;
+    fmt::print(table_row, r.name, fmt::format("{} x {}", r.out, r.in), cell("{:.5g}", quality.loss),
+               cell("{:.3e}", quality.output_error), cell("{:.2f}", quality.snr_db),
+               cell("{:.2f}", r.int8_snr_db), cell("{:.3g}", quality.damping),
+               cell("{:.3f}", quality.seconds));
     std::fflush(stdout);
     log.write("layer", json_of(r));
     reports.push_back(r);
@@ -108,7 +117,7 @@ struct prompt {
 
 prompt read_prompt(lm::config const& c, command_line const& args) {
   prompt p{lm::make_tokenizer(args.model, c), {}};
-  p.tokens = lm::prompt_tokens(p.words, c, args.prompt);
+  p.tokens = lm::prompt_tokens(p.words, args.prompt);
   lm::check_prompt(c, p.tokens, args.generate_tokens);
   return p;
 }
@@ -127,7 +136,7 @@ nlohmann::ordered_json settings_of(lm::model const& m, text const& calibration, 
   gptq::quantize_options const& options = args.how.quantize.options;
   std::size_t const used = calibration.windows.size() * static_cast<std::size_t>(args.window);
   nlohmann::ordered_json settings{
-      {"model", args.model.filename().string()},
+      {"model", lm::valid_utf8(args.model.filename().string())},
       {"weights", m.fingerprint()},
       {"calibration", lm::fingerprint(std::as_bytes(std::span(calibration.tokens).first(used)))},
       {"windows", calibration.windows.size()},
@@ -154,7 +163,11 @@ void run(command_line args) {
   lm::model m(args.model);
   m.require_unquantized();
   lm::config const& c = m.config();
-  if (args.written == lm::output_format::gguf) lm::check_gguf_rows(c);
+  if (args.written == lm::output_format::gguf) {
+    lm::check_gguf(m, args.model, args.how.quantize.format, args.embeddings);
+  }
+  if (args.written == lm::output_format::packed && !args.output.empty() && lm::is_gguf(args.model))
+    lm::json_of(c);
   if (is_gptq(args.written)) {
     if (lm::is_gguf(args.model))
       throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
@@ -231,6 +244,13 @@ void run(command_line args) {
   fmt::print("\nloss         {:.6g} in total; the largest is {:.5g} in {}\n", s.loss, s.largest_loss,
              s.largest);
   if (s.raised_damping > 0) fmt::print("damping      had to be raised in {} layers\n", s.raised_damping);
+  if (s.of_experts > 0) {
+    fmt::print(
+        "experts      the linear layers of experts saw {:.0f} tokens at least; {} of {} fewer than their "
+        "columns: all\n"
+        "             tokens of their decoder layer made up for that, weighted\n",
+        s.fewest_tokens, s.starved, s.of_experts);
+  }
   fmt::print("size         {:.3f} bits a weight in the linear layers\n", s.bits_per_weight);
   if (std::isfinite(before)) fmt::print("perplexity   {:.4f} float32\n", before);
   if (std::isfinite(after)) fmt::print("perplexity   {:.4f} quantized\n", after);

@@ -24,6 +24,11 @@ summary summarize(std::vector<linear_report> const& reports) {
     s.bits_per_weight += 8.0 * static_cast<double>(r.packed_bytes);
     weights += static_cast<double>(r.out * r.in);
     s.raised_damping += r.quality.damping_raised > 0 ? 1 : 0;
+    if (r.expert_tokens >= 0.0) {
+      ++s.of_experts;
+      s.starved += r.expert_tokens < static_cast<double>(r.in) ? 1 : 0;
+      s.fewest_tokens = s.of_experts == 1 ? r.expert_tokens : std::min(s.fewest_tokens, r.expert_tokens);
+    }
   }
   s.bits_per_weight /= weights;
   return s;
@@ -62,6 +67,7 @@ ordered_json json_of(linear_report const& r) {
                     {"damping_raised", r.quality.damping_raised},
                     {"fell_back", r.quality.fell_back},
                     {"propagated", r.propagated},
+                    {"expert_tokens", r.expert_tokens < 0.0 ? ordered_json() : ordered_json(r.expert_tokens)},
                     {"packed_bytes", r.packed_bytes},
                     {"seconds", number(r.quality.seconds)},
                     {"weight_quantiles", r.weights},
@@ -92,6 +98,9 @@ linear_report report_of(ordered_json const& json) {
   json.at("damping_raised").get_to(r.quality.damping_raised);
   json.at("fell_back").get_to(r.quality.fell_back);
   json.at("propagated").get_to(r.propagated);
+  if (json.contains("expert_tokens") && !json["expert_tokens"].is_null()) {
+    json["expert_tokens"].get_to(r.expert_tokens);
+  }
   r.quality.seconds = measured("seconds");
   r.int8_snr_db = measured("int8_snr_db");
   r.int8_error = std::pow(10.0, -0.1 * r.int8_snr_db);
@@ -115,7 +124,9 @@ ordered_json json_of(summary const& s) {
           {"largest_loss", number(s.largest_loss)},
           {"largest", s.largest},
           {"bits_per_weight", s.bits_per_weight},
-          {"raised_damping", s.raised_damping}};
+          {"raised_damping", s.raised_damping},
+          {"of_experts", s.of_experts},
+          {"starved", s.starved}};
 }
 
 run_log::run_log(std::filesystem::path path) : path_(std::move(path)) {

@@ -21,6 +21,9 @@ struct summary {
   std::string largest;  ///< the layer with it
   double bits_per_weight = 0.0;
   std::int64_t raised_damping = 0;  ///< layers whose Hessian needed more damping than asked for
+  std::int64_t of_experts = 0;
+  std::int64_t starved = 0;    ///< of these, those that saw fewer tokens than they have columns
+  double fewest_tokens = 0.0;  ///< that one of these saw
 };
 
 /// @param reports  at least one

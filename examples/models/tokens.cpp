@@ -5,12 +5,16 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <optional>
 
 #include <fmt/format.h>
 
 #include <gptq/error.hpp>
 
 #include "gguf_model.hpp"
+#include "gguf_tokenizer.hpp"
+#include "json_keys.hpp"
+#include "tokenizer/tokenizer.hpp"
 
 #ifdef GPTQ_WITH_SENTENCEPIECE
 #include <sentencepiece_processor.h>
@@ -37,7 +41,42 @@ tokenizer byte_tokenizer() {
             for (token const id : ids) text += static_cast<char>(id);
             return text;
           },
-          false};
+          {}};
+}
+
+/// "add_bos_token" of tokenizer_config.json, if it is there.
+std::optional<bool> add_bos_token(std::filesystem::path const& directory) {
+  auto const path = directory / "tokenizer_config.json";
+  if (!std::filesystem::exists(path)) return std::nullopt;
+  nlohmann::json const document = parse_json(path);
+  json_keys const keys(document, path.string());
+  return keys.has("add_bos_token") ? std::optional(keys.flag("add_bos_token", false)) : std::nullopt;
+}
+
+/// @param directory  whose tokenizer_config.json may know better what a text starts with; may be empty
+tokenizer tokenizer_of(tokenizers::tokenizer const& words, config const& c,
+                       std::filesystem::path const& directory, std::string const& name) {
+  if (words.size() > c.vocab_size) {
+    // Tokens that pad the vocabulary are never made; others may not be there.
+    for (token id = static_cast<token>(c.vocab_size); id < words.size(); ++id) {
+      if (words.text(id) == nullptr || words.is_special(id)) continue;
+      throw gptq::error(
+          fmt::format("{}: token {} is outside the model's vocabulary of {}", name, id, c.vocab_size));
+    }
+  }
+  std::vector<token> before = words.before();
+  auto const flag = directory.empty() ? std::nullopt : add_bos_token(directory);
+  if (flag && !*flag) before.clear();
+  if (flag && *flag && before.empty() && c.bos_token_id) before = {*c.bos_token_id};
+  return {[words, name, size = c.vocab_size](std::string_view text) {
+            auto ids = words.encode(text, tokenizers::surround::no);
+            for (token const id : ids) {
+              if (id >= size)
+                throw gptq::error(fmt::format("{}: token {} is outside the model's vocabulary", name, id));
+            }
+            return ids;
+          },
+          [words](std::span<token const> ids) { return words.decode(ids); }, before, true};
 }
 
 #ifdef GPTQ_WITH_SENTENCEPIECE
@@ -50,6 +89,8 @@ tokenizer sentencepiece_tokenizer(std::filesystem::path const& path, config cons
     throw gptq::error(fmt::format("{}: {} pieces, more than the model's vocabulary of {}", path.string(),
                                   model->GetPieceSize(), c.vocab_size));
   }
+  std::vector<token> before;
+  if (c.bos_token_id && add_bos_token(path.parent_path()).value_or(true)) before = {*c.bos_token_id};
   return {[model](std::string_view text) {
             std::vector<int> ids;
             if (auto const status = model->Encode({text.data(), text.size()}, &ids); !status.ok()) {
@@ -67,7 +108,7 @@ tokenizer sentencepiece_tokenizer(std::filesystem::path const& path, config cons
             }
             return text;
           },
-          true};
+          before};
 }
 #else
 tokenizer sentencepiece_tokenizer(std::filesystem::path const& path, config const&) {
@@ -78,12 +119,23 @@ tokenizer sentencepiece_tokenizer(std::filesystem::path const& path, config cons
 }  // namespace
 
 tokenizer make_tokenizer(std::filesystem::path const& model, config const& c) {
-  if (c.vocab_size == 256) return byte_tokenizer();
-  auto const path = directory_of(model) / "tokenizer.model";
-  if (!std::filesystem::exists(path)) {
-    throw gptq::error(model.string() + ": text needs a sentencepiece tokenizer.model; give token ids (.i32)");
+  auto const directory = directory_of(model);
+  if (std::filesystem::exists(directory / "tokenizer.json")) {
+    return tokenizer_of(tokenizers::tokenizer::load(directory), c, directory,
+                        (directory / "tokenizer.json").string());
   }
-  return sentencepiece_tokenizer(path, c);
+  if (auto const path = directory / "tokenizer.model"; std::filesystem::exists(path)) {
+    return sentencepiece_tokenizer(path, c);
+  }
+  if (is_gguf(model)) {
+    gptq::checkpoint::gguf_file const file(model);
+    if (auto const json = tokenizer_json_in(file, model.string())) {
+      return tokenizer_of(tokenizers::tokenizer::parse(*json, model.string()), c, {}, model.string());
+    }
+  }
+  if (c.vocab_size == 256) return byte_tokenizer();
+  throw gptq::error(directory.string() +
+                    ": text needs a tokenizer.json or tokenizer.model; give token ids (.i32)");
 }
 
 std::vector<token> read_tokens(std::filesystem::path const& file, std::filesystem::path const& directory,
@@ -115,9 +167,10 @@ std::vector<token_window> cut_windows(std::span<token const> tokens, std::int64_
   return windows;
 }
 
-std::vector<token> prompt_tokens(tokenizer const& words, config const& c, std::string_view text) {
-  std::vector<token> tokens = words.encode(text);
-  if (words.wants_bos && c.bos_token_id) tokens.insert(tokens.begin(), *c.bos_token_id);
+std::vector<token> prompt_tokens(tokenizer const& words, std::string_view text) {
+  std::vector<token> tokens = words.before;
+  auto const more = words.encode(text);
+  tokens.insert(tokens.end(), more.begin(), more.end());
   return tokens;
 }
 
@@ -148,9 +201,8 @@ text read_text(std::filesystem::path const& file, std::filesystem::path const& d
 
 std::int64_t window_length(config const& c, std::int64_t asked_for) {
   if (asked_for == 0) return std::min<std::int64_t>(c.max_position_embeddings, 2048);
-  if (asked_for > c.max_position_embeddings) {
-    throw gptq::error(
-        fmt::format("--window {}: the model has {} positions", asked_for, c.max_position_embeddings));
+  if (asked_for > c.positions()) {
+    throw gptq::error(fmt::format("--window {}: the model has {} positions", asked_for, c.positions()));
   }
   return asked_for;
 }

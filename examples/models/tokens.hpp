@@ -20,12 +20,15 @@ using token_window = std::span<token const>;
 struct tokenizer {
   std::function<std::vector<token>(std::string_view)> encode;  ///< adds no token of its own
   std::function<std::string(std::span<token const>)> decode;
-  bool wants_bos;  ///< whether a text starts with the configuration's bos_token_id
+  std::vector<token> before;  ///< what a text starts with
+  /// Whether encode() takes the text of special tokens, such as "<|im_start|>", for these tokens.
+  bool knows_special = false;
 };
 
-/// The bytes themselves for a vocabulary of 256 (a byte-level model); otherwise sentencepiece with
-/// tokenizer.model in the model's directory, or beside its GGUF file. Throws gptq::error when there is no
-/// such file, or this program was built without sentencepiece.
+/// From the model's directory, or that of its GGUF file: tokenizer.json; or tokenizer.model through
+/// sentencepiece; or what a GGUF file has itself; or the bytes themselves for a vocabulary of 256 (a
+/// byte-level model). Throws gptq::error, naming the file, when there is none of these, it has more tokens
+/// than the model, or this program was built without sentencepiece.
 tokenizer make_tokenizer(std::filesystem::path const& model, config const& c);
 
 /// Reads a file of tokens: NAME.i32 holds ids as little-endian int32, anything else is text for
@@ -37,8 +40,8 @@ std::vector<token> read_tokens(std::filesystem::path const& file, std::filesyste
 /// Cuts tokens into whole windows of `length`, without overlap, at most `most` of them (0: all).
 std::vector<token_window> cut_windows(std::span<token const> tokens, std::int64_t length, std::int64_t most);
 
-/// The tokens of a text to continue: after the configuration's bos_token_id where the tokenizer wants that.
-std::vector<token> prompt_tokens(tokenizer const& words, config const& c, std::string_view text);
+/// The tokens of a text to continue: after those that the tokenizer puts before a text.
+std::vector<token> prompt_tokens(tokenizer const& words, std::string_view text);
 
 /// Text that can be shown: a control character becomes '?', a line break or tab a space.
 std::string printable(std::string text);

@@ -1,5 +1,6 @@
 #include "weights.hpp"
 
+#include <algorithm>
 #include <utility>
 
 #include <gptq/error.hpp>
@@ -11,6 +12,25 @@ namespace lm {
 using gptq::checkpoint::dtype;
 using gptq::checkpoint::ggml_tensor;
 using gptq::checkpoint::tensor_view;
+
+namespace {
+
+/// Files called gptq_model-*.safetensors, where there are none of the usual names.
+std::vector<std::filesystem::path> files_of_auto_gptq(std::filesystem::path const& directory) {
+  std::vector<std::filesystem::path> files;
+  if (std::filesystem::exists(directory / "model.safetensors") ||
+      std::filesystem::exists(directory / "model.safetensors.index.json")) {
+    return files;
+  }
+  for (auto const& entry : std::filesystem::directory_iterator(directory)) {
+    auto const name = entry.path().filename().string();
+    if (name.starts_with("gptq_model-") && name.ends_with(".safetensors")) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+}  // namespace
 
 std::vector<std::size_t> const& stored_weight::shape() const {
   return std::visit([](auto const& t) -> std::vector<std::size_t> const& { return t.shape; }, tensor);
@@ -65,6 +85,14 @@ void stored_weight::rows(std::int64_t first, std::int64_t count, float* out) con
     read(first, count, out);
     return;
   }
+  if (shape().size() == 1) {  // a bias
+    std::vector<float> stored(columns);
+    read(0, 1, stored.data());
+    for (std::size_t i = 0; i < columns; ++i) {
+      out[i] = stored[static_cast<std::size_t>(interleaved_row(static_cast<std::int64_t>(i), interleaved))];
+    }
+    return;
+  }
   for (std::int64_t i = 0; i < count; ++i, out += columns) {
     read(interleaved_row(first + i, interleaved), 1, out);
   }
@@ -79,8 +107,16 @@ weight_files::weight_files(std::filesystem::path const& path, config const& c) :
     gguf_.emplace(path);
     weights_ = weights_of(*gguf_, c);
   } else {
-    directory_.emplace(path);
-    for (auto const& [name, tensor] : directory_->tensors()) weights_[name] = {tensor, 0};
+    auto const names = files_of_auto_gptq(path);
+    for (auto const& name : names) {
+      for (auto const& [tensor, view] : named_.emplace_back(name).tensors()) {
+        if (!tensors_.emplace(tensor, view).second) {
+          throw gptq::error(name.string() + ": tensor '" + tensor + "' is in another file, too");
+        }
+      }
+    }
+    if (names.empty()) directory_.emplace(path);
+    for (auto const& [name, tensor] : safetensors()) weights_[name] = {tensor, 0};
   }
 }
 
@@ -93,8 +129,7 @@ stored_weight const& weight_files::at(std::string_view name) const {
 }
 
 gptq::checkpoint::tensor_map const& weight_files::safetensors() const {
-  static gptq::checkpoint::tensor_map const none;
-  return directory_ ? directory_->tensors() : none;
+  return directory_ ? directory_->tensors() : tensors_;
 }
 
 }  // namespace lm

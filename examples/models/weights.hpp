@@ -40,7 +40,8 @@ struct stored_weight {
 /// "F32 [32000, 288]"
 std::string to_string(stored_weight const& weight);
 
-/// All tensors of a model: a directory of safetensors, or a GGUF file.
+/// All tensors of a model: a directory of safetensors, called model*.safetensors or, as AutoGPTQ names them,
+/// gptq_model-*.safetensors; or a GGUF file.
 class weight_files {
  public:
   /// @param c  what read_config() has found in `path`
@@ -56,6 +57,8 @@ class weight_files {
  private:
   std::filesystem::path path_;
   std::optional<gptq::checkpoint::safetensors_directory> directory_;
+  std::vector<gptq::checkpoint::safetensors_file> named_;  ///< in place of it
+  gptq::checkpoint::tensor_map tensors_;                   ///< of these
   std::optional<gptq::checkpoint::gguf_file> gguf_;
   std::map<std::string, stored_weight, std::less<>> weights_;
 };

@@ -19,9 +19,9 @@ int main(int argc, char** argv) {
     gptq::checkpoint::tensor_map tensors;
     for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) layers.push_back(m.load(i, 0));
     for (std::size_t i = 0; i < layers.size(); ++i) {
-      for (std::size_t l = 0; l < lm::linears; ++l) {
+      for (std::size_t l = 0; l < layers[i].weights.size(); ++l) {
         gptq::matrix const& w = layers[i].weights[l];
-        tensors[lm::full_name(static_cast<std::int64_t>(i), lm::linear(l)) + ".weight"] = {
+        tensors[layers[i].description->linears[l].name + ".weight"] = {
             gptq::checkpoint::dtype::f32,
             {static_cast<std::size_t>(w.rows()), static_cast<std::size_t>(w.cols())},
             std::as_bytes(std::span(w.data(), static_cast<std::size_t>(w.size())))};

@@ -1,4 +1,5 @@
-// Directories as others quantize them, and the float32 models that they stand for: one decoder layer, random codes.
+// Directories as others quantize them, and the float32 models that they stand for: one decoder layer, random
+// codes.
 #pragma once
 
 #include <cstddef>

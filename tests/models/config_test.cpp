@@ -47,38 +47,41 @@ TEST_CASE("config.json") {
     CHECK(c.num_key_value_heads == 4);
     CHECK(c.head_dim == 8);
     CHECK(c.rms_norm_eps == 1e-6);
-    CHECK(c.rope_theta == 10000.0);
+    REQUIRE(c.ropes.size() == 1);
+    CHECK(c.ropes[0].theta == 10000.0);
+    CHECK(c.ropes[0].type == lm::rope_type::standard);
     CHECK(c.max_position_embeddings == 2048);
     CHECK_FALSE(c.tie_word_embeddings);
-    CHECK_FALSE(c.rope_scaling);
   }
   SECTION("rotary parameters in their three forms") {
     json config = small_config();
     config["rope_scaling"] = llama3_scaling();
-    CHECK(read(config).rope_scaling->factor == 8.0);
+    CHECK(read(config).ropes[0].factor == 8.0);
     config["rope_scaling"].erase("rope_type");
     config["rope_scaling"]["type"] = "llama3";
-    CHECK(read(config).rope_scaling->high_freq_factor == 4.0);
+    CHECK(read(config).ropes[0].high_freq_factor == 4.0);
     config = small_config();
     config["rope_parameters"] = llama3_scaling();
     config["rope_parameters"]["rope_theta"] = 77.0;
-    CHECK(read(config).rope_scaling->original_max_position_embeddings == 64.0);
-    CHECK(read(config).rope_theta == 77.0);
+    CHECK(read(config).ropes[0].original_positions == 64.0);
+    CHECK(read(config).ropes[0].theta == 77.0);
     config["rope_parameters"] = {{"rope_type", "default"}};
-    CHECK_FALSE(read(config).rope_scaling);
+    CHECK(read(config).ropes[0].type == lm::rope_type::standard);
   }
   SECTION("what is not implemented, or wrong, is named") {
     struct change {
       std::string key;
       json value;
     };
-    auto const cases = std::vector<change>{{"model_type", "mistral"},
+    auto const cases = std::vector<change>{{"model_type", "gpt2"},
                                            {"architectures", {"MistralForCausalLM"}},
                                            {"hidden_act", "gelu"},
-                                           {"attention_bias", true},
-                                           {"mlp_bias", true},
+                                           {"attention_bias", 1},
+                                           {"rope_interleaved", true},
+                                           {"rotary_pct", 0.5},
                                            {"quantization_config", json::object()},
-                                           {"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}},
+                                           {"rope_scaling", {{"type", "linear"}}},
+                                           {"rope_scaling", {{"type", "mrope"}}},
                                            {"rope_scaling", {{"rope_type", "llama3"}}},
                                            {"rope_scaling", 3},
                                            {"hidden_size", 0},

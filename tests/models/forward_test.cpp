@@ -218,10 +218,12 @@ TEST_CASE("the forward pass agrees with plain loops in double") {
 }
 
 TEST_CASE("rotary frequencies of Llama 3.2") {
-  lm::config c{};
-  c.head_dim = 64;
-  c.rope_theta = 500000.0;
-  c.rope_scaling = lm::rope_scaling{32.0, 1.0, 4.0, 8192.0};
+  lm::rope_parameters rope;
+  rope.type = lm::rope_type::llama3;
+  rope.dimensions = 64;
+  rope.theta = 500000.0;
+  rope.factor = 32.0;
+  rope.original_positions = 8192.0;
   // Elements 0, 5, 14 (the last unscaled one), 15, 17 (blended), 18 and 31 of transformers' result in
   // PyTorch.
   std::vector<std::pair<std::size_t, double>> const expected{{0, 1.0},
@@ -231,7 +233,7 @@ TEST_CASE("rotary frequencies of Llama 3.2") {
                                                              {17, 9.708286233944818e-05},
                                                              {18, 1.9461638657958247e-05},
                                                              {31, 9.418306490260875e-08}};
-  auto const frequencies = lm::rope_frequencies(c);
+  auto const frequencies = lm::rope_frequencies(rope, 1);
   REQUIRE(frequencies.size() == 32);
   for (auto const& [i, value] : expected) CHECK(frequencies[i] == Approx(value).epsilon(2e-6));
 }

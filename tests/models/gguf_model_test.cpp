@@ -3,7 +3,9 @@
 
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -158,12 +160,15 @@ TEST_CASE("models in GGUF files") {
     CHECK(contains(open("llama.embedding_length", number("llama.embedding_length", 64)),
                    "'model.embed_tokens.weight' is F32 [80, 32], but its metadata makes it F32 [80, 64]"));
     CHECK(contains(open("general.architecture",
-                        [](checkpoint::gguf_metadata& m) { m.add("general.architecture", "gemma"); }),
-                   "is gemma: only llama is implemented"));
-    CHECK(contains(open("", number("llama.expert_count", 8)), "mixtures of experts"));
-    CHECK(contains(open("", [](checkpoint::gguf_metadata& m) { m.add("llama.rope.scaling.type", "yarn"); }),
-                   "is yarn: not implemented"));
-    CHECK(contains(open("llama.rope.dimension_count", number("llama.rope.dimension_count", 4)),
+                        [](checkpoint::gguf_metadata& m) { m.add("general.architecture", "mamba"); }),
+                   "is mamba: only gemma2, gemma3, granite, llama, phi3, qwen2, qwen3, qwen3moe, smollm3 are "
+                   "implemented"));
+    CHECK(contains(open("", number("llama.expert_count", 8)), "llama.expert_used_count"));
+    CHECK(contains(open("", [](checkpoint::gguf_metadata& m) { m.add("llama.rope.scaling.type", "mrope"); }),
+                   "is mrope: not implemented"));
+    CHECK(contains(open("llama.rope.dimension_count", number("llama.rope.dimension_count", 10)),
+                   "not an even part of a head of 8"));
+    CHECK(contains(open("llama.attention.value_length", number("llama.attention.value_length", 4)),
                    "only the size of a head is implemented"));
     CHECK(contains(open("llama.attention.head_count_kv", number("llama.attention.head_count_kv", 3)),
                    "does not divide"));
@@ -172,5 +177,69 @@ TEST_CASE("models in GGUF files") {
                    "not positive"));
     CHECK(contains(open("tokenizer.ggml.bos_token_id", number("tokenizer.ggml.bos_token_id", 80)),
                    "is 80: not a token of the vocabulary"));
+  }
+  SECTION("linear scaling of rope, by its type, without one, and by an older name") {
+    write_model(source, config, dtype::f32);
+    written();
+    checkpoint::gguf_file const good(file);
+    auto const tokens = random_tokens(40, 80);
+    config["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 4.0}};
+    auto const other = dir.path / "scaled";
+    fs::create_directories(other);
+    write_model(other, config, dtype::f32);
+    auto const stretched = [&](std::vector<std::pair<std::string, float>> const& numbers, char const* type) {
+      checkpoint::gguf_metadata metadata;
+      for (auto const& [key, value] : good.metadata()) metadata.add(key, value);
+      for (auto const& [key, value] : numbers) metadata.add(key, value);
+      if (type != nullptr) metadata.add("llama.rope.scaling.type", type);
+      write_gguf(dir.path / "changed.gguf", metadata, good.tensors());
+      lm::model const m(dir.path / "changed.gguf");
+      REQUIRE(m.config().ropes.size() == 1);
+      return m.config().ropes[0];
+    };
+    for (auto const& rope : {stretched({{"llama.rope.scaling.factor", 4.0F}}, "linear"),
+                             stretched({{"llama.rope.scaling.factor", 4.0F}}, nullptr),
+                             stretched({{"llama.rope.scale_linear", 4.0F}}, nullptr)}) {
+      CHECK(rope.type == lm::rope_type::linear);
+      CHECK(lm::rope_frequencies(rope, 40) == lm::rope_frequencies(lm::read_config(other).ropes[0], 40));
+    }
+    CHECK(stretched({{"llama.rope.scaling.factor", 4.0F}}, "none").type == lm::rope_type::standard);
+  }
+  SECTION("biases, in the order of their rows; a tensor that nobody takes is named") {
+    write_model(source, config, dtype::f32);
+    written();
+    checkpoint::gguf_file const good(file);
+    auto tensors = good.tensors();
+    std::vector<float> bias(32);
+    for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = 0.1F * static_cast<float>(i);
+    checkpoint::ggml_tensor const wide{checkpoint::ggml_type::f32, {32}, std::as_bytes(std::span(bias))};
+    checkpoint::ggml_tensor const narrow{
+        checkpoint::ggml_type::f32, {16}, std::as_bytes(std::span(bias).first(16))};
+    for (char const* const layer : {"blk.0.", "blk.1."}) {
+      tensors[layer + std::string("attn_q.bias")] = wide;
+      tensors[layer + std::string("attn_k.bias")] = narrow;
+      tensors[layer + std::string("attn_v.bias")] = narrow;
+    }
+    checkpoint::gguf_metadata metadata;
+    for (auto const& [key, value] : good.metadata()) metadata.add(key, value);
+    auto const open = [&] {
+      write_gguf(dir.path / "changed.gguf", metadata, tensors);
+      return lm::model(dir.path / "changed.gguf");
+    };
+    auto const biased = open();
+    auto const layer = biased.load(0, 1);
+    auto const& q = layer.biases[layer.description->index(lm::linear::q_proj)];
+    REQUIRE(q.size() == 32);
+    CHECK(q(1) == bias[2]);  // row 1 of the first half of a head of 8 is the file's row 2
+    CHECK(q(4) == bias[1]);
+    CHECK(q(31) == bias[31]);
+    auto const& v = layer.biases[layer.description->index(lm::linear::v_proj)];
+    CHECK(v(1) == bias[1]);
+    tensors["blk.1.attn_output.bias"] = wide;
+    CHECK(contains(error_of([&] { open(); }), "tensor 'blk.1.attn_output.bias' is in the file, but nothing"));
+    tensors["blk.0.attn_output.bias"] = wide;
+    CHECK(error_of([&] { open(); }).empty());
+    tensors.erase("blk.1.attn_k.bias");
+    CHECK(contains(error_of([&] { open(); }), "has no tensor 'model.layers.1.self_attn.k_proj.bias'"));
   }
 }

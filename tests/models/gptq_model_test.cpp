@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -111,14 +112,15 @@ TEST_CASE("GPTQ checkpoints") {
     auto const write = [&](gptq::checkpoint::gptq_version version) {
       return error_of([&] { lm::write_gptq_model(out, m, dir.path, version, {}); });
     };
-    auto parts = m.packed(1, lm::linear::o_proj)->parts();
+    std::size_t const o_proj = m.config().layer(1).index(lm::linear::o_proj);
+    auto parts = m.packed(1, o_proj)->parts();
     std::vector<std::byte> const zeros(parts.zeros.size());
     parts.zeros = zeros;
     std::vector<std::byte> const codes(parts.codes.begin(), parts.codes.end());
     parts.codes = codes;
     std::vector<gptq::float16> const scales(parts.scales.size() / 2, gptq::float16(0.01F));
     parts.scales = std::as_bytes(std::span(scales));
-    m.replace(1, lm::linear::o_proj, lm::make_packed(how.quantize.format, parts, nullptr));
+    m.replace(1, o_proj, lm::make_packed(how.quantize.format, parts, nullptr));
     CHECK(write(gptq::checkpoint::gptq_version::v1) ==
           "model.layers.1.self_attn.o_proj: the zero point of row 0, group 0 is 0, which version 1 cannot "
           "hold; "
@@ -153,5 +155,63 @@ TEST_CASE("GPTQ checkpoints") {
                    "not F16"));
     fs::resize_file(file, fs::file_size(file) - 1);
     CHECK(contains(error_of([&] { lm::model const other(out); }), "model.safetensors"));
+  }
+  SECTION("as others lay them out, and what they may ask for that is not implemented") {
+    how.quantize.format = {"symmetric", 4, 32};
+    lm::model m(dir.path);
+    lm::quantize_model(m, windows, how, {});
+    auto const out = dir.path / "gptq";
+    lm::write_gptq_model(out, m, dir.path, gptq::checkpoint::gptq_version::v1, {});
+    double const expected = lm::perplexity(m, held_out, float32, 1);
+    auto const perplexity = [&] { return lm::perplexity(lm::model(out), held_out, float32, 1); };
+    json const original = json::parse(std::ifstream(out / "config.json"));
+    auto const with = [&](char const* key, json const& value) {
+      json config = original;
+      config["quantization_config"][key] = value;
+      write_file(out / "config.json", config.dump());
+      return error_of([&] { lm::model const other(out); });
+    };
+    CHECK(contains(with("lm_head", true), "'lm_head' is true: only false is implemented"));
+    CHECK(contains(with("dynamic", {{"-:.*down.*", json::object()}}), "'dynamic'"));
+    CHECK(contains(with("rotation", "hadamard"), "'rotation' is \"hadamard\": rotated weights"));
+    for (char const* const key : {"lm_head", "dynamic", "rotation"}) CHECK(with(key, nullptr).empty());
+    CHECK(with("dynamic", json::object()).empty());
+
+    // AutoRound's words around the same tensors.
+    json config = original;
+    config["quantization_config"]["quant_method"] = "auto-round";
+    config["quantization_config"]["packing_format"] = "auto_round:auto_gptq";
+    write_file(out / "config.json", config.dump());
+    CHECK(perplexity() == Approx(expected).epsilon(1e-6));
+    config["quantization_config"]["extra_config"] = {{"model.layers.0.mlp.up_proj", {{"bits", 8}}}};
+    write_file(out / "config.json", config.dump());
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "'extra_config'"));
+    config["quantization_config"].erase("extra_config");
+    config["quantization_config"]["packing_format"] = "auto_round:auto_awq";
+    write_file(out / "config.json", config.dump());
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "'packing_format'"));
+
+    // quantize_config.json alone, and AutoGPTQ's name for the file of weights; biases of zeros, which it
+    // writes.
+    config = original;
+    config.erase("quantization_config");
+    write_file(out / "config.json", config.dump());
+    CHECK(perplexity() == Approx(expected).epsilon(1e-6));
+    auto const file = out / "gptq_model-4bit-32g.safetensors";
+    auto const add_bias = [&](float value) {
+      gptq::checkpoint::safetensors_file const mapped(out / "model.safetensors");
+      auto tensors = mapped.tensors();
+      std::vector<float> const bias(48, value);
+      tensors["model.layers.1.mlp.up_proj.bias"] = {dtype::f32, {48}, std::as_bytes(std::span(bias))};
+      write_safetensors(file, tensors);
+    };
+    add_bias(0.0F);
+    fs::rename(out / "model.safetensors", out / "kept");
+    CHECK(perplexity() == Approx(expected).epsilon(1e-6));
+    fs::rename(out / "kept", out / "model.safetensors");
+    add_bias(0.5F);
+    fs::remove(out / "model.safetensors");
+    CHECK(contains(error_of([&] { lm::model const other(out); }),
+                   "'model.layers.1.mlp.up_proj.bias' is in the file"));
   }
 }

@@ -127,13 +127,13 @@ TEST_CASE("quantizing a model") {
     lm::float_layer const original = m.load(1, 1);
     lm::quantize_model(m, windows, how, {});
     lm::float_layer const loaded = m.load(1, 1);
-    for (std::size_t l = 0; l < lm::linears; ++l) {
+    for (std::size_t l = 0; l < loaded.weights.size(); ++l) {
       // Rounding to nearest does not depend on activations, so it can be repeated.
       using format = gptq::format<gptq::asymmetric, 2, 32>;
       auto const rounded = gptq::dequantize(gptq::round_to_nearest<format>(original.weights[l]));
       CHECK(loaded.weights[l] == rounded);
     }
-    CHECK(loaded.attention_norm == original.attention_norm);
+    CHECK(loaded[lm::norm::attention] == original[lm::norm::attention]);
   }
   SECTION("the kernels compute what the decoded weights do") {
     how.quantize.format =

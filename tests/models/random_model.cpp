@@ -105,7 +105,10 @@ gptq::matrix logits_of(lm::model const& m, std::vector<token> const& tokens) {
   auto const angles = lm::make_rotations(c, static_cast<std::int64_t>(tokens.size()));
   gptq::matrix x = m.embed(tokens);
   for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) lm::run_layer({c, angles}, m.load(i, 1), x);
-  return lm::rms_norm(x, m.final_norm(), c.rms_norm_eps) * m.output_rows(0, c.vocab_size).transpose();
+  gptq::matrix logits =
+      lm::rms_norm(x, m.final_norm(), c.rms_norm_eps) * m.output_rows(0, c.vocab_size).transpose();
+  lm::scale_logits(c, logits);
+  return logits;
 }
 
 json llama3_scaling() {

@@ -70,7 +70,8 @@ TEST_CASE("tokens from files") {
   SECTION("other models need a tokenizer") {
     c.vocab_size = 1000;
     write_file(dir.path / "x.txt", "text");
-    CHECK(contains(error_of([&] { lm::read_tokens(dir.path / "x.txt", dir.path, c); }), "tokenizer.model"));
+    CHECK(contains(error_of([&] { lm::read_tokens(dir.path / "x.txt", dir.path, c); }),
+                   "text needs a tokenizer.json or tokenizer.model"));
     write_file(dir.path / "tokenizer.model", "nonsense");
     CHECK(contains(error_of([&] { lm::read_tokens(dir.path / "x.txt", dir.path, c); }), "sentencepiece"));
   }
