@@ -53,13 +53,13 @@ std::span<std::byte const> bytes_of(std::vector<T> const& values) {
   return std::as_bytes(std::span(values));
 }
 
-/// A way to write a file, and its name for messages.
-struct writer {
+/// A way to use files, and its name for messages.
+struct way {
   std::string name;
-  std::function<void(fs::path const&)> write;
+  std::function<void(fs::path const&)> use;
 };
 
-std::vector<writer> writers() {
+std::vector<way> writers() {
   static std::vector<float> const values(1000, 1.5F);
   return {{"new_file",
            [](fs::path const& path) {
@@ -97,9 +97,9 @@ struct undisturbed {
   std::string text;
   std::vector<std::string> calls;
 
-  undisturbed(writer const& w, test::scratch const& dir) {
+  undisturbed(way const& w, test::scratch const& dir) {
     faults::start({.directory = dir.path.string()});
-    w.write(dir.path / "x");
+    w.use(dir.path / "x");
     calls = faults::stop();
     text = contents(dir.path / "x");
     fs::remove(dir.path / "x");
@@ -110,7 +110,7 @@ struct undisturbed {
 
 TEST_CASE("the system calls of a write", "[files]") {
   test::scratch const dir("files_test");
-  for (writer const& w : writers()) {
+  for (way const& w : writers()) {
     INFO(w.name);
     auto const calls = undisturbed(w, dir).calls;
     auto const count = [&](char const* name) { return std::count(calls.begin(), calls.end(), name); };
@@ -131,7 +131,7 @@ TEST_CASE("the system calls of a write", "[files]") {
 TEST_CASE("a call that fails leaves the old file or the new one, and nothing else", "[files]") {
   test::scratch const dir("files_test");
   auto const path = dir.path / "x";
-  for (writer const& w : writers()) {
+  for (way const& w : writers()) {
     undisturbed const expected(w, dir);
     for (int const error : {ENOSPC, EIO, EACCES, EMFILE}) {
       for (bool const and_all_later : {false, true}) {
@@ -144,7 +144,7 @@ TEST_CASE("a call that fails leaves the old file or the new one, and nothing els
                          .what = faults::kind::error,
                          .error = error,
                          .and_all_later = and_all_later});
-          auto const message = error_of([&] { w.write(path); });
+          auto const message = error_of([&] { w.use(path); });
           faults::stop();
           bool const is_closing = expected.calls[at] == "close";
           bool const is_renamed =
@@ -164,7 +164,7 @@ TEST_CASE("a call that fails leaves the old file or the new one, and nothing els
 TEST_CASE("a directory that cannot be read takes files, and one that breaks says so", "[files]") {
   test::scratch const dir("files_test");
   auto const path = dir.path / "x";
-  writer const w = writers().front();
+  way const w = writers().front();
   auto const calls = undisturbed(w, dir).calls;
   auto const renamed = std::find(calls.begin(), calls.end(), "rename") - calls.begin();
   auto const with = [&](char const* call, int error) {
@@ -173,7 +173,7 @@ TEST_CASE("a directory that cannot be read takes files, and one that breaks says
                    .at = static_cast<int>(at),
                    .what = faults::kind::error,
                    .error = error});
-    auto const message = error_of([&] { w.write(path); });
+    auto const message = error_of([&] { w.use(path); });
     faults::stop();
     return message;
   };
@@ -186,7 +186,7 @@ TEST_CASE("a directory that cannot be read takes files, and one that breaks says
 TEST_CASE("signals and short writes change nothing", "[files]") {
   test::scratch const dir("files_test");
   auto const path = dir.path / "x";
-  for (writer const& w : writers()) {
+  for (way const& w : writers()) {
     undisturbed const expected(w, dir);
     for (std::size_t at = 0; at < expected.calls.size(); ++at) {
       auto const& call = expected.calls[at];
@@ -197,7 +197,7 @@ TEST_CASE("signals and short writes change nothing", "[files]") {
         write_file(path, old_text);
         faults::start(
             {.directory = dir.path.string(), .at = static_cast<int>(at), .what = what, .error = EINTR});
-        CHECK(error_of([&] { w.write(path); }).empty());
+        CHECK(error_of([&] { w.use(path); }).empty());
         faults::stop();
         CHECK(contents(path) == expected.text);
       }
@@ -209,7 +209,7 @@ TEST_CASE("signals and short writes change nothing", "[files]") {
                    .what = faults::kind::short_write,
                    .and_all_later = true,
                    .only_call = "write"});
-    w.write(path);
+    w.use(path);
     CHECK(std::ssize(faults::stop()) > std::count(expected.calls.begin(), expected.calls.end(), "write"));
     CHECK(contents(path) == expected.text);
   }
@@ -218,7 +218,7 @@ TEST_CASE("signals and short writes change nothing", "[files]") {
 TEST_CASE("killed at any call, a program leaves a whole file", "[files]") {
   test::scratch const dir("files_test");
   auto const path = dir.path / "x";
-  for (writer const& w : writers()) {
+  for (way const& w : writers()) {
     undisturbed const expected(w, dir);
     for (std::size_t at = 0; at < expected.calls.size(); ++at) {
       auto const& call = expected.calls[at];
@@ -229,7 +229,7 @@ TEST_CASE("killed at any call, a program leaves a whole file", "[files]") {
         pid_t const child = ::fork();
         if (child == 0) {
           faults::start({.directory = dir.path.string(), .at = static_cast<int>(at), .what = what});
-          w.write(path);
+          w.use(path);
           ::_exit(0);
         }
         int status = 0;
@@ -289,25 +289,25 @@ TEST_CASE("a file that cannot be read is an error that says why, and is closed",
              R"({"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}})");
   auto const gguf = dir.path / "x.gguf";
   write_gguf(gguf, {}, {{"a", {ggml_type::f32, {2}, bytes_of(values)}}});
-  std::vector<writer> const readers{
+  std::vector<way> const readers{
       {"mapped_file", [](fs::path const& directory) { mapped_file(directory / "model-1.safetensors"); }},
       {"safetensors_file",
        [](fs::path const& directory) { safetensors_file(directory / "model-1.safetensors"); }},
       {"safetensors_directory", [](fs::path const& directory) { safetensors_directory{directory}; }},
       {"gguf_file", [](fs::path const& directory) { gguf_file{directory / "x.gguf"}; }}};
-  for (auto const& [name, read] : readers) {
+  for (way const& reader : readers) {
     faults::start({.directory = dir.path.string()});
-    read(dir.path);
+    reader.use(dir.path);
     auto const calls = faults::stop();
     auto const before = open_files();
     CHECK(calls.size() % 4 == 0);  // open, fstat, mmap, close
     for (std::size_t at = 0; at < calls.size(); ++at) {
-      INFO(name << ", " << calls[at] << " (call " << at << ")");
+      INFO(reader.name << ", " << calls[at] << " (call " << at << ")");
       faults::start({.directory = dir.path.string(),
                      .at = static_cast<int>(at),
                      .what = faults::kind::error,
                      .error = EACCES});
-      auto const message = error_of([&] { read(dir.path); });
+      auto const message = error_of([&] { reader.use(dir.path); });
       faults::stop();
       auto const reason = calls[at] == "open"    ? "cannot be opened: Permission denied"
                           : calls[at] == "fstat" ? "cannot be read: Permission denied"
@@ -326,7 +326,7 @@ TEST_CASE("a file that cannot be read is an error that says why, and is closed",
                    .what = faults::kind::error,
                    .error = EINTR,
                    .only_call = "open"});
-    CHECK(error_of([&] { read(dir.path); }).empty());
+    CHECK(error_of([&] { reader.use(dir.path); }).empty());
     faults::stop();
   }
 }
