@@ -15,7 +15,7 @@ install(EXPORT gptqTargets NAMESPACE gptq:: DESTINATION ${package_dir})
 configure_package_config_file(cmake/gptqConfig.cmake.in gptqConfig.cmake INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(gptqConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/gptqConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/gptqConfigVersion.cmake
-              cmake/dispatch.cmake cmake/isa.cmake
+              cmake/dispatch.cmake cmake/isa.cmake cmake/solver.cmake
         DESTINATION ${package_dir})
 
 include(cmake/pkgconfig.cmake)

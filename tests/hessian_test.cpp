@@ -295,3 +295,34 @@ TEST_CASE("what is wrong is named, and nothing is added", "[hessian]") {
   CHECK(contains(error_of([] { hessian(0); }), "in_features is 0, not positive"));
   CHECK(contains(error_of([] { hessian(-3); }), "in_features is -3, not positive"));
 }
+
+TEST_CASE("a batch of no tokens adds nothing", "[hessian]") {
+  test::random random(40);
+  matrix const x = test::correlated_inputs(20, 12, random);
+  hessian h(12);
+  auto const add_none = [&] {
+    h.add(matrix(0, 12));
+    h.add(x.topRows(0));
+    h.add(matrix(0, 12), std::span<float const>());
+    h.add(x.data(), 0);
+    h.add(static_cast<float const*>(nullptr), 0);
+    h.add(static_cast<gptq::float16 const*>(nullptr), 0);
+    h.add(static_cast<gptq::bfloat16 const*>(nullptr), 0);
+  };
+  add_none();
+  CHECK(h.sequences() == 0);
+  CHECK(h.tokens() == 0.0);
+  CHECK(h.scale() == 0.0);
+  CHECK(h.sum().isZero(0.0F));
+  h.add(x);
+  Eigen::MatrixXf const before = h.sum();
+  add_none();
+  CHECK(h.sequences() == 1);
+  CHECK(h.tokens() == 20.0);
+  CHECK(h.sum() == before);
+  // It is looked at all the same.
+  CHECK(contains(error_of([&] { h.add(matrix(0, 11)); }), "11 wide"));
+  std::vector<float> const one_weight(1, 1.0F);
+  CHECK(contains(error_of([&] { h.add(matrix(0, 12), one_weight); }), "1 token weights for 0 tokens"));
+  CHECK(contains(error_of([&] { h.add(x.data(), -1); }), "-1 tokens"));
+}

@@ -241,3 +241,111 @@ TEST_CASE("a format that cannot be tried is named with the layer") {
   CHECK(contains(message, "a, again with asymmetric, 4 bits, groups of 32"));
   CHECK(contains(message, "not compiled"));
 }
+
+// ---- at the limits, with losses and bytes made up ----
+
+namespace {
+
+/// What a format makes of a layer: the loss halves with every halving of groups or doubling of bits.
+struct made_up {
+  gptq::quantize_report report;
+  index_t bytes = 0;
+};
+
+made_up make_up(matrix&& weight, hessian const&, format_spec const& format) {
+  made_up r;
+  r.report.loss = static_cast<double>(weight(0, 0)) * format.group_size / format.bits;
+  r.bytes = 1000 * format.bits + 64000 / format.group_size;
+  return r;
+}
+
+std::shared_ptr<hessian const> some_hessian(index_t in = 128) {
+  hessian h(in);
+  h.add(matrix::Ones(2, in));
+  return std::make_shared<hessian const>(std::move(h));
+}
+
+gptq::observed_layer layer_losing(std::string name, double loss,
+                                  std::shared_ptr<hessian const> h = some_hessian()) {
+  auto const size = static_cast<float>(loss * coarse.bits / coarse.group_size);
+  return {
+      std::move(name), [size] { return matrix::Constant(1, 128, size); }, std::move(h), coarse, loss, 5000};
+}
+
+}  // namespace
+
+TEST_CASE("layers of one loss stay in the order they came in") {
+  observer o(3);
+  for (char const* const name : {"a", "b", "c"}) {
+    CHECK(o.wants(1.0));
+    o.offer(layer_losing(name, 1.0));
+  }
+  CHECK(o.names() == std::vector<std::string>{"a", "b", "c"});
+  CHECK_FALSE(o.wants(1.0));
+  o.offer(layer_losing("d", 1.0));
+  CHECK(o.names() == std::vector<std::string>{"a", "b", "c"});
+  o.offer(layer_losing("e", std::nextafter(1.0, 2.0)));
+  CHECK(o.names() == std::vector<std::string>{"e", "a", "b"});
+  o.offer(layer_losing("f", 1.0));
+  CHECK(o.names() == std::vector<std::string>{"e", "a", "b"});
+}
+
+TEST_CASE("a spilled Hessian is not kept in memory, and is what comes back") {
+  test::scratch const dir;
+  observer o(2, dir.path);
+  auto h = some_hessian();
+  std::weak_ptr<hessian const> const watch = h;
+  Eigen::MatrixXf const sum = h->sum();
+  o.offer(layer_losing("a", 1.0, h));
+  o.offer(layer_losing("b", 2.0, std::move(h)));
+  CHECK(watch.expired());
+  int calls = 0;
+  auto const look = [&](matrix&& weight, hessian const& again, format_spec const& format) {
+    ++calls;
+    CHECK(again.sum() == sum);
+    CHECK(again.sequences() == 1);
+    return make_up(std::move(weight), again, format);
+  };
+  o.refine(look, [](auto&&...) {});
+  CHECK(calls > 0);
+}
+
+TEST_CASE("a target that is met exactly is met") {
+  observer o(1);
+  o.offer(layer_losing("a", 8.0));
+  auto const attempts = [&](double target) {
+    return o
+        .refine(
+            make_up, [](auto&&...) {}, target)[0]
+        .attempts;
+  };
+  // 4 bits in groups of 64: 8; of 32: 4; 8 bits in groups of 64: 4; of 32: 2.
+  CHECK(attempts(0.5).size() == 2);
+  CHECK(attempts(0.5).back().loss == 4.0);
+  CHECK(attempts(std::nextafter(0.5, 0.0)).size() == 4);
+  CHECK(attempts(0.25).size() == 4);
+  CHECK(attempts(1.0).size() == 1);
+}
+
+TEST_CASE("bytes that fit exactly are spent") {
+  observer o(2);
+  o.offer(layer_losing("a", 8.0));
+  o.offer(layer_losing("b", 16.0));
+  auto const chosen = [&](index_t budget) {
+    std::vector<format_spec> formats;
+    for (refinement const& r : o.spend(budget, make_up, [](auto&&...) {}))
+      formats.push_back(r.after().format);
+    return formats;
+  };
+  format_spec const smaller_groups{"symmetric", 4, 32}, both{"symmetric", 8, 32};
+  // The layers have 5000 bytes; smaller groups 1000 more, twice the bits 4000 more again. b, of the larger loss,
+  // is the first.
+  CHECK(chosen(0) == std::vector<format_spec>{coarse, coarse});
+  CHECK(chosen(999) == std::vector<format_spec>{coarse, coarse});
+  CHECK(chosen(1000) == std::vector<format_spec>{smaller_groups, coarse});
+  CHECK(chosen(1999) == std::vector<format_spec>{smaller_groups, coarse});
+  CHECK(chosen(2000) == std::vector<format_spec>{smaller_groups, smaller_groups});
+  CHECK(chosen(5999) == std::vector<format_spec>{smaller_groups, smaller_groups});
+  CHECK(chosen(6000) == std::vector<format_spec>{both, smaller_groups});
+  CHECK(chosen(10000) == std::vector<format_spec>{both, both});
+}

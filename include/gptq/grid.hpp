@@ -66,19 +66,19 @@ GPTQ_HOST_DEVICE inline grid grid_for_range(range r, code_levels const& levels, 
   float const amax = -r.low > r.high ? -r.low : r.high;
   float const top = static_cast<float>(levels.max_code) - levels.zero;
   float const bottom = static_cast<float>(levels.min_code) - levels.zero;
-  switch (options.rule) {
-    case grid_rule::amax:
-      return {stored_scale(amax / top, options.scales), 0};
-    case grid_rule::signed_amax: {
-      if (-bottom == top) return {stored_scale(amax / top, options.scales), 0};
-      float const extreme = -r.low > r.high ? r.low : r.high;
-      return {stored_scale(extreme / (-bottom > top ? bottom : top), options.scales), 0};
-    }
-    case grid_rule::published:
-      break;
-  }
   bool const unsigned_defect = options.published_defects && r.low == 0.0F;
-  return {stored_scale((unsigned_defect ? amax : 2.0F * amax) / steps, options.scales), 0};
+  float scale = (unsigned_defect ? amax : 2.0F * amax) / steps;
+  if (options.rule == grid_rule::amax || (options.rule == grid_rule::signed_amax && -bottom == top)) {
+    scale = amax / top;
+  } else if (options.rule == grid_rule::signed_amax) {
+    float const extreme = -r.low > r.high ? r.low : r.high;
+    scale = extreme / (-bottom > top ? bottom : top);
+  }
+  scale = stored_scale(scale, options.scales);
+  // Half step has no level at zero. Weights that are nearer to it than to the levels beside it, even those of
+  // the smallest scale, become zeros.
+  if (levels.is_half_step() && !options.published_defects && 4.0F * amax < scale) scale = 0.0F;
+  return {scale, 0};
 }
 
 }  // namespace detail

@@ -85,7 +85,7 @@ GPTQ_SOLVER_FUNCTION void add_tokens(Eigen::MatrixXf& sum, token_count& count, v
   check_tokens(sum.rows(), x, weights);
   if (x.rows == 0) return;
   if (weights.empty()) {
-    add_rank_update(sum, 1.0F, x.transposed(), threads);
+    add_rank_update(sum, sign::plus, x.transposed(), threads);
     count.tokens += static_cast<double>(x.rows);
   } else {
     std::vector<float> weighted(static_cast<std::size_t>(x.rows * x.columns));
@@ -96,7 +96,7 @@ GPTQ_SOLVER_FUNCTION void add_tokens(Eigen::MatrixXf& sum, token_count& count, v
       for (index_t i = 0; i < x.columns; ++i) row[i] = x(t, i) * root;
       count.tokens += static_cast<double>(weight);
     }
-    add_rank_update(sum, 1.0F, view(weighted.data(), x.columns, x.rows, x.columns, false), threads);
+    add_rank_update(sum, sign::plus, view(weighted.data(), x.columns, x.rows, x.columns, false), threads);
   }
   ++count.sequences;
 }

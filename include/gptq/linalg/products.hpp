@@ -29,11 +29,13 @@ GPTQ_SOLVER_FUNCTION void for_row_tiles(index_t rows, int threads, function_ref<
 /// Whether no entry is a NaN or an infinity.
 GPTQ_SOLVER_FUNCTION bool all_finite(view x);
 
-/// c += alpha a b
-GPTQ_SOLVER_FUNCTION void add_product(mutable_view c, float alpha, view a, view b, int threads);
+enum class sign { plus, minus };
 
-/// Lower triangle of c[n, n] += alpha u u' for u[n, k]; both by columns.
-GPTQ_SOLVER_FUNCTION void add_rank_update(mutable_view c, float alpha, view u, int threads);
+/// c += a b, or c -= a b
+GPTQ_SOLVER_FUNCTION void add_product(mutable_view c, sign s, view a, view b, int threads);
+
+/// Lower triangle of c[n, n] += u u', or -= u u', for u[n, k]; both by columns.
+GPTQ_SOLVER_FUNCTION void add_rank_update(mutable_view c, sign s, view u, int threads);
 
 /// Sum over the rows w of `rows`, which lie by rows, of w S w', S symmetric and given by its lower triangle,
 /// by columns. In double beyond a row's products with S.
@@ -86,41 +88,55 @@ GPTQ_SOLVER_FUNCTION bool all_finite(view x) {
   return true;
 }
 
-/// The same on one thread, for c by columns.
-inline void add_product_by_columns(columns_map c, float alpha, view a, view b) {
-  if (a.by_rows && b.by_rows) {
-    c.noalias() += alpha * (as_map<rows_map_const>(a) * as_map<rows_map_const>(b));
-  } else if (a.by_rows) {
-    c.noalias() += alpha * (as_map<rows_map_const>(a) * as_map<columns_map_const>(b));
-  } else if (b.by_rows) {
-    c.noalias() += alpha * (as_map<columns_map_const>(a) * as_map<rows_map_const>(b));
+template <class A, class B>
+void add_product_of_maps(columns_map c, sign s, A const& a, B const& b) {
+  if (s == sign::plus) {
+    c.noalias() += a * b;
   } else {
-    c.noalias() += alpha * (as_map<columns_map_const>(a) * as_map<columns_map_const>(b));
+    c.noalias() -= a * b;
   }
 }
 
-GPTQ_SOLVER_FUNCTION void add_product(mutable_view c, float alpha, view a, view b, int threads) {
+/// add_product on one thread, for c by columns and one of a and b by rows.
+inline void add_product_on_this_thread(mutable_view c, sign s, view a, view b) {
+  if (a.by_rows) {
+    add_product_of_maps(as_map<columns_map>(c), s, as_map<rows_map_const>(a), as_map<columns_map_const>(b));
+  } else {
+    add_product_of_maps(as_map<columns_map>(c), s, as_map<columns_map_const>(a), as_map<rows_map_const>(b));
+  }
+}
+
+GPTQ_SOLVER_FUNCTION void add_product(mutable_view c, sign s, view a, view b, int threads) {
   if (a.columns == 0) return;
+  // Every further way that a and b may lie would be another product for the compiler to work on.
+  std::vector<float> other_order;
+  if (a.by_rows == b.by_rows) {
+    other_order.resize(static_cast<std::size_t>(b.rows * b.columns));
+    mutable_view const copied(other_order.data(), b.rows, b.columns, b.by_rows ? b.rows : b.columns,
+                              !b.by_rows);
+    copy(b, copied);
+    b = copied;
+  }
   for_row_tiles(c.rows, threads, [&](index_t first, index_t count) {
     mutable_view const target = c.middle_rows(first, count);
     view const left = a.middle_rows(first, count);
     if (target.by_rows) {
-      add_product_by_columns(as_map<columns_map>(target.transposed()), alpha, b.transposed(),
-                             left.transposed());
+      add_product_on_this_thread(target.transposed(), s, b.transposed(), left.transposed());
     } else {
-      add_product_by_columns(as_map<columns_map>(target), alpha, left, b);
+      add_product_on_this_thread(target, s, left, b);
     }
   });
 }
 
-inline void add_rank_update_tile(mutable_view c, float alpha, view u) {
-  as_map<columns_map>(c).selfadjointView<Eigen::Lower>().rankUpdate(as_map<columns_map_const>(u), alpha);
+inline void add_rank_update_tile(mutable_view c, sign s, view u) {
+  as_map<columns_map>(c).selfadjointView<Eigen::Lower>().rankUpdate(as_map<columns_map_const>(u),
+                                                                    s == sign::plus ? 1.0F : -1.0F);
 }
 
-GPTQ_SOLVER_FUNCTION void add_rank_update(mutable_view c, float alpha, view u, int threads) {
+GPTQ_SOLVER_FUNCTION void add_rank_update(mutable_view c, sign s, view u, int threads) {
   if (u.columns == 0) return;
   if (have_blas) {
-    add_rank_update_tile(c, alpha, u);
+    add_rank_update_tile(c, s, u);
     return;
   }
   index_t const n = c.rows;
@@ -134,9 +150,9 @@ GPTQ_SOLVER_FUNCTION void add_rank_update(mutable_view c, float alpha, view u, i
     view const right = u.middle_rows(j * tile_rows, std::min(tile_rows, n - j * tile_rows));
     mutable_view const tile = c.block(i * tile_rows, j * tile_rows, left.rows, right.rows);
     if (i == j) {
-      add_rank_update_tile(tile, alpha, left);
+      add_rank_update_tile(tile, s, left);
     } else {
-      add_product_by_columns(as_map<columns_map>(tile), alpha, left, right.transposed());
+      add_product_on_this_thread(tile, s, left, right.transposed());
     }
   });
 }
@@ -204,7 +220,7 @@ GPTQ_SOLVER_FUNCTION bool cholesky_lower(mutable_view a, int threads) {
         .transpose()
         .solveInPlace<Eigen::OnTheRight>(rows);
   });
-  add_rank_update(lower_right, -1.0F, lower_left, threads);
+  add_rank_update(lower_right, sign::minus, lower_left, threads);
   return cholesky_lower(lower_right, threads);
 }
 

@@ -257,6 +257,7 @@ GPTQ_SOLVER_FUNCTION double relative_output_error(linalg::view weight, linalg::v
                 " x " + std::to_string(approximation.columns) + " and hessian of " +
                 std::to_string(h.in_features()) + " inputs do not agree");
   }
+  if (!(h.tokens() > 0.0)) throw error("output_error: the hessian has seen no tokens");
   matrix difference(weight.rows, weight.columns);
   for (index_t row = 0; row < weight.rows; ++row) {
     for (index_t i = 0; i < weight.columns; ++i) difference(row, i) = weight(row, i) - approximation(row, i);

@@ -61,7 +61,7 @@ GPTQ_SOLVER_FUNCTION void add_input_error(Eigen::MatrixXf& sum, linalg::view x, 
   for (index_t t = 0; t < x.rows; ++t) {
     for (index_t i = 0; i < in; ++i) difference(t, i) = x(t, i) - quantized_x(t, i);
   }
-  linalg::add_product(sum, 1.0F, linalg::view(difference).transposed(), quantized_x, threads);
+  linalg::add_product(sum, linalg::sign::plus, linalg::view(difference).transposed(), quantized_x, threads);
 }
 
 /// W C (S + damping)^-1.
@@ -82,7 +82,7 @@ inline matrix find_correction(matrix const& weight, input_sums const& inputs, do
     if (!ladder.raise()) throw_not_positive_definite(inputs.h, ladder.damping());
   }
   matrix correction = matrix::Zero(weight.rows(), in);
-  linalg::add_product(correction, 1.0F, weight, inputs.error, threads);
+  linalg::add_product(correction, linalg::sign::plus, weight, inputs.error, threads);
   linalg::for_row_tiles(weight.rows(), threads, [&](index_t first, index_t count) {
     auto rows = correction.middleRows(first, count);
     factor.triangularView<Eigen::Lower>().transpose().solveInPlace<Eigen::OnTheRight>(rows);
@@ -97,7 +97,7 @@ inline double best_strength(matrix const& weight, matrix const& correction, inpu
   double const square = linalg::quadratic_form(correction, on.h.sum(), threads);
   if (!(square > 0.0)) return 0.0;
   matrix target = matrix::Zero(weight.rows(), weight.cols());
-  linalg::add_product(target, 1.0F, weight, on.error, threads);
+  linalg::add_product(target, linalg::sign::plus, weight, on.error, threads);
   double along = 0.0;
   for (index_t row = 0; row < weight.rows(); ++row) {
     double of_row = 0.0;

@@ -124,10 +124,11 @@ class coordinate_descent {
                     index_t count) const {
     index_t const end = first + count;
     index_t const after = columns_ - end;
-    linalg::add_product(target, 1.0F, difference.middle_columns(0, first),
+    linalg::add_product(target, linalg::sign::plus, difference.middle_columns(0, first),
                         sum_.block(first, 0, count, first).transposed(), threads_);
-    linalg::add_product(target, 1.0F, difference.middle_columns(first, count), metric, threads_);
-    linalg::add_product(target, 1.0F, difference.middle_columns(end, after),
+    linalg::add_product(target, linalg::sign::plus, difference.middle_columns(first, count), metric,
+                        threads_);
+    linalg::add_product(target, linalg::sign::plus, difference.middle_columns(end, after),
                         sum_.block(end, first, after, count), threads_);
   }
 
@@ -381,7 +382,7 @@ inline void coordinate_descent::fit_large_group_rows(index_t group, index_t firs
   });
   matrix inside(rows, count);
   std::fill_n(inside.data(), inside.size(), 0.0F);
-  linalg::add_product(inside, 1.0F, levels, metric, threads_);
+  linalg::add_product(inside, linalg::sign::plus, levels, metric, threads_);
   // A group that is the whole row needs no gradient: l g' = (l M) d'.
   matrix gradient;
   if (!whole_row) {

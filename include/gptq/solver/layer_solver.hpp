@@ -108,8 +108,7 @@ class layer_solver {
     kept_rows const before(s_, std::move(weight));
     first_sweep(std::move(order));
     s_.to_original_order();
-    // Losses under different damping do not compare.
-    if (s_.result.report.damping == before.damping()) before.restore_better(s_);
+    before.restore_better(s_);
   }
 
   /// Fits the grids to the codes, sweeps again with these grids, and keeps of every row what is better.

@@ -131,8 +131,8 @@ class published_solver {
       }
       index_t const end = first + count;
       index_t const later = columns_ - end;
-      linalg::add_product(linalg::mutable_view(weight_).middle_columns(end, later), -1.0F, errors,
-                          linalg::view(upper_).block(first, end, count, later), options_.threads);
+      linalg::add_product(linalg::mutable_view(weight_).middle_columns(end, later), linalg::sign::minus,
+                          errors, linalg::view(upper_).block(first, end, count, later), options_.threads);
     }
     result_.report.loss = loss;
   }

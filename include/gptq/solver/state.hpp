@@ -95,8 +95,10 @@ class kept_rows {
   kept_rows(layer_state const& state, matrix difference)
       : result_(state.result), losses_(state.losses), difference_(std::move(difference)) {}
 
-  /// Puts the rows back that had lost less before.
+  /// Puts the rows back that had lost no more before. Losses under different damping do not compare: none
+  /// then.
   void restore_better(layer_state& state) const {
+    if (state.result.report.damping != result_.report.damping) return;
     index_t const columns = state.columns();
     linalg::for_strips(state.rows(), state.threads(), [&](index_t first, index_t count) {
       for (index_t row = first; row < first + count; ++row) {
@@ -112,7 +114,6 @@ class kept_rows {
       }
     });
   }
-  double damping() const { return result_.report.damping; }
 
  private:
   solution result_;

@@ -274,7 +274,7 @@ class sweep {
   /// now += what the quantized positions p0..p1 owe to positions q0..q1, which are the columns of `now`.
   void add_feedback(linalg::mutable_view now, index_t p0, index_t p1, index_t q0, index_t q1) const {
     index_t const columns = s_.columns();
-    linalg::add_product(now, 1.0F, linalg::view(s_.work).middle_columns(columns - p1, p1 - p0),
+    linalg::add_product(now, linalg::sign::plus, linalg::view(s_.work).middle_columns(columns - p1, p1 - p0),
                         linalg::view(s_.f->lower).block(columns - p1, columns - q1, p1 - p0, q1 - q0),
                         s_.threads());
   }
