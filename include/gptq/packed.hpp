@@ -7,9 +7,7 @@
 // layout.hpp says where every code lies.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <new>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,13 +17,16 @@
 #include <gptq/layer.hpp>
 #include <gptq/layout.hpp>
 #include <gptq/layout/aligned.hpp>
+#include <gptq/layout/packing.hpp>
 
 namespace gptq {
 
 /// Throws gptq::error, naming the first thing wrong, if find_fault(view) of checks.hpp finds something: kernels
 /// cannot be given this view.
 template <storage_format Format>
-void check(packed_view<Format> const& view);
+void check(packed_view<Format> const& view) {
+  detail::throw_fault(view);
+}
 
 /// make_view() of checks.hpp and check(view): a view of memory that comes from elsewhere, or gptq::error.
 template <storage_format Format>
@@ -88,7 +89,9 @@ class packed_matrix {
 /// error. Throws as check(layer) does, and for memory of another shape, or with a column order that the layer does
 /// not have, or without one that it has.
 template <storage_format Format>
-void pack(quantized_layer<Format> const& layer, packed_memory<Format> const& to);
+void pack(quantized_layer<Format> const& layer, packed_memory<Format> const& to) {
+  detail::pack_layer(layer, to);
+}
 
 /// Packs a layer; check(layer) first, with its errors. unpack(pack(layer).view()) has the same codes, scales,
 /// zeros and order.
@@ -97,7 +100,9 @@ packed_matrix<Format> pack(quantized_layer<Format> const& layer);
 
 /// The codes, scales, zeros and order of a packed matrix; the report is empty.
 template <storage_format Format>
-quantized_layer<Format> unpack(packed_view<Format> const& view);
+quantized_layer<Format> unpack(packed_view<Format> const& view) {
+  return detail::unpack_layer(view);
+}
 
 // ---- implementation -------------------------------------------------------------------------------------
 
@@ -133,98 +138,12 @@ double packed_matrix<Format>::bits_per_weight() const {
 }
 
 template <storage_format Format>
-void check(packed_view<Format> const& view) {
-  located_fault const found = find_fault(view);
-  auto const fail = [](std::string const& what) { throw error("packed matrix: " + what); };
-  switch (found.what) {
-    case fault::none:
-      return;
-    case fault::shape:
-      return fail("a shape of " + std::to_string(view.out) + " x " + std::to_string(view.in));
-    case fault::scale_alignment:
-      return fail("scales at an address that is no multiple of " +
-                  std::to_string(alignof(typename Format::scale)));
-    case fault::order:
-      return detail::check_permutation(view.order, view.in);
-    case fault::scale_value:
-      return fail("the scale of row " + std::to_string(found.row) + ", group " + std::to_string(found.group) +
-                  " is " + std::to_string(view.grid(found.row, found.group).scale));
-    case fault::no_memory:
-      throw std::bad_alloc();
-    default:
-      return fail(message(found.what));
-  }
-}
-
-template <storage_format Format>
-void pack(quantized_layer<Format> const& layer, packed_memory<Format> const& to) {
-  check(layer);
-  if (to.out != layer.out || to.in != layer.in) {
-    throw error("pack: memory for a matrix of " + std::to_string(to.out) + " x " + std::to_string(to.in) +
-                ", not of " + std::to_string(layer.out) + " x " + std::to_string(layer.in));
-  }
-  if (layer.order.empty() != (to.order == nullptr)) {
-    throw error(to.order == nullptr ? "pack: no memory for the layer's column order"
-                                    : "pack: memory for a column order, which the layer does not have");
-  }
-  std::copy(layer.order.begin(), layer.order.end(), to.order);
-  auto const shape = to.layout();
-  // Padding is 0, and streams of zero points are written bit by bit.
-  if (layer.out % packed_rows != 0) {
-    index_t const last = layer.out / packed_rows;
-    std::fill(to.codes + shape.code_offset(last, 0), to.codes + shape.code_bytes(), std::uint8_t{0});
-    std::fill(to.scales + shape.scale_offset(last, 0), to.scales + shape.scale_count(),
-              typename Format::scale(0.0F));
-  }
-  if constexpr (Format::has_zero_point) std::fill(to.zeros, to.zeros + shape.zero_bytes(), std::uint8_t{0});
-  for (index_t row = 0; row < layer.out; ++row) {
-    index_t const block = row / packed_rows;
-    index_t const row_in_block = row % packed_rows;
-    for (index_t group = 0; group < shape.groups(); ++group) {
-      detail::pack_row<Format::bits>(layer.codes.data() + row * layer.in + group * shape.group_columns(),
-                                     shape.group_columns(group), row_in_block,
-                                     to.codes + shape.code_offset(block, group));
-      gptq::grid const g = layer.grid(row, group);
-      to.scales[shape.scale_offset(block, group) + row_in_block] = typename Format::scale(g.scale);
-      if constexpr (Format::has_zero_point) {
-        detail::set_stream_code<Format::bits>(to.zeros + shape.zero_offset(block, group), row_in_block,
-                                              g.zero);
-      }
-    }
-  }
-}
-
-template <storage_format Format>
 packed_matrix<Format> pack(quantized_layer<Format> const& layer) {
   check(layer);
   packed_matrix<Format> packed(layer.out, layer.in);
   packed.order().resize(layer.order.size());
   pack(layer, packed.memory());
   return packed;
-}
-
-template <storage_format Format>
-quantized_layer<Format> unpack(packed_view<Format> const& view) {
-  auto const shape = view.layout();
-  quantized_layer<Format> layer;
-  layer.out = view.out;
-  layer.in = view.in;
-  layer.codes.resize(static_cast<std::size_t>(view.out * view.in));
-  layer.scales.resize(static_cast<std::size_t>(view.out * shape.groups()));
-  layer.zeros.resize(Format::has_zero_point ? layer.scales.size() : 0);
-  if (view.order != nullptr) layer.order.assign(view.order, view.order + view.in);
-  for (index_t row = 0; row < view.out; ++row) {
-    for (index_t group = 0; group < shape.groups(); ++group) {
-      detail::unpack_row<Format::bits>(view.codes + shape.code_offset(row / packed_rows, group),
-                                       row % packed_rows, shape.group_columns(group),
-                                       layer.codes.data() + row * view.in + group * shape.group_columns());
-      gptq::grid const g = view.grid(row, group);
-      auto const at = static_cast<std::size_t>(row * shape.groups() + group);
-      layer.scales[at] = g.scale;
-      if (Format::has_zero_point) layer.zeros[at] = static_cast<std::uint8_t>(g.zero);
-    }
-  }
-  return layer;
 }
 
 }  // namespace gptq
