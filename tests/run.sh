@@ -100,10 +100,8 @@ if ! $quick; then
   build_and_test clang
 
   phase "clang-tidy"
-  # Between them these include every header.
-  printf '%s\n' tests/two_units/a.cpp tests/checkpoint/safetensors_test.cpp tests/checkpoint/gguf_test.cpp tests/checkpoint/gptq_test.cpp \
-    tests/checkpoint/awq_test.cpp tests/checkpoint/compressed_tensors_test.cpp tests/parallel_test.cpp \
-    tests/dispatch/dispatch_test.cpp |
+  # These include every public header, and use it as its example does.
+  printf 'build/dev/tests/house/examples_%s.cpp\n' kernels quantizer checkpoint |
     xargs -P "$(nproc)" -n 1 clang-tidy --quiet -p build/dev
 
   phase "clang++, address and undefined-behaviour sanitizers: build with warnings as errors, test"
