@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import report
+
 ROOT = Path(__file__).resolve().parent.parent
 EIGEN = "/usr/include/eigen3"
 
@@ -84,19 +86,6 @@ def measure(code, command, folder, repeat):
             "code_bytes": int(text.splitlines()[1].split()[0])}
 
 
-def output(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
-
-
-def context(compiler, flags):
-    """Where these figures come from."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    changed = output("git", "status", "--porcelain", "--untracked-files=no")
-    return {"commit": output("git", "rev-parse", "--short", "HEAD") + (" and changes" if changed else ""),
-            "machine": f"{os.cpu_count()} cores, {cpu[1] if cpu else os.uname().machine}",
-            "compiler": output(compiler, "--version").splitlines()[0], "flags": flags}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compiler", default="g++")
@@ -128,7 +117,7 @@ def main():
             results.append({"name": name, **result})
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(
-            {"context": context(arguments.compiler, arguments.flags), "benchmarks": results}, indent=1) + "\n")
+            {"context": {**report.context(arguments.compiler), "flags": arguments.flags}, "benchmarks": results}, indent=1) + "\n")
     return status
 
 
