@@ -134,6 +134,7 @@ inline void write_safetensors(std::filesystem::path const& path, tensor_map cons
                               std::map<std::string, std::string> const& metadata = {}) {
   auto const order = detail::largest_elements_first(tensors);
   std::vector<tensor_info> infos;
+  infos.reserve(order.size());
   for (auto const* entry : order) infos.push_back({entry->first, entry->second.type, entry->second.shape});
   safetensors_writer out(path, std::move(infos), metadata);
   for (auto const* entry : order) out.write(entry->second.bytes);

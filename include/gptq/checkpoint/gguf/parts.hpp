@@ -26,7 +26,7 @@ inline constexpr std::int64_t most_parts = 99999;  ///< that names of five digit
 /// "-00001-of-00003.gguf"
 inline std::string part_suffix(std::int64_t number, std::int64_t count) {
   char text[64];
-  std::snprintf(text, sizeof text, "-%05lld-of-%05lld.gguf", static_cast<long long>(number + 1),
+  std::snprintf(text, sizeof text, "-%05lld-of-%05lld.gguf", static_cast<long long>(number) + 1,
                 static_cast<long long>(count));
   return text;
 }
