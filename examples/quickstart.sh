@@ -30,7 +30,7 @@ cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="$fla
   -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" -DGPTQ_MODELS_FEW_FORMATS=ON -DGPTQ_COMPONENTS="gptq;checkpoint" \
   -DGPTQ_BUILD_TESTS=OFF -DGPTQ_BUILD_BENCHMARKS=OFF \
   >$build.log 2>&1 || { cat $build.log; exit 1; }
-cmake --build $build --target quantize_model generate
+cmake --build $build --target quantize_model ${given_model:+generate}
 program=$build/examples/models/quantize_model
 
 if [[ -n $given_model ]]; then

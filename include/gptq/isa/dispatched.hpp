@@ -16,7 +16,7 @@ struct dispatched : list<native> {
   [[deprecated(
       "this program has kernels for isa::generic alone, several times slower than those for its CPU: "
       "link the target that gptq_dispatch() was called for, or say isa::list<isa::generic>")]]  //
-  constexpr dispatched() {}
+  constexpr dispatched() {}  // NOLINT(modernize-use-equals-default): a defaulted one warns nobody
 };
 #endif
 
