@@ -224,7 +224,7 @@ void add_rope(gguf_settings& settings, rope_parameters const& rope) {
     }
     case rope_type::longrope:
       settings.add("rope.scaling.type", "longrope");
-      settings.add("rope.scaling.factor", static_cast<float>(rope.factor));
+      // No factor: llama.cpp would divide positions by it, too.
       settings.add("rope.scaling.original_context_length",
                    static_cast<std::uint32_t>(rope.original_positions));
       settings.add("rope.scaling.attn_factor", static_cast<float>(rope.attention_factor));
@@ -348,9 +348,8 @@ rope_parameters read_rope(gguf_keys const& keys, fs::path const& path, config co
                                   "rope.scaling.yarn_log_multiplier"}) {
       if (keys.has(key)) keys.refuse(key, "is there: not implemented");
     }
-  } else if (type && *type == "longrope") {
+  } else if (type ? *type == "longrope" : keys.file().find_tensor(long_factors_name) != nullptr) {
     rope.type = rope_type::longrope;
-    rope.factor = factor;
     rope.attention_factor = keys.positive("rope.scaling.attn_factor", 1.0);
     rope.long_factors = factors_in(keys.file(), path, long_factors_name, rope.dimensions);
     rope.short_factors = factors_in(keys.file(), path, short_factors_name, rope.dimensions);

@@ -14,8 +14,7 @@ namespace lm {
 /// Adds tokenizer.ggml.* from
 ///   - tokenizer.model, through sentencepiece, and tokens that only the files beside it have;
 ///   - or tokenizer.json: byte-level BPE whose pre-tokenizer llama.cpp has (pre_tokenizers.hpp), or BPE
-///     with byte
-///     fallback;
+///     with byte fallback;
 ///   - or none of them: the bytes themselves for a vocabulary of 256, and otherwise the note that there is no
 ///     vocabulary (llama.cpp then takes token ids only);
 /// what tokenizer_config.json says of the tokens around a text, and the chat template. Throws gptq::error,

@@ -170,10 +170,8 @@ TEST_CASE("every architecture there and back: packed, GPTQ, GGUF") {
     auto const seen =
         static_cast<std::size_t>(std::min<std::int64_t>(64, read.config().max_position_embeddings));
     std::vector<token> const first(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(seen));
-    if (read.config().ropes.front().type != lm::rope_type::longrope) {  // whose length decides
-      CHECK(largest_difference(logits_of(read, first), logits.topRows(static_cast<Eigen::Index>(seen))) <
-            2e-4F);
-    }
+    CHECK(largest_difference(logits_of(read, first), logits.topRows(static_cast<Eigen::Index>(seen))) <
+          2e-4F);
   }
 }
 
