@@ -286,16 +286,26 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   add_threads_option(app, args.how.threads);
   std::string device = "cpu";
   app.add_option("--device", device,
-                 "Where products, Hessians and GPTQ are computed: cpu, or cuda (quality\n"
-                 "plain, which is then the default)")
+                 "Where all of it is computed: cpu, or cuda (quality plain, which is then\n"
+                 "the default). Each decoder layer runs twice there, as on the cpu, but\n"
+                 "once with --true-sequential. For layers of experts, --rtn, --propagate\n"
+                 "and --observe activations stay in the host's memory: slower")
       ->check(one_of({"cpu", "cuda"}))
       ->type_name("NAME")
       ->capture_default_str();
+  app.add_option("--activations", args.activations,
+                 "On cuda, what activations are rounded to between products: float32,\n"
+                 "float16 or bfloat16; sums and what layers add up are float32 [the type\n"
+                 "of the weights]")
+      ->transform(translate(
+          std::map<std::string, device::number>(device::number_names.begin(), device::number_names.end())))
+      ->type_name("TYPE");
   if (!parse_options(app, argc, argv)) return std::nullopt;
   if (device == "cuda") {
-    args.how.quantize.device = std::make_shared<gpu>();
+    args.how.accelerator = device::make_cuda_accelerator();
     if (app.count("--quality") == 0) options.quality = gptq::quality::plain;
   }
+  if (args.activations && device != "cuda") throw gptq::error("--activations is about --device cuda");
   bool const reference = options.quality == gptq::quality::reference;
   if (reference && scales == gptq::scale_type::float16) {
     throw gptq::error("--quality reference does not round scales: it cannot go with --scale float16");

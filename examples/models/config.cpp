@@ -68,8 +68,8 @@ architecture const& find_architecture(json_keys const& keys) {
     if (a.name != type && std::find(a.also.begin(), a.also.end(), type) == a.also.end()) continue;
     auto const* const classes = keys.find("architectures");
     if (classes != nullptr &&
-        (!classes->is_array() || classes->size() != 1 ||
-         std::find(a.classes.begin(), a.classes.end(), classes->front()) == a.classes.end())) {
+        (!classes->is_array() || classes->size() != 1 || !classes->front().is_string() ||
+         std::find(a.classes.begin(), a.classes.end(), classes->front().get<std::string>()) == a.classes.end())) {
       keys.refuse("architectures", fmt::format("only {} is implemented", fmt::join(a.classes, ", ")));
     }
     return a;

@@ -30,6 +30,15 @@ class packed_as final : public packed_linear {
   gptq::packed_view<Format> view_;
 };
 
+template <gptq::storage_format Format>
+quantizer::result pack_as(gptq::quantized_layer<Format> const& layer) {
+  auto packed = gptq::pack(layer);
+  auto const view = packed.view();  // stays good when the matrix moves: it points to what that owns
+  auto const bytes = packed.bytes();
+  return {std::make_unique<packed_as<Format, gptq::packed_matrix<Format>>>(std::move(packed), view),
+          layer.report, bytes};
+}
+
 }  // namespace
 
 std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts,
@@ -67,11 +76,15 @@ quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian con
     } else {
       layer = gptq::quantize<Format>(std::move(weight), h, options, held_out);
     }
-    auto packed = gptq::pack(layer);
-    auto const view = packed.view();  // stays good when the matrix moves: it points to what that owns
-    auto const bytes = packed.bytes();
-    return {std::make_unique<packed_as<Format, gptq::packed_matrix<Format>>>(std::move(packed), view),
-            layer.report, bytes};
+    return pack_as(layer);
+  });
+}
+
+quantizer::result pack(gptq::format_spec const& format, gptq::index_t out, gptq::index_t in,
+                       device::host_layer&& layer, gptq::quantize_report const& report) {
+  return gptq::with_format<formats>(format, [&]<class Format>() -> quantizer::result {
+    return pack_as<Format>({out, in, std::move(layer.codes), std::move(layer.scales), std::move(layer.zeros),
+                            std::move(layer.order), report});
   });
 }
 

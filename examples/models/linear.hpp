@@ -9,6 +9,7 @@
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
 
+#include "device/accelerator.hpp"
 #include "gpu.hpp"
 #include "kernels.hpp"
 
@@ -48,5 +49,9 @@ struct quantizer {
   result operator()(gptq::matrix&& weight, gptq::hessian const& h,
                     gptq::hessian const* held_out = nullptr) const;
 };
+
+/// Packs a layer that was quantized on a device. Throws gptq::error as quantizer does.
+quantizer::result pack(gptq::format_spec const& format, gptq::index_t out, gptq::index_t in,
+                       device::host_layer&& layer, gptq::quantize_report const& report);
 
 }  // namespace lm

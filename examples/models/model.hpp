@@ -135,6 +135,14 @@ class model {
   /// A linear layer as the model directory has it: [out, in].
   matrix original(std::int64_t layer, std::size_t place) const;
   row_vector const& final_norm() const { return final_norm_; }
+  /// All of a decoder layer but the weights of its linear layers.
+  void load_small(std::int64_t layer, decoder_layer& result) const;
+  /// A tensor as it is stored. Throws gptq::error when there is none.
+  stored_weight const& stored(std::string const& name) const { return files_.at(name); }
+  stored_weight const& embedding() const { return files_.at(embedding_name()); }
+  stored_weight const& output() const;
+  /// Whether load() rounds to grids.
+  bool is_rounded() const { return !grids_.empty(); }
   /// Rows [first, first + count) of the output layer: [count, hidden].
   matrix output_rows(std::int64_t first, std::int64_t count) const;
   /// Logits of one token, x[1, hidden], on `threads` threads: [vocab_size].
@@ -165,14 +173,11 @@ class model {
       std::function<void(std::string const&, stored_weight const&)> const& visit) const;
 
  private:
-  stored_weight const& output() const;
   void attach_packed();
   /// Whether the linear layer with a tensor NAME.weight is there in packed form only.
   bool is_packed(std::string const& weight) const;
   /// A linear layer of a checkpoint that others have quantized.
   std::unique_ptr<packed_linear> read_checkpoint(linear_layer const& l) const;
-  /// All but the linear layers' weights.
-  void load_small(std::int64_t layer, decoder_layer& result) const;
   std::string embedding_name() const;
   template <class Visit>
   void for_each_tensor(Visit&& visit) const;

@@ -9,6 +9,8 @@
 #include <gptq/error.hpp>
 
 #include "cli.hpp"
+#include "device/from_model.hpp"
+#include "device/programs.hpp"
 #include "evaluate.hpp"
 #include "model.hpp"
 #include "progress.hpp"
@@ -25,6 +27,8 @@ struct arguments {
   std::int64_t window = 0;
   std::int64_t eval_windows = 0;
   int threads = 0;
+  std::shared_ptr<lm::device::accelerator> accelerator;
+  std::optional<lm::device::number> activations;
 };
 
 std::optional<arguments> parse(int argc, char** argv) {
@@ -50,7 +54,28 @@ std::optional<arguments> parse(int argc, char** argv) {
                  "quantize_model or GPTQ-for-LLaMa")
       ->type_name("DIR");
   lm::add_threads_option(app, args.threads);
+  std::string device = "cpu";
+  app.add_option("--device", device, "Where arithmetic float32 is computed: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
+      ->type_name("NAME")
+      ->capture_default_str();
+  app.add_option("--activations", args.activations,
+                 "On cuda: float32, float16 or bfloat16 [the type of the weights]")
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, lm::device::number>(lm::device::number_names.begin(),
+                                                                            lm::device::number_names.end()))
+              .description(""))
+      ->type_name("TYPE");
   if (!lm::parse_options(app, argc, argv)) return std::nullopt;
+  if (device == "cuda") {
+    args.accelerator = lm::device::make_cuda_accelerator();
+    if (args.how.empty()) args.how = {lm::arithmetic::float32};
+    if (args.how != std::vector{lm::arithmetic::float32}) {
+      throw gptq::error("int15 and int8 are the cpu's: --device cuda computes --arithmetic float32");
+    }
+  } else if (args.activations) {
+    throw gptq::error("--activations is about --device cuda");
+  }
   return args;
 }
 
@@ -63,12 +88,23 @@ void run(arguments args) {
     args.how = {lm::arithmetic::float32};
     if (m.has_kernels()) args.how.insert(args.how.end(), {lm::arithmetic::int15, lm::arithmetic::int8});
   }
+  lm::device::number activations{};
+  if (args.accelerator != nullptr) {
+    if (auto const part = lm::device::unsupported_part(m.config()); !part.empty()) {
+      throw gptq::error("--device cuda does not compute " + part + ": leave it out");
+    }
+    activations = args.activations.value_or(lm::device::exact_activations(m));
+  }
   fmt::print("{}: {} windows of {} tokens\n", args.model.string(), text.windows.size(), args.window);
   for (lm::arithmetic const how : args.how) {
     auto const start = std::chrono::steady_clock::now();
     lm::progress bar(lm::name_of(how),
                      static_cast<std::ptrdiff_t>(text.windows.size()) * (m.config().num_hidden_layers + 1));
-    double const value = lm::perplexity(m, text.windows, how, args.threads, [&] { bar.advance(); });
+    auto const advance = [&] { bar.advance(); };
+    double const value =
+        args.accelerator != nullptr
+            ? lm::device::perplexity(*args.accelerator, activations, m, text.windows, args.threads, advance)
+            : lm::perplexity(m, text.windows, how, args.threads, advance);
     bar.clear();
     double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     fmt::print("{:<8} {:.5f}   {:.1f} s\n", lm::name_of(how), value, seconds);

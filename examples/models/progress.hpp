@@ -23,8 +23,9 @@ class progress {
 
   void advance(std::ptrdiff_t by = 1) { draw(done_ += by); }
 
-  /// Removes the bar, for something else to be printed; the next advance() brings it back.
+  /// Removes the bar, for something else to be printed; the next advance() brings it back. From any thread.
   void clear() {
+    std::scoped_lock const lock(drawing_);
     if (visible_) fmt::print(stderr, "\r\033[K");
     drawn_ = -1;
   }

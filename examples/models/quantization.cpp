@@ -15,6 +15,7 @@
 #include <gptq/hessian.hpp>
 #include <gptq/input_error.hpp>
 
+#include "device/programs.hpp"
 #include "device_layer.hpp"
 #include "forward.hpp"
 #include "packed_model.hpp"
@@ -25,33 +26,16 @@ namespace {
 
 using Eigen::Index;
 
-/// At most `most` of `count` things, spread evenly and yet at no fixed distance: windows have a rhythm.
-std::vector<std::ptrdiff_t> spread(std::ptrdiff_t count, std::ptrdiff_t most) {
-  std::ptrdiff_t const taken = std::min(count, most);
-  std::vector<std::ptrdiff_t> chosen;
-  for (std::ptrdiff_t i = 0; i < taken; ++i) {
-    double const within = std::fmod(static_cast<double>(i) * 0.6180339887498949, 1.0);  // the golden ratio's
-    chosen.push_back(static_cast<std::ptrdiff_t>((static_cast<double>(i) + within) *
-                                                 static_cast<double>(count) / static_cast<double>(taken)));
-  }
-  return chosen;
-}
-
 quantiles quantiles_of(matrix const& values) {
   std::vector<float> sample;
-  for (std::ptrdiff_t const i : spread(values.size(), 65536)) sample.push_back(values.data()[i]);
-  std::sort(sample.begin(), sample.end());
-  quantiles result{};
-  for (std::size_t i = 0; i < result.size(); ++i) {
-    result[i] = sample[static_cast<std::size_t>(quantile_shares[i] * static_cast<double>(sample.size() - 1))];
-  }
-  return result;
+  for (std::ptrdiff_t const i : spread(values.size(), sampled_values)) sample.push_back(values.data()[i]);
+  return find_quantiles(std::move(sample));
 }
 
 /// Some of the tokens of all windows, on which to measure what a Hessian cannot tell.
 class token_sample {
  public:
-  static constexpr std::ptrdiff_t tokens = 1024;
+  static constexpr std::ptrdiff_t tokens = sampled_tokens;
 
   token_sample(std::size_t windows, std::size_t length)
       : length_(static_cast<std::ptrdiff_t>(length)),
@@ -536,6 +520,10 @@ std::size_t calibration_windows(std::size_t windows, quantization const& how) {
 
 void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
                     quantization_events const& events, unfinished_run const* saved) {
+  if (how.accelerator != nullptr) {
+    device::quantize_model(*how.accelerator, how.activations, m, windows, how, events, saved);
+    return;
+  }
   std::size_t const calibrating = calibration_windows(windows.size(), how);
   set_blas_threads(how.threads);
   auto const length = windows.front().size();

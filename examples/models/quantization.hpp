@@ -12,6 +12,7 @@
 
 #include "linear.hpp"
 #include "model.hpp"
+#include "sample.hpp"
 #include "tokens.hpp"
 
 namespace lm {
@@ -36,11 +37,10 @@ struct quantization {
   std::optional<double> propagate;
   std::optional<observation> observe;
   int threads = 0;  ///< 0: one a core
+  /// Where all of it is computed (device/programs.hpp), with activations of this type; null: on the host.
+  std::shared_ptr<device::accelerator> accelerator;
+  device::number activations = device::number::float32;
 };
-
-/// Values that these shares of a sample are below or at: what a distribution looks like.
-inline constexpr std::array<double, 9> quantile_shares{0.0, 0.001, 0.01, 0.25, 0.5, 0.75, 0.99, 0.999, 1.0};
-using quantiles = std::array<float, quantile_shares.size()>;
 
 /// What became of one linear layer.
 struct linear_report {
@@ -64,13 +64,16 @@ struct linear_report {
 
 class unfinished_run;
 
-/// What quantize_model() tells of. Every function is optional.
+/// What quantize_model() tells of. Every function is optional; where a device does it all, they are called from
+/// several threads, each by one at a time.
 struct quantization_events {
   /// For each linear layer, in the order in which they are quantized.
   std::function<void(linear_report const&)> done = [](auto const&) {};
   /// What was tried on a layer that is quantized again, and its report where that made it better.
   std::function<void(gptq::refinement const&, linear_report const&)> refined = [](auto const&, auto const&) {
   };
+  /// Where the time of a device went, which has done it all.
+  std::function<void(device::time_account const&)> timed = [](auto const&) {};
   /// windows.size() times for each decoder layer, from any thread.
   std::function<void()> advance = [] {};
 };

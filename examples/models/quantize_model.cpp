@@ -10,6 +10,8 @@
 #include <gptq/error.hpp>
 
 #include "command_line.hpp"
+#include "device/from_model.hpp"
+#include "device/programs.hpp"
 #include "evaluate.hpp"
 #include "generation.hpp"
 #include "gguf_model.hpp"
@@ -39,6 +41,10 @@ double measure_perplexity(lm::model const& m, text const& evaluation, command_li
     lm::check_interrupt();
     bar.advance();
   };
+  if (args.how.accelerator != nullptr) {
+    return lm::device::perplexity(*args.how.accelerator, args.how.activations, m, evaluation.windows,
+                                  args.how.threads, advance);
+  }
   return lm::perplexity(m, evaluation.windows, lm::arithmetic::float32, args.how.threads, advance,
                         args.how.quantize.device.get());
 }
@@ -105,7 +111,13 @@ std::vector<linear_report> quantize(lm::model& m, text const& calibration, comma
     lm::check_interrupt();
     bar.advance();
   };
+  std::string device_times;
+  events.timed = [&](lm::device::time_account const& times) { device_times = to_string(times); };
   lm::quantize_model(m, calibration.windows, args.how, events, saved);
+  if (!device_times.empty()) {
+    bar.clear();
+    fmt::print("\ndevice       {}\n", device_times);
+  }
   return reports;
 }
 
@@ -153,9 +165,24 @@ nlohmann::ordered_json settings_of(lm::model const& m, text const& calibration, 
       {"block_size", options.block_size},
       {"quality", lm::name_of(options.quality)},
       {"quantile_shares", lm::quantile_shares}};
-  if (args.how.quantize.device != nullptr) settings["device"] = "cuda";
+  if (args.how.quantize.device != nullptr || args.how.accelerator != nullptr) settings["device"] = "cuda";
+  if (args.how.accelerator != nullptr) settings["activations"] = name_of(args.how.activations);
   settings.update(lm::json_of(args.how.quantize.format));
   return settings;
+}
+
+/// Settles where activations live; returns why a GPU does not hold them, if one is to be used.
+std::string choose_device(lm::model const& m, command_line& args) {
+  if (args.how.accelerator == nullptr) return "";
+  std::string part = lm::device::unsupported_part(m.config(), args.how);
+  if (part.empty()) {
+    args.how.activations = args.activations.value_or(lm::device::exact_activations(m));
+    return "";
+  }
+  if (args.activations) throw gptq::error("--activations: with " + part + ", they are float32");
+  args.how.accelerator.reset();
+  args.how.quantize.device = std::make_shared<lm::gpu>();
+  return part;
 }
 
 void run(command_line args) {
@@ -173,6 +200,7 @@ void run(command_line args) {
       throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
     lm::check_gptq(args.how.quantize.format, c);
   }
+  std::string const on_host = choose_device(m, args);
   args.window = lm::window_length(c, args.window);
   text const calibration = lm::read_text(args.calibration, args.model, c, args.window,
                                          args.samples + static_cast<std::int64_t>(args.how.held_out_windows));
@@ -193,6 +221,12 @@ void run(command_line args) {
                                       ? "round to nearest"
                                       : "GPTQ, quality " + lm::name_of(args.how.quantize.options.quality));
   fmt::print("format       {}\n", to_string(args.how.quantize.format));
+  if (args.how.accelerator != nullptr) {
+    fmt::print("device       {}, activations in {}\n", args.how.accelerator->name(),
+               name_of(args.how.activations));
+  } else if (!on_host.empty()) {
+    fmt::print("device       cuda for products; activations on the host because of {}\n", on_host);
+  }
   fmt::print("calibration  {} windows of {} tokens\n", calibrating, args.window);
   if (args.how.held_out_windows > 0) {
     fmt::print("held out     {} windows of {} tokens\n", args.how.held_out_windows, args.window);

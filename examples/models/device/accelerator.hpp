@@ -30,6 +30,8 @@ enum class number { float32, float16, bfloat16 };
 inline constexpr std::size_t size_of(number type) { return type == number::float32 ? 4 : 2; }
 /// "float32", "float16", "bfloat16"
 std::string name_of(number type);
+inline std::array<std::pair<char const*, number>, 3> const number_names{
+    {{"float32", number::float32}, {"float16", number::float16}, {"bfloat16", number::bfloat16}}};
 
 /// Numbers on the device.
 struct numbers {
@@ -50,8 +52,12 @@ inline constexpr std::size_t activities = 6;
 struct time_account {
   std::array<double, activities> of{};  ///< by activity, one after another
   double transfers = 0.0;               ///< copying weights, beside all that
+  double factorization = 0.0;           ///< of activity::solving
+  double sweep = 0.0;                   ///< likewise
   double total() const;
 };
+/// "17.2 s: forward 33 %, attention 13 %, ...".
+std::string to_string(time_account const& times);
 
 /// Heads of attention, and how many tokens there are of each window.
 struct head_shape {

@@ -38,13 +38,29 @@ bool has_bias(std::vector<linear_source> const& linears) {
 }  // namespace
 
 std::string name_of(number type) {
-  return type == number::float32 ? "float32" : type == number::float16 ? "float16" : "bfloat16";
+  return std::find_if(number_names.begin(), number_names.end(),
+                      [&](auto const& n) { return n.second == type; })
+      ->first;
 }
 
 double time_account::total() const {
   double sum = 0.0;
   for (double const seconds : of) sum += seconds;
   return sum;
+}
+
+std::string to_string(time_account const& times) {
+  double const total = times.total();
+  auto const share = [&](double seconds) { return total > 0.0 ? 100.0 * seconds / total : 0.0; };
+  auto const of = [&](activity what) { return times.of[static_cast<std::size_t>(what)]; };
+  return fmt::format(
+      "{:.1f} s: forward {:.0f} %, attention {:.0f} %, Hessians {:.0f} %, factorization {:.0f} %, sweep "
+      "{:.0f} %, other "
+      "solving {:.0f} %, samples {:.0f} %, waiting for weights {:.0f} %; transfers beside, {:.1f} s",
+      total, share(of(activity::forward)), share(of(activity::attention)), share(of(activity::hessian)),
+      share(times.factorization), share(times.sweep),
+      share(of(activity::solving) - times.factorization - times.sweep), share(of(activity::measuring)),
+      share(of(activity::waiting)), times.transfers);
 }
 
 index_t layer_arithmetic::out(stage s) const {

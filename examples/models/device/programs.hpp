@@ -1,0 +1,21 @@
+// What the programs have a device do with a model: quantize it, and measure it on a text.
+#pragma once
+
+#include "../quantization.hpp"
+#include "accelerator.hpp"
+
+namespace lm::device {
+
+/// What of a run is not done on a device, in words; empty: all of it is.
+std::string unsupported_part(config const& c, quantization const& how);
+
+/// quantize_model() on a device. Packing and writing are done while the next layers are computed; the events
+/// come from other threads than the caller's. Throws as calibrate() does.
+void quantize_model(accelerator& on, number activations, model& m, std::span<token_window const> windows,
+                    quantization const& how, quantization_events const& events, unfinished_run const* saved);
+
+/// perplexity() on a device.
+double perplexity(accelerator& on, number activations, model const& m, std::span<token_window const> windows,
+                  int threads, std::function<void()> const& advance);
+
+}  // namespace lm::device
