@@ -2,7 +2,7 @@
 //
 //   gptq::observer worst(32);
 //   for (auto const& [name, h, layer, bytes] : quantized_layers) {  // each layer as it is quantized
-//     worst.offer({name, [=] { return load(name); }, h, gptq::to_spec<q4>(), layer.report.loss, bytes});
+//     worst.offer({name, [n = name] { return load(n); }, h, gptq::to_spec<q4>(), layer.report.loss, bytes});
 //   }
 //   auto halved = worst.refine(quantize, accept);            // until each has lost half of its loss
 //   auto spent = worst.spend(64 << 20, quantize, accept);    // or: 64 MiB, where they remove most of it

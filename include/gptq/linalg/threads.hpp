@@ -32,6 +32,7 @@ template <class... Arguments>
 class function_ref<void(Arguments...)> {
  public:
   template <class Function>
+  // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): not of a function_ref
   requires(!std::is_same_v<std::remove_cvref_t<Function>, function_ref>) function_ref(Function&& f)
       : function_(const_cast<void*>(static_cast<void const*>(&f))),
         call_([](void* function, Arguments... arguments) {

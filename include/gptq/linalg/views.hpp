@@ -23,6 +23,7 @@ struct rectangle {
   /// All of an Eigen matrix, map or reference.
   template <class Matrix>
   requires requires(Matrix& m) { m.outerStride(); }
+  // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): rectangles have no outerStride()
   rectangle(Matrix&& m)
       : rectangle(m.data(), m.rows(), m.cols(), m.outerStride(),
                   std::remove_cvref_t<Matrix>::IsRowMajor != 0) {}

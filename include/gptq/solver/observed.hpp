@@ -56,7 +56,7 @@ struct observed {
 /// Hessian goes there, unless it has already been written for another layer.
 template <class Layer>
 void keep(std::vector<observed<Layer>>& kept, std::size_t most, std::filesystem::path const& spill_directory,
-          Layer&& layer) {
+          Layer layer) {
   observed<Layer> added{std::move(layer), 0, nullptr, {}};
   added.in = added.layer.h->in_features();
   added.original = added.layer.h;
