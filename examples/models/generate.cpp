@@ -1,7 +1,11 @@
 // generate: continues a text with a packed model, straight from its codes, or with a float32 one, and says
 // how fast.
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -111,7 +115,14 @@ std::string chat_text(fs::path const& model, lm::tokenizer const& words, argumen
   return lm::write_chat(*format, messages);
 }
 
-/// Prints the text as it grows, whole characters at a time as far as the tokenizer gives them.
+/// A text without the replacement characters (U+FFFD) at its end: tokens to come may make characters of these bytes.
+std::string without_unfinished(std::string text) {
+  constexpr std::string_view replacement = "\xEF\xBF\xBD";
+  while (std::string_view(text).ends_with(replacement)) text.resize(text.size() - replacement.size());
+  return text;
+}
+
+/// Prints the text as it grows, whole characters at a time.
 void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> how, arguments const& args) {
   lm::model const m(directory);
   bool const ids = fs::path(args.prompt).extension() == ".i32";
@@ -122,18 +133,20 @@ void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> h
   auto const prompt = all;
   lm::execution const execution{
       how.value_or(m.has_kernels() ? lm::arithmetic::int8 : lm::arithmetic::float32), args.threads, true};
-  std::string shown;
+  std::size_t shown = 0;  // bytes of the text so far
+  auto const show = [&](std::string const& text) {
+    fmt::print("{}", text.substr(std::min(shown, text.size())));
+    std::fflush(stdout);
+    shown = text.size();
+  };
   auto const next = [&](lm::token token) {
     all.push_back(token);
-    std::string const text = lm::printable(words.decode(all));
-    fmt::print("{}", text.substr(std::min(shown.size(), text.size())));
-    std::fflush(stdout);
-    shown = text;
+    show(without_unfinished(lm::printable(words.decode(all))));
   };
   lm::check_prompt(m.config(), prompt, args.tokens);
-  shown = lm::printable(words.decode(prompt));
-  fmt::print("{}", shown);
+  show(without_unfinished(lm::printable(words.decode(prompt))));
   auto const text = lm::generate(m, prompt, args.tokens, args.sampling, execution, next);
+  show(lm::printable(words.decode(all)));
   fmt::print(
       "\n\n{}, {}: prompt of {} tokens {:.3f} s, {} tokens at {:.1f} a second; {:.2f} MB a token, {:.2f} "
       "GB/s\n",
