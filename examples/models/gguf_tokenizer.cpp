@@ -173,7 +173,8 @@ void add_sentencepiece(gguf_metadata& metadata, fs::path const& path, config con
   try {
     json added = json::array();
     json const settings = tokenizer_config_in(directory);
-    for (auto const& [id, token] : settings.value("added_tokens_decoder", json::object()).items()) {
+    json const by_id = settings.value("added_tokens_decoder", json::object());
+    for (auto const& [id, token] : by_id.items()) {
       json entry = token;
       entry["id"] = std::stoll(id);
       added.push_back(entry);
