@@ -136,8 +136,10 @@ TEST_CASE("what cannot be compensated says so", "[input_error]") {
   CHECK(contains(error_of([&] { e.add(seen.exact.leftCols(11), seen.quantized.leftCols(11)); }), "12 wide"));
   matrix damaged = seen.exact;
   damaged(3, 4) = std::numeric_limits<float>::quiet_NaN();
-  CHECK(contains(error_of([&] { e.add(damaged, seen.quantized); }), "the activation of token 3, input 4 is nan"));
-  CHECK(contains(error_of([&] { e.add(seen.exact, damaged); }), "quantized activation of token 3, input 4 is nan"));
+  CHECK(contains(error_of([&] { e.add(damaged, seen.quantized); }),
+                 "the activation of token 3, input 4 is nan"));
+  CHECK(contains(error_of([&] { e.add(seen.exact, damaged); }),
+                 "quantized activation of token 3, input 4 is nan"));
   CHECK(e.sum().isZero());
   hessian const h = seen.h();
   CHECK(contains(error_of([&] { compensate(weight, h, e, {.strength = 1.5}); }), "strength is 1.5"));

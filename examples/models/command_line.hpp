@@ -43,7 +43,7 @@ struct command_line {
   std::optional<std::size_t> shard_bytes;  ///< of a file of a GPTQ checkpoint; nothing: the default
   std::filesystem::path quant_directory;   ///< for the grids alone (quant_directory.hpp); empty: nowhere
   bool resume = false;
-  std::filesystem::path log;  ///< JSON lines; empty: none are written
+  std::filesystem::path log;                  ///< JSON lines; empty: none are written
   std::optional<device::number> activations;  ///< on a device; nothing: what the weights are stored as
 };
 

@@ -69,7 +69,8 @@ architecture const& find_architecture(json_keys const& keys) {
     auto const* const classes = keys.find("architectures");
     if (classes != nullptr &&
         (!classes->is_array() || classes->size() != 1 || !classes->front().is_string() ||
-         std::find(a.classes.begin(), a.classes.end(), classes->front().get<std::string>()) == a.classes.end())) {
+         std::find(a.classes.begin(), a.classes.end(), classes->front().get<std::string>()) ==
+             a.classes.end())) {
       keys.refuse("architectures", fmt::format("only {} is implemented", fmt::join(a.classes, ", ")));
     }
     return a;
