@@ -50,7 +50,8 @@ class hessian {
                    {static_cast<double>(tokens), sequences}, 0);
   }
 
-  /// Adds one sequence x[tokens, in]. `token_weights`, if not empty, has one weight >= 0 a token: 0 leaves a
+  /// Adds one sequence x[tokens, in]. Each call counts as a sequence, by which the reported loss is scaled: collect
+  /// a sequence's tokens and add them at once. `token_weights`, if not empty, has one weight >= 0 a token: 0 leaves a
   /// token (padding) out, and tokens() grows by the sum. Throws gptq::error on a wrong shape, a NaN or an
   /// infinity, naming its token and input; nothing is added then.
   void add(Eigen::Ref<matrix const> const& x, std::span<float const> token_weights = {}) {
