@@ -216,6 +216,8 @@ TEST_CASE("rules without a zero point are refused with one", "[grid]") {
                        "rule amax "));
   CHECK(test::contains(test::error_of([&] { gptq::check_grid_rule(grid_rule::signed_amax, asymmetric); }),
                        "rule signed_amax "));
+  CHECK(test::contains(test::error_of([&] { gptq::check_grid_rule(static_cast<grid_rule>(7), asymmetric); }),
+                       "rule 7 "));
   for (grid_rule const rule : {grid_rule::published, grid_rule::amax, grid_rule::signed_amax}) {
     CHECK_NOTHROW(gptq::check_grid_rule(rule, gptq::scheme_levels<gptq::half_step>(2)));
   }

@@ -199,7 +199,7 @@ void model::check_tensors() const {
     if (!weight.is_readable()) {
       throw gptq::error(
           fmt::format("{}: tensor '{}' is {}: only {} can be read", path_.string(), name, to_string(weight),
-                      is_gguf(path_) ? "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K and Q6_K"
+                      is_gguf(path_) ? "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q4_K and Q6_K"
                                      : "F32, F16 and BF16"));
     }
   });

@@ -1,14 +1,15 @@
-// Whether memory and arguments are what kernels take for granted: as values, without exceptions, strings or C++'s
-// library. packed.hpp has check(view), which throws what find_fault() finds.
+// Whether memory and arguments are what kernels take for granted: as values, without exceptions, strings or the
+// C++ runtime library. packed.hpp has check(view), which throws what find_fault() finds.
 //
 //   gptq::packed_view<q4> view;                                               // of a mapped file, say
-//   gptq::fault what = gptq::make_view(view, out, in, code_bytes, scale_values);  // spans: sizes, at once
+//   gptq::fault what = gptq::make_view(view, out, in, code_bytes, scale_values);  // sizes alone, at once
 //   if (what == gptq::fault::none) what = gptq::find_fault(view).what;        // contents: reads scales and order
 //   if (what != gptq::fault::none) std::puts(gptq::message(what));
 //
-// gemv() and gemm() look at their arguments in debug builds, and stop the program with such a message: activations
-// of another matrix, or of several tokens for gemv, are numbers like any others. checked_gemv() of gemv.hpp and
-// checked_gemm() of gemm.hpp look at them always and return what is wrong.
+// With activations of another matrix, or of several tokens for gemv, kernels would compute wrong results and
+// nobody would notice. So gemv() and gemm() check their arguments in debug builds (without NDEBUG), and stop the
+// program with such a message. checked_gemv() of gemv.hpp and checked_gemm() of gemm.hpp check them in all builds,
+// and return what is wrong.
 #pragma once
 
 #include <cstddef>

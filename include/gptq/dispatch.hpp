@@ -21,18 +21,21 @@
 //   kernels const run = gptq::dispatch(gptq::isa::dispatched{}, table);
 //   run.gemv(w, x, y);
 //
-// The linker keeps one copy of a function that several object files have, and that may be the one for a
-// better CPU than this. Nothing of this library is shared so; in a file compiled for several ISAs keep to
-// functions of its own (static, or in an unnamed namespace) and away from standard library templates.
+// A danger: where several object files have the same inline function or template, the linker keeps one copy for
+// all of them. If that is the copy compiled for AVX-512, say, a CPU without it stops at an illegal instruction.
+// This library's kernels have names of their own for each ISA. In a file of yours that is compiled for several,
+// use static functions or those of an unnamed namespace, and no templates of the standard library.
 // examples/04_runtime_dispatch is a whole program.
 //
-// Whatever links that target knows its ISAs, too: a library may have the kernels, and the program call dispatch().
-// Where several libraries differ, #include <gptq_dispatch/engine.hpp> for gptq::isa::dispatched_by::engine, the list
-// of one. Without a list isa::dispatched is isa::native, so that the same sources make an ordinary program; compilers
-// warn where that is isa::generic.
+// isa::dispatched is the list of ISAs that the target `engine` has kernels for. All that link the target see it: the
+// kernels may be in a library, and dispatch() be called in the program. With several such libraries, whose lists
+// differ, #include <gptq_dispatch/engine.hpp> and take gptq::isa::dispatched_by::engine, the list of that one. Without
+// gptq_dispatch() the list is isa::native alone, and the same sources make an ordinary program; compilers for x86-64
+// warn where it is isa::generic.
 //
-// Without CMake: compile the file with -DGPTQ_ISA=avx2 and the flags for it (cmake/isa.cmake has a table),
-// and so on, and what includes this header with -DGPTQ_DISPATCH_ISAS=avx512vnni,avx2,generic, best first.
+// Without CMake: compile kernels.cpp once for each ISA, with -DGPTQ_ISA=avx2, say, and the compiler's flags for it
+// (cmake/isa.cmake has a table); and what includes this header with the list of them, best first:
+// -DGPTQ_DISPATCH_ISAS=avx512vnni,avx2,generic.
 #pragma once
 
 #include <optional>
@@ -51,8 +54,8 @@
 namespace gptq {
 
 /// Calls `f.template operator()<Isa>()` with the first ISA of the list that this CPU can run, and returns its
-/// result, which has the same type for all of them, or nothing if there is none: which cannot be if isa::generic
-/// is in the list. Needs no exceptions.
+/// result in a std::optional, empty if it can run none of them. isa::generic runs everywhere. f has to return the
+/// same type for every ISA. Needs no exceptions.
 template <class... Isas, class F>
 auto try_dispatch(isa::list<Isas...> /*isas*/, F&& f) {
   using result = std::common_type_t<decltype(f.template operator()<Isas>())...>;
@@ -70,8 +73,8 @@ inline std::string_view best_isa() {
 #if defined(__cpp_exceptions)
 
 /// Calls `f.template operator()<Isa>()` with the first ISA of the list that this CPU can run and returns its
-/// result, which has the same type for all of them. Throws gptq::error when there is none, which cannot be if
-/// isa::generic is among them.
+/// result, of the same type for every ISA. Throws gptq::error when it can run none of them; isa::generic runs
+/// everywhere.
 template <class... Isas, class F>
 decltype(auto) dispatch(isa::list<Isas...> isas, F&& f);
 

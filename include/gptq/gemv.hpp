@@ -1,5 +1,6 @@
-// y = W x for one token, straight from packed codes. x is rounded to int8, group by group, unless you ask for
-// more: kernels multiply integers. activations.hpp says how large the error is.
+// y = W x for one token, straight from packed codes. Kernels multiply integers: x is rounded to int8, unless you
+// ask for more, in chunks of at most 128 columns of a group, each with its own scale. activations.hpp says how
+// large the error is.
 //
 //   gptq::gemv(w, x, y);                            // x[in]: float, float16 or bfloat16; y[out]
 //   gptq::gemv(w, x, y, {first_row, last_row});     // a thread's share of the rows
@@ -9,14 +10,15 @@
 //   gptq::gemv(w, a, y);
 //   gptq::gemv(w2, a, y2);
 //
-// Raw pointers at any alignment, no exceptions, no allocation, no threads; parallel.hpp splits the rows.
-// Arguments are taken as they are: check(view) of packed.hpp is for the moment a matrix is loaded. y must not
-// overlap anything else.
+// Raw pointers, no exceptions, no allocation, no threads; parallel.hpp splits the rows. Codes and zeros may lie at
+// any address; scales, order, x and y at a multiple of the size of an element. y must not overlap anything else.
+// Release builds take arguments as they are, debug builds stop the program at wrong ones (checks.hpp).
+// check(view) of packed.hpp is for the moment a matrix is loaded.
 //
 // Results do not depend on how rows are shared out, nor on whether x was prepared before, and, with int8,
-// int15 and int23, are the same bits on every ISA that has fused multiply-add, and the same as gemm's. The
-// generic one without it rounds twice per chunk more: at most 2^-23 of the sum of the magnitudes of the chunks'
-// results.
+// int15 and int23, are the same bits on every ISA that has fused multiply-add, and the same as gemm's.
+// isa::generic, where it is compiled without fused multiply-add, rounds two times more for each chunk: y, the sum
+// of what its chunks give, then differs by at most 2^-23 times the sum of their magnitudes.
 //
 // Template arguments, here and in gemm.hpp, prepare.hpp and parallel.hpp, are the precision, then the ISA.
 #pragma once

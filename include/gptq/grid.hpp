@@ -14,7 +14,7 @@
 #include <string>
 
 #include <gptq/error.hpp>
-#include <gptq/grids/search.hpp>
+#include <gptq/grids/ranges.hpp>
 #include <gptq/scheme.hpp>
 
 namespace gptq {
@@ -81,11 +81,24 @@ GPTQ_HOST_DEVICE inline grid grid_for_range(range r, code_levels const& levels, 
   return {scale, 0};
 }
 
+/// "amax"; for a value that is no rule, its number.
+inline std::string rule_name(grid_rule rule) {
+  switch (rule) {
+    case grid_rule::published:
+      return "published";
+    case grid_rule::amax:
+      return "amax";
+    case grid_rule::signed_amax:
+      return "signed_amax";
+  }
+  return std::to_string(static_cast<int>(rule));
+}
+
 }  // namespace detail
 
 inline void check_grid_rule(grid_rule rule, code_levels const& levels) {
   if (levels.has_zero_point && rule != grid_rule::published) {
-    throw error(std::string("grid rule ") + (rule == grid_rule::amax ? "amax" : "signed_amax") +
+    throw error("grid rule " + detail::rule_name(rule) +
                 " is for schemes without a zero point; use published");
   }
 }

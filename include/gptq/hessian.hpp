@@ -1,12 +1,13 @@
-// The Hessian of a layer's output error: what the inputs of a layer look like, as one in x in matrix.
+// The Hessian of a layer's output error: what GPTQ knows of the layer's inputs, one matrix [in, in].
 //
 //   gptq::hessian h(in_features);
 //   for (gptq::matrix const& x : calibration) h.add(x);      // x[tokens, in_features], one sequence
 //
-// For a linear layer y = W x the squared output error of replacing W by W + D, summed over tokens, is tr(D S
-// D') with S = sum of x x' (Frantar et al., "GPTQ", 2022, eq. 1-3). The published implementations use H = 2 /
-// sequences * S; this class keeps S, so that parts add up exactly as counted, and gives H where a loss is
-// reported. One Hessian serves every layer with the same input: q, k and v; gate and up.
+// With W + D in place of W, the outputs y = W x of a linear layer are wrong by D x. The squares of that, summed
+// over outputs and tokens, are tr(D S D') with S = sum over tokens of x x' (Frantar et al., "GPTQ", 2022, eq. 1-3).
+// The published implementations keep H = (2 / sequences) S. This class keeps S, and the numbers of tokens and
+// sequences beside it: parts of a calibration are then merged by adding, and H = scale() * S. One Hessian
+// serves every layer with the same input: q, k and v; gate and up.
 //
 // A batch of no tokens (an expert that none was routed to) adds nothing and is no sequence. What needs a
 // Hessian refuses one that has seen no tokens, by name.
@@ -27,7 +28,7 @@ namespace gptq {
 /// Row-major float: weights [out, in], activations [tokens, in].
 using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// S = sum over tokens of weight * x x', in float32; K x K floats of memory.
+/// S = sum over tokens of (weight of the token, 1 by default) * x x', in float32; K x K floats of memory.
 class hessian {
  public:
   /// @param in_features  width of the inputs; throws gptq::error unless it is positive

@@ -4,7 +4,7 @@
 //   for (auto const& [name, h, layer, bytes] : quantized_layers) {  // each layer as it is quantized
 //     worst.offer({name, [n = name] { return load(n); }, h, gptq::to_spec<q4>(), layer.report.loss, bytes});
 //   }
-//   auto halved = worst.refine(quantize, accept);            // until each has lost half of its loss
+//   auto halved = worst.refine(quantize, accept);            // until each has half its loss, if any attempt does
 //   auto spent = worst.spend(64 << 20, quantize, accept);    // or: 64 MiB, where they remove most of it
 //
 // The idea is that of GPTQ-for-LLaMa's --observe, which quantizes again what it has quantized already. Here
@@ -53,9 +53,9 @@ struct refinement {
   attempt const& after() const { return attempts[chosen]; }
 };
 
-/// The formats to try, in order: the group size halved down to 32 (a whole row's counts as 256), then the
-/// next width of at least twice the bits, from the original group size on, up to 8 bits.
-/// @param in  columns of the layer: groups that are no shorter than its rows are left out
+/// The formats to try, in order: the group size halved again and again, down to 32 (a whole row's counts as
+/// 256); then each of 4 and 8 bits that is at least twice the width, with the original group size and its halves.
+/// @param in  columns of the layer: halves that are no shorter than its rows are left out
 inline std::vector<format_spec> finer_formats(format_spec const& from, index_t in) {
   return solver::list_finer_formats(from, in);
 }

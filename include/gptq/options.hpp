@@ -1,15 +1,14 @@
 // What can be chosen about quantizing a layer.
 //
 //   gptq::quantize_options options{.quality = gptq::quality::best, .damping = 0.03};
-//   options.threads = 1;  // of this layer; as many layers at a time as there are cores
-//
+//   options.threads = 1;  // one for each layer, where a program quantizes a layer on every core
 #pragma once
 
 #include <gptq/grid.hpp>
 
 namespace gptq {
 
-/// How much work goes into a layer's codes and scales; the bytes are the same.
+/// How much work goes into a layer's codes and scales. How many bytes these take does not depend on it.
 enum class quality {
   /// The published algorithm in its own order of operations, defects included (solver/published.hpp names
   /// them): for comparisons. Use float32 scales, the fourth parameter of format, with it: the published
@@ -20,20 +19,22 @@ enum class quality {
   /// Grids found in the Hessian's metric, in the better one of two orders of columns, then two passes of
   /// coordinate descent.
   fast,
-  /// More rounds of both, and a beam of several candidates in every sweep.
+  /// As fast, and two more sweeps before the descent, the last with several candidates for the codes of a row
+  /// (a beam); then up to four passes of descent. Held-out tokens choose the damping (quantize.hpp).
   best,
 };
 
 struct quantize_options {
   gptq::quality quality = gptq::quality::fast;
-  /// How a group's scale is found (grid.hpp), and whether smaller ranges are tried as well. With quality fast
-  /// and best, this is where the search for a better one begins.
+  /// How a group's scale is found (grid.hpp), and whether smaller ranges are tried as well (`mse`, see
+  /// grid_options). Quality fast and best find what these say first, and look for a better scale from there.
   grid_rule grid = grid_rule::published;
   bool mse = false;
-  /// Quantize the inputs with the largest diag(H) first. Groups are then runs of that order, and the layer
-  /// carries the order with it, unless static_groups keeps them runs of the original columns. Quality fast
-  /// and best always do both; but with act_order and without static_groups, a layer for which held-out tokens
-  /// say that plain GPTQ is better may come with an order.
+  /// Quantize the inputs with the largest diag(H) first. A group is then a run of columns in that order, which
+  /// is stored with the layer (quantized_layer::order); with static_groups it is a run of original columns, and
+  /// no order is stored. Quality fast and best work as if both were true, and store no order, with one
+  /// exception: act_order without static_groups, and held-out tokens by which plain GPTQ is better
+  /// (quantize_report::fell_back). The layer is then that of quality plain, order included.
   bool act_order = false;
   /// Find all grids before the first column is quantized, on the given weights and the original columns.
   bool static_groups = false;

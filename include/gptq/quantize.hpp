@@ -11,12 +11,13 @@
 // Pre-trained Transformers", 2022. How it is computed: solver/sweep.hpp. What qualities fast and best do
 // beyond it: options.hpp.
 //
-// Inputs that were zero on every token ("dead") say nothing about their weights: these become zero, as in the
-// published code, and the report counts them. Where all inputs are dead there is nothing to go by: whatever
-// the quality, the layer is then rounded to nearest, and the report's dead_columns are all its columns.
+// Inputs that were zero on every token ("dead") say nothing about their weights: these become the level
+// nearest to zero, as in the published code (zero itself, but for half_step, which has no such level), and the
+// report counts them. Where all inputs are dead there is nothing to go by: whatever the quality, the layer is
+// then rounded to nearest, and the report's dead_columns are all its columns.
 //
-// A translation unit that quantizes takes some seconds to compile, most of them for the solver. For several
-// of them, compile the solver once: gptq_solver() in CMake (README.md), or linalg/compiled_once.hpp.
+// A translation unit that quantizes takes ten seconds or more to compile, most of them for the solver. For
+// several of them, compile the solver once: gptq_solver() in CMake (README.md), or linalg/compiled_once.hpp.
 #pragma once
 
 #include <concepts>
@@ -35,15 +36,19 @@
 
 namespace gptq {
 
-/// Quantizes weight[out, in] by GPTQ. Memory besides the arguments: a copy of the weight (none if it is moved
-/// in: it is overwritten), a K x K float matrix, N x 4 block_size floats (N x group size where groups whose
-/// grids are found on the way are larger than that), and the result. Quality fast takes a copy of the weight
-/// and of the codes more, best two of the weight, and both another square matrix as wide as a group, where
-/// that is more than a block.
-/// @param held_out  Hessian of other tokens, to report the error on them; may be null. Quality fast and best
-///   give back what quality plain makes of the layer with act-order, best also with the mse search and static
-///   groups, if that has the smaller error on them; and best chooses the damping by it, out of the given one,
-///   10 and 100 times as much, at most 1. The error they report is then of tokens that they have chosen by
+/// Quantizes weight[out, in] by GPTQ. Memory besides the arguments, for N outputs and K inputs:
+///   any quality   the result; a copy of the weight (none if it is moved in: it is overwritten); K x K floats;
+///                 N x 4 block_size floats, or N x group size where grids are found during the sweep and a
+///                 group is larger than that
+///   fast          also a copy of the weight and one of the codes
+///   best          also two copies of the weight and one of the codes
+///   fast, best    also group size x group size floats, where a group is larger than 256 columns
+/// @param held_out  Hessian of tokens that are not in h; may be null. The error on them is reported, and
+///   quality fast and best make choices by it, so that it is then the error of tokens chosen by:
+///     fast   the result is that of quality plain with act-order (and with static groups, unless the options
+///            ask for act_order without them) where this has the smaller error
+///     best   the same, and also that of quality plain with act-order, static groups and the mse search; and
+///            the damping is the best of options.damping and 10 and 100 times as much, none above 1
 /// @throws gptq::error when shapes do not agree, a weight or Hessian entry is not finite (naming it), a
 ///   Hessian has seen no tokens, an option is out of range, a scale does not fit its type, or H is not
 ///   positive definite even with damping 1
@@ -52,7 +57,8 @@ quantized_layer<Format> quantize(Eigen::Ref<matrix const> const& weight, hessian
                                  quantize_options const& options = {}, hessian const* held_out = nullptr) {
   return quantize<Format>(matrix(weight), h, options, held_out);
 }
-/// The same for a `matrix` that is moved in, and for nothing that would first have to become one.
+/// The same for a `matrix` that is moved in, which saves the copy. Takes a `matrix` only: anything else would have
+/// to be copied into one, which the overload above does.
 template <storage_format Format, std::same_as<matrix> Weight>
 quantized_layer<Format> quantize(Weight&& weight, hessian const& h, quantize_options const& options = {},
                                  hessian const* held_out = nullptr) {
@@ -65,10 +71,11 @@ quantized_layer<Format> quantize(Weight&& weight, hessian const& h, quantize_opt
 }
 
 /// Quantizes several weights of layers that have the same inputs, [out, in] each: q, k and v; gate and up.
-/// Each result is what quantize() makes of that weight alone, bit for bit; but H is factorized once for all
-/// of them (with quality best once for each damping it tries), except by quality reference, which is as it
-/// was published. All weights are checked before the first one is quantized. Memory: as for the largest one,
-/// and 1 (plain), 2 (fast) or up to 5 (best) K x K float matrices, which stay until the last one is done.
+/// Each result is what quantize() makes of that weight alone, bit for bit. H is factorized once for all of
+/// them; with quality best, once for each damping that it tries; with quality reference, for every weight, as
+/// the published code does. All weights are checked before the first one is quantized. Memory: as for the
+/// largest one, and 1 (plain), 2 (fast) or up to 5 (best) K x K float matrices, which stay until the last one
+/// is done.
 template <storage_format Format>
 std::vector<quantized_layer<Format>> quantize(std::span<Eigen::Ref<matrix const> const> weights,
                                               hessian const& h, quantize_options const& options = {},
@@ -91,8 +98,9 @@ std::vector<quantized_layer<Format>> quantize(std::initializer_list<Eigen::Ref<m
   return quantize<Format>(std::span(weights.begin(), weights.size()), h, options, held_out);
 }
 
-/// Quantizes every weight to its nearest level; of the options, only those of the grid matter. The errors
-/// under `h`, and under `held_out`, are reported where they are given. Throws as quantize().
+/// Quantizes every weight to its nearest level; of the options only grid, mse, threads and whether the quality is
+/// reference (see grid_options::published_defects) matter, but all are checked.
+/// The errors under `h`, and under `held_out`, are reported where they are given. Throws as quantize().
 template <storage_format Format>
 quantized_layer<Format> round_to_nearest(Eigen::Ref<matrix const> const& weight,
                                          quantize_options const& options = {}, hessian const* h = nullptr,
