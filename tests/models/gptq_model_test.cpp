@@ -166,9 +166,9 @@ TEST_CASE("GPTQ checkpoints") {
     auto const perplexity = [&] { return lm::perplexity(lm::model(out), held_out, float32, 1); };
     json const original = json::parse(std::ifstream(out / "config.json"));
     auto const with = [&](char const* key, json const& value) {
-      json config = original;
-      config["quantization_config"][key] = value;
-      write_file(out / "config.json", config.dump());
+      json changed = original;
+      changed["quantization_config"][key] = value;
+      write_file(out / "config.json", changed.dump());
       return error_of([&] { lm::model const other(out); });
     };
     CHECK(contains(with("lm_head", true), "'lm_head' is true: only false is implemented"));
@@ -178,24 +178,24 @@ TEST_CASE("GPTQ checkpoints") {
     CHECK(with("dynamic", json::object()).empty());
 
     // AutoRound's words around the same tensors.
-    json config = original;
-    config["quantization_config"]["quant_method"] = "auto-round";
-    config["quantization_config"]["packing_format"] = "auto_round:auto_gptq";
-    write_file(out / "config.json", config.dump());
+    json changed = original;
+    changed["quantization_config"]["quant_method"] = "auto-round";
+    changed["quantization_config"]["packing_format"] = "auto_round:auto_gptq";
+    write_file(out / "config.json", changed.dump());
     CHECK(perplexity() == Approx(expected).epsilon(1e-6));
-    config["quantization_config"]["extra_config"] = {{"model.layers.0.mlp.up_proj", {{"bits", 8}}}};
-    write_file(out / "config.json", config.dump());
+    changed["quantization_config"]["extra_config"] = {{"model.layers.0.mlp.up_proj", {{"bits", 8}}}};
+    write_file(out / "config.json", changed.dump());
     CHECK(contains(error_of([&] { lm::model const other(out); }), "'extra_config'"));
-    config["quantization_config"].erase("extra_config");
-    config["quantization_config"]["packing_format"] = "auto_round:auto_awq";
-    write_file(out / "config.json", config.dump());
+    changed["quantization_config"].erase("extra_config");
+    changed["quantization_config"]["packing_format"] = "auto_round:auto_awq";
+    write_file(out / "config.json", changed.dump());
     CHECK(contains(error_of([&] { lm::model const other(out); }), "'packing_format'"));
 
     // quantize_config.json alone, and AutoGPTQ's name for the file of weights; biases of zeros, which it
     // writes.
-    config = original;
-    config.erase("quantization_config");
-    write_file(out / "config.json", config.dump());
+    changed = original;
+    changed.erase("quantization_config");
+    write_file(out / "config.json", changed.dump());
     CHECK(perplexity() == Approx(expected).epsilon(1e-6));
     auto const file = out / "gptq_model-4bit-32g.safetensors";
     auto const add_bias = [&](float value) {
