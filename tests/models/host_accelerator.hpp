@@ -136,7 +136,7 @@ class host_accelerator final : public lm::device::operations<host_accelerator> {
     double tokens() const override { return h.tokens(); }
     index_t sequences() const override { return h.sequences(); }
     void download(float* sum) const override {
-      std::memcpy(sum, h.sum().data(), sizeof(float) * h.sum().size());
+      std::memcpy(sum, h.sum().data(), sizeof(float) * static_cast<std::size_t>(h.sum().size()));
     }
     gptq::hessian h;
   };

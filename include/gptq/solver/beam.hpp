@@ -21,7 +21,6 @@ class beam_strip {
         half_step_(state.format.levels.is_half_step()),
         lowest_(static_cast<float>(state.format.levels.min_code)),
         highest_(static_cast<float>(state.format.levels.max_code)),
-        end_(end),
         a0_(state.columns() - end),
         width_(end - first),
         beam_(static_cast<std::size_t>(beam)),
@@ -72,8 +71,8 @@ class beam_strip {
     grid g;
     for (index_t c = width_ - 1; c >= 0; --c) {
       index_t const column = s_.column(a0_ + c);
-      if (index_t const its_group = column / s_.format.group_columns; its_group != group) {
-        group = its_group;
+      if (index_t const next_group = column / s_.format.group_columns; next_group != group) {
+        group = next_group;
         g = s_.result.grid_at(row, group);
       }
       extend_all(c, g);
@@ -147,7 +146,6 @@ class beam_strip {
   bool half_step_;
   float lowest_;
   float highest_;
-  index_t end_;
   index_t a0_;
   index_t width_;
   std::size_t beam_;
