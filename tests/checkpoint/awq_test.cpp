@@ -158,7 +158,7 @@ TEST_CASE("damaged AWQ tensors", "[checkpoint]") {
     d.change(c);
     CHECK(error_of([&] { from_awq<a32>(c.view()); }) == "AWQ checkpoint: " + d.error);
   }
-  for (std::size_t const place : {0, 1, 23, 46, 47}) {  // of 3 groups of 16 rows
+  for (std::size_t const place : {0U, 1U, 23U, 46U, 47U}) {  // of 3 groups of 16 rows
     awq_case c = random_case(16, 96, 3);
     c.scales[place] = gptq::float16::from_bits(0xfc00);
     CHECK(error_of([&] { from_awq<a32>(c.view()); }) == "AWQ checkpoint: the scale of row " +

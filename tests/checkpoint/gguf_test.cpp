@@ -719,7 +719,7 @@ TEST_CASE("bad blocks in the first, a middle and the last place", "[ggml]") {
   using q4_0 = format<gptq::fixed_zero, 4, 32>;
   using q4_1 = format<gptq::asymmetric, 4, 32>;
   std::vector<std::byte> const zeros(3 * 4 * 20);
-  for (std::size_t const block : {0, 5, 11}) {
+  for (std::size_t const block : {0U, 5U, 11U}) {
     auto blocks = to_ggml(random_layer<q4_0>(3, 128, 5), ggml_type::q4_0);
     auto const message = [&](auto packed) {
       return error_of([&] { packed(ggml_tensor{ggml_type::q4_0, {3, 128}, blocks}); });

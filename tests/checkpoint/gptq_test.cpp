@@ -114,7 +114,7 @@ void check_packed(gptq_view const& view, gptq_version version) {
   }
   // Codes and zeros may be anywhere, whatever was there before, and nothing is written around them.
   gptq::checkpoint::gptq_packer<Format> const packer(view, version);
-  for (std::size_t const offset : {1, 2, 4, 8, 16, 24, 32}) {
+  for (std::size_t const offset : {1U, 2U, 4U, 8U, 16U, 24U, 32U}) {
     CAPTURE(offset);
     auto const bytes = [&](index_t count) { return std::vector<std::uint8_t>(at(count) + offset + 1, 0xa5); };
     auto codes = bytes(shape.code_bytes());
@@ -440,7 +440,7 @@ TEST_CASE("a version is proven by all zero points, and by none that are missing"
   CHECK(proven(v1, true) == gptq_version::v1);
   CHECK(proven(v2, true) == gptq_version::v2);
   for (bool const symmetric : {false, true}) CHECK(proven({}, symmetric) == std::nullopt);
-  for (std::size_t const place : {0, 1, 13, 30, 31}) {
+  for (std::size_t const place : {0U, 1U, 13U, 30U, 31U}) {
     CAPTURE(place);
     for (auto const& whole : {v1, v2}) {
       auto changed = whole;

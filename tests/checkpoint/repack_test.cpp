@@ -70,7 +70,7 @@ TEST_CASE("the smallest type of ggml that holds a layer", "[repack]") {
   }
   CHECK(lossless_type(layer) == ggml_type::q4_1);
   // A level beyond the type in one place is enough, wherever it is.
-  for (std::size_t const place : {0, 240, 479}) {
+  for (std::size_t const place : {0U, 240U, 479U}) {
     auto narrow = random_layer<a4>(5, 96, false, 93);
     narrow.zeros.assign(narrow.zeros.size(), 8);
     CHECK(lossless_type(narrow) == ggml_type::q4_0);
@@ -116,7 +116,7 @@ TEST_CASE("what cannot be repacked is refused with what can", "[repack]") {
       "one scale");
 
   // Scales that float16 does not hold, in the first, a middle and the last place.
-  for (std::size_t const place : {0, 7, 14}) {
+  for (std::size_t const place : {0U, 7U, 14U}) {
     auto precise = random_layer<format<gptq::fixed_zero, 4, 32, float>>(8, 96, false, 97);
     CHECK_NOTHROW(repack_to_ggml(precise, ggml_type::q4_0));
     CHECK_NOTHROW(repack_to_gptq(precise, gptq_version::v2));

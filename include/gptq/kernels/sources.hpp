@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include <gptq/kernels/dot.hpp>
 #include <gptq/kernels/operations.hpp>
 #include <gptq/kernels/units.hpp>
 #include <gptq/layout.hpp>
