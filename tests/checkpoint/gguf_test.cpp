@@ -933,8 +933,8 @@ TEST_CASE("a malformed GGUF file is refused with the reason", "[gguf]") {
   CHECK_NOTHROW(one("a", {0, 4}, 0, 0, 0)());
   // A tensor without bytes is in nobody's way, wherever it lies; nor is one whose type is not known.
   for (std::string const second : {"0", "z"}) {  // before and after the other in the alphabet
-    for (std::uint64_t const offset : {0, 32, 64}) {
-      for (std::uint32_t const type : {0, 1000}) {
+    for (std::uint64_t const offset : {0U, 32U, 64U}) {
+      for (std::uint32_t const type : {0U, 1000U}) {
         bytes b;
         b.head(2, 0).tensor("a", {16}, 0, 0).tensor(second, {type == 0 ? 0U : 8U}, type, offset);
         CHECK_NOTHROW(parse(b.pad().raw(std::string(64, '\0')).text));
