@@ -155,7 +155,7 @@ gptq::activations<precision::int8> some_activations(gptq::packed_view<Format> co
   return gptq::prepare(w, x.data(), count, workspace.data());
 }
 
-/// Whether `action` stops the program, and what it says.
+/// Whether `action` stops the program, and the line that it says; an emulator may add one of its own.
 template <class Action>
 std::string last_words(Action&& action) {
   int words[2];
@@ -176,7 +176,8 @@ std::string last_words(Action&& action) {
   close(words[0]);
   int status = 0;
   waitpid(child, &status, 0);
-  return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT ? said : "(it went on)";
+  if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT) return "(it went on)";
+  return said.substr(0, said.find('\n') + 1);
 }
 
 }  // namespace
