@@ -2,9 +2,9 @@
 # writes a translation unit of the code that documents show: of a header's head, which ends at #pragma once, the
 # paragraphs indented by three spaces whose first line ends as code does (and not as a table),
 #   //   gptq::gemv(w, x, y);        // as this one does
-# and of a .md file what stands between ```` with the name of the language and ```. A paragraph becomes the body of a function or, where it begins
-# with a type or a template, stands by itself; it sees what the preamble declares for all, and in a namespace called
-# like the file for this file. Fails for a header without an example, unless it is one of `none`.
+# and of a .md file the code blocks that name the language. A paragraph becomes the body of a function or, where it
+# begins with a type or a template, stands by itself; it sees what the preamble declares for all, and in a namespace
+# called like the file for this file. Fails for a header without an example, unless it is one of `none`.
 BEGIN {
   n = split(none, names, " ")
   for (i = 1; i <= n; ++i) without[names[i]] = 1
