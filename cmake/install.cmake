@@ -18,4 +18,14 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/gptqConfig.cmake ${CMAKE_CURRENT_BINAR
               cmake/dispatch.cmake cmake/isa.cmake cmake/solver.cmake
         DESTINATION ${package_dir})
 
+# The C interface by itself, for those who have no C++: find_package(gptq_c) gives gptq::c and gptq::c_static.
+if(GPTQ_C)
+  set(c_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gptq_c)
+  install(TARGETS gptq_c gptq_c_static EXPORT gptq_cTargets)
+  install(EXPORT gptq_cTargets NAMESPACE gptq:: DESTINATION ${c_package_dir} FILE gptq_cConfig.cmake)
+  write_basic_package_version_file(gptq_cConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+  install(FILES ${CMAKE_CURRENT_BINARY_DIR}/gptq_cConfigVersion.cmake DESTINATION ${c_package_dir})
+  install(FILES include/gptq/gptq.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/gptq)
+endif()
+
 include(cmake/pkgconfig.cmake)

@@ -93,7 +93,7 @@ cmake --build --preset dev --target all_verify_interface_header_sets
 
 if ! $quick; then
   phase "clang-format"
-  find include tests bench examples -regex '.*\.\(hpp\|cpp\|cuh\|cu\)' -print0 |
+  find include src tests bench examples -regex '.*\.\(hpp\|cpp\|cuh\|cu\|h\|c\)' -print0 |
     xargs -0 clang-format --dry-run -Werror
 
   phase "clang++: build the kernels with warnings as errors, test"

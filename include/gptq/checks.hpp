@@ -146,17 +146,27 @@ located_fault find_fault(packed_view<Format> const& view) noexcept {
   return {};
 }
 
+namespace detail {
+
+/// What is wrong with activations `x` for a matrix of these columns and groups, and this column order.
+template <precision Precision>
+GPTQ_INLINE fault find_mismatch(chunk_layout w, std::int32_t const* order, activations<Precision> const& x) {
+  if (x.chunks.in != w.in) return fault::other_columns;
+  if (x.chunks.group_columns != w.group_columns) return fault::other_groups;
+  if (x.order == order) return fault::none;
+  if (x.order == nullptr || order == nullptr) return fault::other_order;
+  for (index_t p = 0; p < w.in; ++p) {
+    if (x.order[p] != order[p]) return fault::other_order;
+  }
+  return fault::none;
+}
+
+}  // namespace detail
+
 /// What is wrong with activations for this matrix: they are of another one.
 template <storage_format Format, precision Precision>
 GPTQ_INLINE fault find_fault(packed_view<Format> const& w, activations<Precision> const& x) {
-  if (x.chunks.in != w.in) return fault::other_columns;
-  if (x.chunks.group_columns != Format::group_columns(w.in)) return fault::other_groups;
-  if (x.order == w.order) return fault::none;
-  if (x.order == nullptr || w.order == nullptr) return fault::other_order;
-  for (index_t p = 0; p < w.in; ++p) {
-    if (x.order[p] != w.order[p]) return fault::other_order;
-  }
-  return fault::none;
+  return detail::find_mismatch({w.in, Format::group_columns(w.in)}, w.order, x);
 }
 
 namespace detail {

@@ -59,10 +59,11 @@ inline std::uint64_t packed_checksum(std::byte const* p, std::size_t bytes) noex
   return hash == 0 ? 1 : hash;
 }
 
+/// The header of a matrix whose arrays are there.
 template <storage_format Format>
-void write_packed_bytes(packed_view<Format> const& w, std::byte* file, bool with_checksum) noexcept {
-  auto const layout = w.layout();
-  packed_offsets const at = packed_parts<Format>(layout, w.order != nullptr);
+void write_packed_header(packed_layout<Format> layout, bool has_order, std::byte* file,
+                         bool with_checksum) noexcept {
+  packed_offsets const at = packed_parts<Format>(layout, has_order);
   std::memset(file, 0, packed_header_bytes);
   std::memcpy(file, packed_magic, 8);
   set_header_field(file, 8, packed_file_version);
@@ -70,13 +71,21 @@ void write_packed_bytes(packed_view<Format> const& w, std::byte* file, bool with
   set_header_field(file, 16, static_cast<std::uint8_t>(Format::bits));
   set_header_field(file, 17, static_cast<std::uint8_t>(sizeof(typename Format::scale)));
   set_header_field(file, 18, static_cast<std::uint8_t>(Format::has_zero_point ? 1 : 0));
-  set_header_field(file, 19, static_cast<std::uint8_t>(w.order != nullptr ? 1 : 0));
+  set_header_field(file, 19, static_cast<std::uint8_t>(has_order ? 1 : 0));
   set_header_field(file, 20, static_cast<std::int32_t>(Format::group_size));
   set_header_field(file, 24, static_cast<std::int16_t>(Format::levels.min_code));
   set_header_field(file, 26, static_cast<std::int16_t>(Format::levels.max_code));
   set_header_field(file, 28, static_cast<std::int32_t>(2.0F * Format::levels.zero));
-  set_header_field(file, 32, std::int64_t{w.out});
-  set_header_field(file, 40, std::int64_t{w.in});
+  set_header_field(file, 32, std::int64_t{layout.out});
+  set_header_field(file, 40, std::int64_t{layout.in});
+  set_header_field(file, 56, static_cast<std::uint64_t>(at.end - packed_header_bytes));
+  if (with_checksum) set_header_field(file, checksum_offset, packed_checksum(file, at.end));
+}
+
+template <storage_format Format>
+void write_packed_bytes(packed_view<Format> const& w, std::byte* file, bool with_checksum) noexcept {
+  auto const layout = w.layout();
+  packed_offsets const at = packed_parts<Format>(layout, w.order != nullptr);
   auto const copy = [&](std::size_t begin, std::size_t end, void const* from, std::size_t bytes) {
     if (bytes != 0) std::memcpy(file + begin, from, bytes);
     std::memset(file + begin + bytes, 0, end - begin - bytes);
@@ -87,8 +96,7 @@ void write_packed_bytes(packed_view<Format> const& w, std::byte* file, bool with
   copy(at.zeros, at.order, w.zeros, static_cast<std::size_t>(layout.zero_bytes()));
   copy(at.order, at.end, w.order,
        w.order == nullptr ? 0 : static_cast<std::size_t>(w.in) * sizeof(std::int32_t));
-  set_header_field(file, 56, static_cast<std::uint64_t>(at.end - packed_header_bytes));
-  if (with_checksum) set_header_field(file, checksum_offset, packed_checksum(file, at.end));
+  write_packed_header(layout, w.order != nullptr, file, with_checksum);
 }
 
 /// Whether `file` begins as a packed matrix does, of whatever version.

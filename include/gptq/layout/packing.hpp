@@ -10,6 +10,7 @@
 #include <gptq/error.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/layout.hpp>
+#include <gptq/layout/pack_arrays.hpp>
 
 namespace gptq::detail {
 
@@ -50,29 +51,7 @@ void pack_layer(quantized_layer<Format> const& layer, packed_memory<Format> cons
                                     : "pack: memory for a column order, which the layer does not have");
   }
   std::copy(layer.order.begin(), layer.order.end(), to.order);
-  auto const shape = to.layout();
-  // Padding is 0, and streams of zero points are written bit by bit.
-  if (layer.out % packed_rows != 0) {
-    index_t const last = layer.out / packed_rows;
-    std::fill(to.codes + shape.code_offset(last, 0), to.codes + shape.code_bytes(), std::uint8_t{0});
-    std::fill(to.scales + shape.scale_offset(last, 0), to.scales + shape.scale_count(),
-              typename Format::scale(0.0F));
-  }
-  if constexpr (Format::has_zero_point) std::fill(to.zeros, to.zeros + shape.zero_bytes(), std::uint8_t{0});
-  for (index_t row = 0; row < layer.out; ++row) {
-    index_t const block = row / packed_rows;
-    index_t const row_in_block = row % packed_rows;
-    for (index_t group = 0; group < shape.groups(); ++group) {
-      pack_row<Format::bits>(layer.codes.data() + row * layer.in + group * shape.group_columns(),
-                             shape.group_columns(group), row_in_block,
-                             to.codes + shape.code_offset(block, group));
-      gptq::grid const g = layer.grid(row, group);
-      to.scales[shape.scale_offset(block, group) + row_in_block] = typename Format::scale(g.scale);
-      if constexpr (Format::has_zero_point) {
-        set_stream_code<Format::bits>(to.zeros + shape.zero_offset(block, group), row_in_block, g.zero);
-      }
-    }
-  }
+  pack_arrays(layer.codes.data(), layer.scales.data(), layer.zeros.data(), to);
 }
 
 template <storage_format Format>
