@@ -136,6 +136,7 @@ constexpr std::size_t workspace_bytes(chunk_layout chunks, index_t tokens = 1) {
   return static_cast<std::size_t>(chunks.count() * tokens * detail::cell_bytes<Precision>(chunks));
 }
 
+/// The same for the columns of a matrix.
 template <precision Precision = precision::int8, storage_format Format>
 constexpr std::size_t workspace_bytes(packed_layout<Format> layout, index_t tokens = 1) {
   return workspace_bytes<Precision>(chunk_layout{layout.in, layout.group_columns()}, tokens);

@@ -6,20 +6,30 @@
 #include <gptq needs -std=c++20>  // the compiler stops here, before hundreds of errors that say less
 #endif
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "gptq is for little-endian machines: so are packed matrices and model files."
+#include <gptq needs a little-endian machine>
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#error "gptq is compiled by g++ or clang: on Windows by MinGW-w64's g++ or by clang-cl."
+#include <gptq needs another compiler>
+#endif
+
 #include <cstddef>
 
 #include <gptq/version.hpp>
 
-// What device code calls, too.
 #if defined(__CUDACC__)
+/// Marks functions that device code calls, too.
 #define GPTQ_HOST_DEVICE __host__ __device__
 #else
 #define GPTQ_HOST_DEVICE
 #endif
 
-// One program may hold kernels compiled for several instruction sets. What they call is inlined into them, even
-// without optimization: the linker keeps one copy of a shared function, and that could be one this CPU cannot
-// run.
+/// One program may hold kernels compiled for several instruction sets. What they call is inlined into them, even
+/// without optimization: the linker keeps one copy of a shared function, and that could be one this CPU cannot
+/// run.
 #define GPTQ_INLINE [[gnu::always_inline]] inline
 
 namespace gptq {

@@ -55,6 +55,7 @@ class input_error {
   int threads_;
 };
 
+/// What can be chosen about compensate().
 struct compensate_options {
   /// How much of the correction is made, 0..1; with held-out tokens, at most.
   double strength = 1.0;
@@ -64,6 +65,7 @@ struct compensate_options {
   int threads = 0;
 };
 
+/// What compensate() makes of a weight.
 struct compensated_weight {
   matrix weight;          ///< W + strength * W C (S + damping)^-1, [out, in]
   double strength = 0.0;  ///< as it was chosen

@@ -24,6 +24,7 @@ enum class quality {
   best,
 };
 
+/// What can be chosen about quantize().
 struct quantize_options {
   gptq::quality quality = gptq::quality::fast;
   /// How a group's scale is found (grid.hpp), and whether smaller ranges are tried as well (`mse`, see

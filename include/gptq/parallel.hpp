@@ -67,6 +67,7 @@ void parallel_gemv(packed_view<Format> const& w, activations<Precision> const& x
                    Executor&& executor, int parts) noexcept(detail::nothrow_executor<Executor>) {
   executor(parts, [&](int part) noexcept { gemv<Precision, Isa>(w, x, y, row_share(w.out, part, parts)); });
 }
+/// The same for x[in] of float, float16 or bfloat16, as it is.
 template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T,
           parallel_executor Executor>
 void parallel_gemv(packed_view<Format> const& w, T const* x, float* y, Executor&& executor,
@@ -99,17 +100,20 @@ void parallel_gemv(packed_view<Format> const& w, activations<Precision> const& x
                    Executor&& executor) noexcept(detail::nothrow_executor<Executor>) {
   parallel_gemv<Precision, Isa>(w, x, y, executor, executor.threads());
 }
+/// The same in a part for each of its threads.
 template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T,
           sized_executor Executor>
 void parallel_gemv(packed_view<Format> const& w, T const* x, float* y,
                    Executor&& executor) noexcept(detail::nothrow_executor<Executor>) {
   parallel_gemv<Precision, Isa>(w, x, y, executor, executor.threads());
 }
+/// The same in a part for each of its threads.
 template <precision Precision, class Isa = isa::native, storage_format Format, sized_executor Executor>
 void parallel_gemm(packed_view<Format> const& w, activations<Precision> const& x, float* y,
                    Executor&& executor) noexcept(detail::nothrow_executor<Executor>) {
   parallel_gemm<Precision, Isa>(w, x, y, executor, executor.threads());
 }
+/// The same in a part for each of its threads.
 template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T,
           sized_executor Executor>
 activations<Precision> parallel_prepare(packed_view<Format> const& w, T const* x, index_t tokens,

@@ -91,6 +91,7 @@ std::vector<quantized_layer<Format>> quantize(std::span<Eigen::Ref<matrix const>
   }
   return layers;
 }
+/// The same for a list in braces.
 template <storage_format Format>
 std::vector<quantized_layer<Format>> quantize(std::initializer_list<Eigen::Ref<matrix const>> weights,
                                               hessian const& h, quantize_options const& options = {},

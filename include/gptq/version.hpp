@@ -7,8 +7,12 @@
 // layout would get another name.
 #pragma once
 
+/// The parts of the version.
+/// @{
 #define GPTQ_VERSION_MAJOR 0
 #define GPTQ_VERSION_MINOR 2
 #define GPTQ_VERSION_PATCH 0
+/// @}
 
+/// 10000 * major + 100 * minor + patch
 #define GPTQ_VERSION (10000 * GPTQ_VERSION_MAJOR + 100 * GPTQ_VERSION_MINOR + GPTQ_VERSION_PATCH)

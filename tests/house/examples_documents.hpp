@@ -21,6 +21,12 @@ extern float *y, *y2;
 extern void* workspace;
 extern gptq::packed_view<gptq::format<gptq::fixed_zero, 4, 128>> w2;
 
+namespace first_layer_md {
+using q4 = gptq::format<gptq::fixed_zero, 4, 128>;
+extern gptq::hessian h;
+extern gptq::quantized_layer<q4> layer;
+}  // namespace first_layer_md
+
 namespace port_your_engine_md {
 using q4 = gptq::format<gptq::fixed_zero, 4, 128>;
 extern gptq::packed_view<q4> w;

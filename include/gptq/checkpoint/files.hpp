@@ -12,11 +12,8 @@
 #include <filesystem>
 #include <span>
 #include <string_view>
-#include <unistd.h>
 
-#include <gptq/checkpoint/files/mapping.hpp>
-#include <gptq/checkpoint/files/new_file.hpp>
-#include <gptq/checkpoint/files/system_calls.hpp>
+#include <gptq/checkpoint/files/platform.hpp>
 
 namespace gptq::checkpoint {
 
@@ -45,16 +42,14 @@ class new_file {
   /// @throws gptq::error when the directory does not take it
   explicit new_file(std::filesystem::path const& path)
       : path_(path), temporary_(detail::temporary_name(path)), file_(detail::create(temporary_, path)) {}
-  ~new_file() {
-    if (file_.get() >= 0) ::unlink(temporary_.c_str());
-  }
+  ~new_file() { detail::discard(file_, temporary_); }
 
   /// Appends bytes. @throws gptq::error when the disk does not take them
-  void write(std::span<std::byte const> bytes) { detail::write_all(file_.get(), bytes, path_); }
+  void write(std::span<std::byte const> bytes) { detail::write_all(file_, bytes, path_); }
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
   /// Returns when the file is on the disk under its name. @throws gptq::error when it does not get there
   void finish() {
-    detail::publish(file_.get(), temporary_, path_);
+    detail::publish(file_, temporary_, path_);
     file_.close();
   }
 

@@ -30,8 +30,9 @@ namespace gptq::checkpoint {
 
 /// As ggml writes it: "F32", "Q4_0", ... @throws gptq::error, as the next two, for a number that is no type
 inline std::string_view type_name(ggml_type type) { return detail::entry(type).name; }
-/// Elements of a block, and its bytes; 1 element for types that are not quantized.
+/// Elements of a block; 1 for types that are not quantized.
 inline std::size_t block_size(ggml_type type) { return detail::entry(type).block_size; }
+/// Bytes of a block.
 inline std::size_t block_bytes(ggml_type type) { return detail::entry(type).block_bytes; }
 /// Whether to_float() decodes it: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q4_K and Q6_K.
 inline bool is_decodable(ggml_type type) {

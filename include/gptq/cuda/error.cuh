@@ -53,6 +53,7 @@ inline void check(cublasStatus_t status, char const* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
   throw library_error("cuBLAS", status, std::string(what) + ": " + cublasGetStatusString(status));
 }
+/// The same for cuSOLVER.
 inline void check(cusolverStatus_t status, char const* what) {
   if (status != CUSOLVER_STATUS_SUCCESS) throw library_error("cuSOLVER", status, what);
 }

@@ -32,8 +32,9 @@
 
 namespace gptq::cuda {
 
-/// Rows of a row tile and columns of a chunk.
+/// Rows of a row tile.
 inline constexpr int tile_rows = 16;
+/// Columns of a chunk.
 inline constexpr int chunk_columns = 128;
 
 /// A format that the CUDA kernels have: groups of 32, 64, multiples of 128, or whole rows; any scheme, width

@@ -86,6 +86,7 @@ quantized_layers<Format> quantize(std::span<weight_view const> weights, hessian 
   return {detail::solve(problem), problem.first_rows, in};
 }
 
+/// The same for a list in braces.
 template <storage_format Format>
 quantized_layers<Format> quantize(std::initializer_list<weight_view> weights, hessian const& h,
                                   quantize_options const& options = {}) {

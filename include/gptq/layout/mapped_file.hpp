@@ -1,5 +1,9 @@
-// A file in memory to read, and one that is replaced as a whole: POSIX.
+// A file in memory to read, and one that is replaced as a whole.
 #pragma once
+
+#if defined(_WIN32)
+#include <gptq/layout/mapped_file_windows.hpp>
+#else
 
 #include <cerrno>
 #include <cstddef>
@@ -80,3 +84,5 @@ inline void replace_file(std::string const& path, std::span<std::byte const> byt
 }
 
 }  // namespace gptq::detail
+
+#endif

@@ -32,11 +32,12 @@ inline int create(std::filesystem::path const& temporary, std::filesystem::path 
   return file;
 }
 
-inline void write_all(int file, std::span<std::byte const> bytes, std::filesystem::path const& path) {
+inline void write_all(descriptor const& file, std::span<std::byte const> bytes,
+                      std::filesystem::path const& path) {
   constexpr std::size_t most = std::size_t{1} << 30;  // the kernel takes no more than 2 GiB at once
   while (!bytes.empty()) {
     auto const written =
-        again_if_interrupted([&] { return ::write(file, bytes.data(), std::min(bytes.size(), most)); });
+        again_if_interrupted([&] { return ::write(file.get(), bytes.data(), std::min(bytes.size(), most)); });
     if (written == 0) errno = EIO;
     if (written <= 0) throw_not_written(path);
     bytes = bytes.subspan(static_cast<std::size_t>(written));
@@ -48,13 +49,19 @@ inline bool sync(int file) {
 }
 
 /// All of the file is on the disk, and then under its name: after a crash there is the whole file or none.
-inline void publish(int file, std::filesystem::path const& temporary, std::filesystem::path const& path) {
-  if (!sync(file) || ::rename(temporary.c_str(), path.c_str()) != 0) throw_not_written(path);
+inline void publish(descriptor const& file, std::filesystem::path const& temporary,
+                    std::filesystem::path const& path) {
+  if (!sync(file.get()) || ::rename(temporary.c_str(), path.c_str()) != 0) throw_not_written(path);
   auto const parent = path.parent_path();
   descriptor const directory(open_again(parent.empty() ? "." : parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (directory.get() < 0 && errno == EACCES) return;  // may be written to but not read: as safe as it gets
   if (directory.get() < 0) throw_not_written(path);
   if (!sync(directory.get()) && errno != EINVAL) throw_not_written(path);  // EINVAL: it has no such thing
+}
+
+/// Unless it has been published and closed.
+inline void discard(descriptor const& file, std::filesystem::path const& temporary) {
+  if (file.get() >= 0) ::unlink(temporary.c_str());
 }
 
 }  // namespace gptq::checkpoint::detail

@@ -12,7 +12,7 @@
 #include <string_view>
 #include <utility>
 
-#include <gptq/checkpoint/files/mapping.hpp>
+#include <gptq/checkpoint/files/platform.hpp>
 #include <gptq/checkpoint/gguf/reader.hpp>
 #include <gptq/error.hpp>
 

@@ -16,7 +16,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <gptq/checkpoint/files/mapping.hpp>
+#include <gptq/checkpoint/files/platform.hpp>
 #include <gptq/checkpoint/safetensors/json.hpp>
 #include <gptq/checkpoint/safetensors/tensors.hpp>
 #include <gptq/error.hpp>
