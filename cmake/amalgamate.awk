@@ -6,7 +6,7 @@ BEGIN {
   print "// the headers in include/gptq, which are the manual.\n"
   while ((getline line < (include "/../LICENSE")) > 0) print line == "" ? "//" : "// " line
   print "#pragma once\n"
-  n = split("epilogue.hpp parallel.hpp thread_pool.hpp dispatch.hpp format_spec.hpp packed.hpp packed_file.hpp prepare.hpp reference.hpp", headers, " ")
+  n = split("grouped_gemm.hpp parallel.hpp thread_pool.hpp dispatch.hpp format_spec.hpp packed.hpp packed_file.hpp prepare.hpp reference.hpp", headers, " ")
   for (i = 1; i <= n; ++i) add(headers[i])
 }
 

@@ -174,6 +174,38 @@ TEST_CASE("y may be what a step reads", "[epilogue]") {
   });
 }
 
+TEST_CASE("one token as it is", "[epilogue]") {
+  // More columns than are prepared at once, and more rows than a slab has.
+  constexpr index_t many = 40000, high = 2100;
+  gptq::packed_matrix<q4> wide(33, many);
+  test::random random(6);
+  for (index_t i = 0; i < wide.layout().code_bytes(); ++i) {
+    wide.codes()[i] = static_cast<std::uint8_t>(random.below(256));
+  }
+  for (index_t i = 0; i < wide.layout().scale_count(); ++i) wide.scales()[i] = float16(random.uniform());
+  auto const x = random.normals(at(many));
+  std::vector<float> y(33), expected(33);
+  gptq::gemv(wide.view(), x.data(), expected.data());
+  gptq::gemv(wide.view(), x.data(), gptq::output{y.data()}, {0, 33}, gptq::scale_by{2.0F}, gptq::relu{});
+  for (index_t i = 0; i < 33; ++i) REQUIRE(y[at(i)] == std::max(2.0F * expected[at(i)], 0.0F));
+
+  for (row_range rows : ranges) {
+    auto const product = s.product(s.matrix, 1);
+    auto const biased = changed(product, [](float v, index_t, index_t r) { return v + s.bias[at(r)]; });
+    check<bfloat16>(1, rows, biased, [&](auto to) {
+      gptq::gemv(s.matrix.view(), s.x.data(), to, rows, gptq::add_bias{s.bias.data()});
+    });
+    check<float>(1, rows, product, [&](auto to) { gptq::gemv(s.matrix.view(), s.x.data(), to, rows); });
+  }
+  gptq::packed_matrix<q4> tall(high, in);
+  std::fill_n(tall.codes(), tall.layout().code_bytes(), std::uint8_t{0x55});
+  std::fill_n(tall.scales(), tall.layout().scale_count(), float16(1.0F));
+  std::vector<float> plain(at(high)), twice(at(high));
+  gptq::gemv(tall.view(), s.x.data(), plain.data());
+  gptq::gemv(tall.view(), s.x.data(), gptq::output{twice.data()}, {0, high}, gptq::scale_by{2.0F});
+  for (index_t i = 0; i < high; ++i) REQUIRE(twice[at(i)] == 2.0F * plain[at(i)]);
+}
+
 TEST_CASE("a gate and what it lets through", "[epilogue]") {
   for_each_case([](index_t tokens, row_range rows) {
     auto const a = s.prepared(tokens);
@@ -232,4 +264,7 @@ TEST_CASE("a matrix without columns gives zeros, and then its steps", "[epilogue
   std::vector<float> y(210, -1.0F);
   gptq::gemm(w, a, gptq::output{y.data()}, {0, 70}, gptq::add_bias{s.bias.data()});
   for (index_t i = 0; i < 210; ++i) REQUIRE(y[at(i)] == s.bias[at(i % 70)]);
+  std::fill(y.begin(), y.end(), -1.0F);
+  gptq::gemv(w, s.x.data(), gptq::output{y.data()}, {0, 70}, gptq::add_bias{s.bias.data()});
+  for (index_t i = 0; i < 70; ++i) REQUIRE(y[at(i)] == s.bias[at(i)]);
 }

@@ -52,6 +52,8 @@ enum class fault {
   other_format,      ///< of another format than the one asked for
   file_size,         ///< fewer bytes than the header says, or a header that contradicts itself
   checksum,          ///< bytes that have changed
+  tokens,            ///< a range that is not one of the activations
+  expert,            ///< grouped_gemm.hpp: an expert that is not there
 };
 
 /// "activations of a matrix with another number of columns", and so on.
@@ -82,6 +84,8 @@ GPTQ_INLINE constexpr char const* message(fault what) {
       "a packed matrix of another format",
       "fewer bytes than a packed matrix of that size has",
       "a packed matrix whose bytes have changed",
+      "tokens that the activations do not have",
+      "an expert that is not there",
   };
   return messages[static_cast<int>(what)];
 }

@@ -22,6 +22,7 @@
 #include <gptq/gemm.hpp>
 #include <gptq/gemv.hpp>
 #include <gptq/grid.hpp>
+#include <gptq/grouped_gemm.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/input_error.hpp>
 #include <gptq/isa.hpp>

@@ -9,6 +9,8 @@
 // workspace_bytes() of activations.hpp says how much memory it takes; nothing here allocates or throws.
 #pragma once
 
+#include <cstdint>
+
 #include <gptq/activations.hpp>
 #include <gptq/isa.hpp>
 #include <gptq/kernels/prepare.hpp>
@@ -23,6 +25,14 @@ struct input {
   index_t stride;
 };
 
+/// The same with tokens from a list: x[token, column] at data[token_ids[token] * stride + column].
+template <class T>
+struct gathered_input {
+  T const* data;
+  index_t stride;
+  std::int32_t const* token_ids;
+};
+
 /// Prepares x[tokens, in] (float, float16 or bfloat16; row-major; any alignment) for `w` and every matrix of
 /// the same columns, group size and order; rounds it as `Precision` says. `workspace` has workspace_bytes()
 /// bytes, best aligned to 64, at least to 4. Only `share` of the tokens is worked on, a thread's share of the
@@ -34,6 +44,18 @@ activations<Precision> prepare(packed_view<Format> const& w, input<T> x, index_t
   auto a = detail::activations_at<Precision>(chunks, chunks.count(), tokens, static_cast<char*>(workspace));
   a.order = w.order;
   detail::prepare_chunks<Isa>(a, x.data, x.stride, w.in, w.order, 0, chunks.count(), share);
+  return a;
+}
+
+/// The same for tokens from a list, of as many entries: what a router sends to experts, say.
+template <precision Precision = precision::int8, class Isa = isa::native, storage_format Format, class T>
+activations<Precision> prepare(packed_view<Format> const& w, gathered_input<T> x, index_t tokens,
+                               void* workspace, token_range share) noexcept {
+  auto const a = prepare<Precision, Isa>(w, input<T>{x.data, 0}, tokens, workspace, {0, 0});
+  for (index_t token = share.first; token < share.last; ++token) {
+    input<T> const one{x.data + x.token_ids[token] * x.stride, 0};
+    prepare<Precision, Isa>(w, one, tokens, workspace, {token, token + 1});
+  }
   return a;
 }
 

@@ -256,9 +256,8 @@ char const* gptq_error_string(int status) {
     case GPTQ_ERROR_ISA:
       return "no kernels for that instruction set, or not on this CPU";
     default:
-      return status >= 0 && status <= static_cast<int>(gptq::fault::checksum)
-                 ? gptq::message(static_cast<gptq::fault>(status))
-                 : "no status of this library";
+      return status >= 0 && status <= GPTQ_ERROR_CHECKSUM ? gptq::message(static_cast<gptq::fault>(status))
+                                                          : "no status of this library";
   }
 }
 

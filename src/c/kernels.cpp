@@ -44,10 +44,11 @@ void multiply_add_to(product multiply, gptq_matrix const& w, int8_activations co
   };
   output<T> const to{static_cast<T*>(y.data), static_cast<index_t>(y.stride)};
   alignas(64) float slab[detail::slab_floats];
-  index_t const height = x.tokens == 1 ? detail::single_slab_rows : detail::slab_rows_of_many;
-  detail::for_each_slab(x.tokens, rows, [&](token_range tokens, index_t first, row_range some) {
+  token_range const all{0, x.tokens};
+  index_t const height = detail::slab_height(all);
+  detail::for_each_slab(all, rows, [&](token_range tokens, index_t first, row_range some) {
     multiply(w, first, x, tokens, slab, height, some);
-    detail::finish_slab(slab, height, tokens, first, some, to, w.rows, bias, residual);
+    detail::finish_slab(slab, height, tokens, first, some, to, 0, w.rows, bias, residual);
   });
 }
 

@@ -29,5 +29,8 @@ extern gptq::quantized_layer<q4> layer;
 
 namespace port_your_engine_md {
 using q4 = gptq::format<gptq::fixed_zero, 4, 128>;
-extern gptq::packed_view<q4> w;
+extern gptq::packed_view<q4> w, q, k, v;
+extern float *y_q, *y_k, *y_v;
+extern gptq::activations<gptq::precision::int8> a;
+extern int thread, threads;
 }  // namespace port_your_engine_md

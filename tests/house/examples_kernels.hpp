@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <vector>
 
-#include <gptq/epilogue.hpp>
+#include <gptq/grouped_gemm.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/packed_file.hpp>
 #include <gptq/parallel.hpp>
@@ -35,6 +35,17 @@ extern float const* bias;
 extern gptq::bfloat16* y16;
 extern gptq::index_t stride;
 }  // namespace epilogue_hpp
+
+namespace grouped_gemm_hpp {
+extern gptq::packed_view<q4> q, k, v;
+extern float *y_q, *y_k, *y_v;
+extern gptq::activations<gptq::precision::int8> a;
+extern int thread, threads, experts;
+extern gptq::packed_view<q4> const* expert;
+extern gptq::grouped_product<q4>* list;
+extern gptq::index_t top_k;
+extern std::int32_t *expert_ids, *entries, *first, *token_ids;
+}  // namespace grouped_gemm_hpp
 
 namespace thread_pool_hpp {
 void run(int part);

@@ -248,4 +248,13 @@ GPTQ_INLINE void gemm_rows(packed_view<Format> const& w, activations<Precision> 
   many_token_rows<kernel>(weights, x, range, y, rows);
 }
 
+/// One token or several of prepared activations of any number: y[token - range.first, row], `stride` apart.
+template <class Isa, precision Precision, storage_format Format>
+GPTQ_INLINE void token_rows(packed_view<Format> const& w, activations<Precision> const& x, token_range range,
+                            float* y, index_t stride, row_range rows) {
+  if (range.last - range.first != 1 || w.in == 0) return gemm_rows<Isa>(w, x, range, y, stride, rows);
+  direct_rows<kernel_for<Isa, Format, Precision>>(kernel_weights(w), x, range.first, 0, x.chunks.count(), y,
+                                                  rows, false);
+}
+
 }  // namespace gptq::detail
