@@ -5,11 +5,19 @@ set(CMAKE_CXX_EXTENSIONS OFF)
 # Sanitizers are for the library's tests and the quantizer. Other programs would only take long to compile.
 string(REGEX MATCH "-fsanitize" GPTQ_SANITIZED "${CMAKE_CXX_FLAGS}")
 
-# gptq_computes(<target>): it would run for minutes without optimization. The rest does without under
-# sanitizers: with it their code takes four times as long to compile.
+# The presets of the checks build without optimization, which takes two to four times as long to compile. What would run
+# for minutes then: gptq_computes(<target> [<level>]) and, for some files of a target, ${gptq_computes} as an option.
+set(gptq_computes "")
+if(CMAKE_BUILD_TYPE STREQUAL "RelWithDebInfo" AND CMAKE_CXX_FLAGS_RELWITHDEBINFO MATCHES "-O0")
+  set(gptq_computes -O1)
+endif()
 function(gptq_computes target)
-  if(GPTQ_SANITIZED)
-    target_compile_options(${target} PRIVATE -O1)
+  if(gptq_computes)
+    set(level ${gptq_computes})
+    if(ARGC GREATER 1 AND NOT GPTQ_SANITIZED)
+      set(level ${ARGV1})
+    endif()
+    target_compile_options(${target} PRIVATE ${level})
   endif()
 endfunction()
 

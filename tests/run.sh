@@ -46,7 +46,10 @@ build_and_test() {  # build_and_test <preset>
 # ---- phases ----
 phase "install what is missing"
 .ci/install "${packages[@]}"
-if command -v ccache >/dev/null; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
+if command -v ccache >/dev/null; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  export CCACHE_SLOPPINESS=pch_defines,time_macros  # or it leaves precompiled headers, and all that use them, alone
+fi
 
 if $cuda; then
   phase "nvcc: build with warnings as errors"
