@@ -5,7 +5,8 @@
 //   gptq::gemm(w, a, y);                                              // y[tokens, out], float, row-major
 //   gptq::gemm(w, a, y, {first_row, last_row});                       // a thread's share of the rows of W
 //
-// The contract is that of gemv.hpp, and the bits of each token are what gemv gives. Needs no memory beside
+// W' is W transposed: row i of Y is W times row i of X, bit for bit as gemv gives it. gemv.hpp says what is asked
+// of the arguments. Needs no memory beside
 // the prepared activations, and up to 64 KiB of stack.
 #pragma once
 

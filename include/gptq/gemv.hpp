@@ -1,6 +1,6 @@
-// y = W x for one token, straight from packed codes. Kernels multiply integers: x is rounded to int8, unless you
-// ask for more, in chunks of at most 128 columns of a group, each with its own scale. activations.hpp says how
-// large the error is.
+// y = W x for one vector x (a token), straight from packed codes. Kernels multiply integers: x is rounded to int8,
+// unless you ask for more, in pieces of at most 128 columns, none of which crosses a border of the weights'
+// groups. Each of these chunks of x has a scale of its own. activations.hpp says how large the error is.
 //
 //   gptq::gemv(w, x, y);                            // x[in]: float, float16 or bfloat16; y[out]
 //   gptq::gemv(w, x, y, {first_row, last_row});     // a thread's share of the rows
@@ -17,8 +17,8 @@
 //
 // Results do not depend on how rows are shared out, nor on whether x was prepared before, and, with int8,
 // int15 and int23, are the same bits on every ISA that has fused multiply-add, and the same as gemm's.
-// isa::generic, where it is compiled without fused multiply-add, rounds two times more for each chunk: y, the sum
-// of what its chunks give, then differs by at most 2^-23 times the sum of their magnitudes.
+// isa::generic, where it is compiled without fused multiply-add, gives a slightly different y: by at most 2^-23
+// times the sum, over the chunks, of the magnitude of what each adds to y.
 //
 // Template arguments, here and in gemm.hpp, prepare.hpp and parallel.hpp, are the precision, then the ISA.
 #pragma once

@@ -6,7 +6,8 @@
 //   int const code = levels.encode(group[0], g);                         // scheme.hpp
 //
 // The rules are those of the published implementations (GPTQ, GPTQ-for-LLaMa, GGUF); which codes a group may
-// use is the scheme's business.
+// use is the scheme's business. Quality plain and reference use what a rule gives; fast and best start from it and
+// search on (solver/grid_search.hpp).
 #pragma once
 
 #include <limits>

