@@ -37,7 +37,9 @@ void* operator new(std::size_t bytes) {
   void* const memory = memory_is_out ? nullptr : std::malloc(bytes);
   return memory != nullptr ? memory : throw std::bad_alloc();
 }
-void* operator new(std::size_t bytes, std::nothrow_t const&) noexcept { return memory_is_out ? nullptr : std::malloc(bytes); }
+void* operator new(std::size_t bytes, std::nothrow_t const&) noexcept {
+  return memory_is_out ? nullptr : std::malloc(bytes);
+}
 void operator delete(void* memory) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
