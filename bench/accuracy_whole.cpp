@@ -34,6 +34,18 @@ std::span<whole_method const> whole_methods() {
        {.quality = best, .act_order = true},
        true,
        1.0},
+      {"tuned layers",
+       "best, half, and 100 steps on the scales of each decoder layer",
+       {.quality = best, .act_order = true},
+       true,
+       0.5,
+       lm::tuning{.scope = lm::tuning_scope::layer, .steps = 100}},
+      {"tuned",
+       "best, half, and 100 steps on the scales of the model",
+       {.quality = best, .act_order = true},
+       true,
+       0.5,
+       lm::tuning{.steps = 100}},
   };
   return all;
 }
@@ -54,6 +66,11 @@ window_scores quantize_whole(std::filesystem::path const& model, gptq::format_sp
   whole.held_out_windows = how.held_out ? held_out : 0;
   whole.threads = threads;
   lm::quantize_model(m, calibration, whole, {});
+  if (how.tune) {
+    lm::tuning options = *how.tune;
+    options.threads = threads;
+    lm::tune_model(m, calibration, held_out, options, {});
+  }
   return predictions(m, evaluation, threads).against(exact);
 }
 

@@ -10,6 +10,7 @@
 #include <gptq/options.hpp>
 
 #include "accuracy_divergence.hpp"
+#include "tuning.hpp"
 
 namespace accuracy {
 
@@ -19,6 +20,7 @@ struct whole_method {
   gptq::quantize_options options;
   bool held_out = false;                           ///< whether it has held-out windows to choose by
   std::optional<double> propagate = std::nullopt;  ///< as lm::quantization::propagate
+  std::optional<lm::tuning> tune = std::nullopt;   ///< afterwards, judged by the held-out windows
 };
 
 /// The published default and best first.

@@ -152,6 +152,34 @@ void add_observer_options(CLI::App& app, observer_options& options) {
       ->type_name("DIR");
 }
 
+struct tuning_options {
+  std::optional<tuning_scope> scope;
+  std::optional<double> minutes;
+  tuning values;
+};
+
+void add_tuning_options(CLI::App& app, tuning_options& options) {
+  app.add_option("--tune", options.scope,
+                 "When all is quantized, move scales so that what is computed comes closer\n"
+                 "to the float32 model: by the distribution of the whole model, or by the\n"
+                 "output of one decoder layer after the other. Needs --held-out: what is\n"
+                 "kept is best on those windows. Not for layers of experts")
+      ->transform(translate<tuning_scope>({{"model", tuning_scope::model}, {"layer", tuning_scope::layer}}))
+      ->type_name("SCOPE");
+  app.add_option("--tune-minutes", options.minutes, "For so long [5]")
+      ->check(between(1e-3, 1e6))
+      ->type_name("X");
+  app.add_option("--tune-steps", options.values.steps,
+                 "Or for so many steps, of each decoder layer with --tune layer: then\n"
+                 "the result is the same every time")
+      ->check(between(std::int64_t{1}, std::int64_t{1} << 40))
+      ->type_name("N");
+  app.add_option("--tune-batch", options.values.batch, "Windows a step")
+      ->check(between(std::size_t{1}, std::size_t{1} << 20))
+      ->type_name("N")
+      ->capture_default_str();
+}
+
 void add_writing_options(CLI::App& app, command_line& args) {
   app.add_option("--generate", args.prompt, "Continue this text")->type_name("PROMPT");
   app.add_option("--generate-tokens", args.generate_tokens, "At most N new tokens")
@@ -226,6 +254,7 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   format.scheme = "asymmetric";
   std::optional<gptq::scale_type> scales;
   observer_options observer;
+  tuning_options tuned;
 
   CLI::App app(
       "Quantizes the linear layers of a model by GPTQ and measures what that costs: the loss of every\n"
@@ -251,6 +280,8 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   add_method_options(app, args.how);
   group("The worst layers again");
   add_observer_options(app, observer);
+  group("Tuning what is quantized");
+  add_tuning_options(app, tuned);
   group("A text from the model, before and after");
   add_writing_options(app, args);
   group("Other");
@@ -320,6 +351,19 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   if (observer.observe) args.how.observe = observer.values;
   if (!observer.observe && (observer.values.extra_bytes || !observer.values.spill_directory.empty())) {
     throw gptq::error("--extra-bytes and --spill are about what --observe keeps");
+  }
+  if (tuned.scope) {
+    if (args.how.held_out_windows == 0) throw gptq::error("--tune needs --held-out: windows to be judged by");
+    if (tuned.minutes && tuned.values.steps) {
+      throw gptq::error("--tune-minutes and --tune-steps are two budgets: give one");
+    }
+    args.tune = tuned.values;
+    args.tune->scope = *tuned.scope;
+    args.tune->minutes = tuned.minutes.value_or(args.tune->minutes);
+    args.tune->seed = static_cast<std::uint32_t>(args.sampling.seed);
+    args.tune->threads = args.how.threads;
+  } else if (app.count("--tune-minutes") + app.count("--tune-steps") + app.count("--tune-batch") > 0) {
+    throw gptq::error("--tune-minutes, --tune-steps and --tune-batch are about --tune");
   }
   check_gguf(args);
   check_gptq(args);

@@ -10,6 +10,7 @@
 
 #include "generation.hpp"
 #include "quantization.hpp"
+#include "tuning.hpp"
 
 namespace lm {
 
@@ -33,6 +34,7 @@ struct command_line {
   std::int64_t samples = 128;        ///< calibration windows, at most
   std::int64_t eval_windows = 0;     ///< evaluation windows, at most; 0: all
   quantization how;
+  std::optional<tuning> tune;  ///< after quantizing; nothing: not
   bool no_float_baseline = false;
   std::string prompt;  ///< empty: no text is generated
   std::int64_t generate_tokens = 64;

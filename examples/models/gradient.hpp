@@ -1,4 +1,4 @@
-// The arithmetic of a decoder (forward.hpp) so that it can be differentiated.
+// The arithmetic of a decoder (forward.hpp) so that it can be differentiated, for tuning (tuning.hpp).
 //
 // Reverse mode, written out by hand: forward() leaves on a tape what backward() needs. From the derivative
 // of a loss by a decoder layer's output, backward() makes that by its input, and by its norms; and for each

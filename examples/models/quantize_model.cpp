@@ -25,6 +25,7 @@
 #include "quantization.hpp"
 #include "report.hpp"
 #include "tokens.hpp"
+#include "tuning.hpp"
 
 namespace {
 
@@ -121,6 +122,34 @@ std::vector<linear_report> quantize(lm::model& m, text const& calibration, comma
   return reports;
 }
 
+/// Tunes the quantized model, if that is asked for.
+void tune(lm::model& m, text const& calibration, command_line const& args, lm::run_log& log) {
+  if (!args.tune) return;
+  constexpr std::ptrdiff_t parts = 1000;
+  lm::progress bar("tuning      ", parts);
+  std::ptrdiff_t done = 0;
+  lm::tuning_events events;
+  events.advance = [&](double share) {
+    lm::check_interrupt();
+    auto const now = static_cast<std::ptrdiff_t>(share * static_cast<double>(parts));
+    bar.advance(now - std::exchange(done, now));
+  };
+  bool first = true;
+  events.done = [&](lm::tuning_report const& r) {
+    bar.clear();
+    if (std::exchange(first, false)) {
+      fmt::print("\n{:<34} {:>12} {:>11} {:>10} {:>6} {:>8}\n", "tuned", "held out", "tuned", "steps", "kept",
+                 "seconds");
+    }
+    fmt::print("{:<34} {:>12.5g} {:>11.5g} {:>10} {:>6} {:>8.1f}\n",
+               r.layer < 0 ? "model" : fmt::format("model.layers.{}", r.layer), r.before, r.after, r.steps,
+               r.kept, r.seconds);
+    std::fflush(stdout);
+    log.write("tuned", lm::json_of(r));
+  };
+  lm::tune_model(m, calibration.windows, args.how.held_out_windows, *args.tune, events);
+}
+
 /// What the model is asked to continue.
 struct prompt {
   lm::tokenizer words;
@@ -168,6 +197,7 @@ nlohmann::ordered_json settings_of(lm::model const& m, text const& calibration, 
   if (args.how.quantize.device != nullptr || args.how.accelerator != nullptr) settings["device"] = "cuda";
   if (args.how.accelerator != nullptr) settings["activations"] = name_of(args.how.activations);
   settings.update(lm::json_of(args.how.quantize.format));
+  settings["tune"] = args.tune ? lm::json_of(*args.tune) : nlohmann::ordered_json();
   return settings;
 }
 
@@ -200,6 +230,7 @@ void run(command_line args) {
       throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
     lm::check_gptq(args.how.quantize.format, c);
   }
+  if (args.tune) lm::check_tuning(c);
   std::string const on_host = choose_device(m, args);
   args.window = lm::window_length(c, args.window);
   text const calibration = lm::read_text(args.calibration, args.model, c, args.window,
@@ -252,6 +283,7 @@ void run(command_line args) {
     if (writing) text_before = continue_text(m, *writing, args);
   }
   std::vector<linear_report> const reports = quantize(m, calibration, args, saved ? &*saved : nullptr, log);
+  tune(m, calibration, args, log);
   if (!args.quant_directory.empty()) lm::write_quant_directory(args.quant_directory, m);
   if (saved) {
     if (args.written == lm::output_format::gguf) {

@@ -119,6 +119,29 @@ ordered_json json_of(gptq::refinement const& refinement) {
   return {{"name", refinement.name}, {"chosen", refinement.chosen}, {"attempts", attempts}};
 }
 
+ordered_json json_of(tuning const& options) {
+  ordered_json json{{"scope", options.scope == tuning_scope::model ? "model" : "layer"},
+                    {"batch", options.batch},
+                    {"rate", options.rate},
+                    {"seed", options.seed}};
+  if (options.steps) {
+    json["steps"] = *options.steps;
+  } else {
+    json["minutes"] = options.minutes;
+  }
+  return json;
+}
+
+ordered_json json_of(tuning_report const& r) {
+  ordered_json json{{"steps", r.steps},
+                    {"kept", r.kept},
+                    {"before", number(r.before)},
+                    {"after", number(r.after)},
+                    {"seconds", r.seconds}};
+  if (r.layer >= 0) json["layer"] = r.layer;
+  return json;
+}
+
 ordered_json json_of(summary const& s) {
   return {{"loss", number(s.loss)},
           {"largest_loss", number(s.largest_loss)},

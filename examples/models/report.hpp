@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "quantization.hpp"
+#include "tuning.hpp"
 
 namespace lm {
 
@@ -40,6 +41,8 @@ nlohmann::ordered_json json_of(linear_report const& report);
 /// What json_of() wrote. Throws what nlohmann::json throws when it is something else.
 linear_report report_of(nlohmann::ordered_json const& json);
 nlohmann::ordered_json json_of(gptq::refinement const& refinement);
+nlohmann::ordered_json json_of(tuning const& options);
+nlohmann::ordered_json json_of(tuning_report const& report);
 nlohmann::ordered_json json_of(summary const& s);
 
 /// A file of JSON lines, each an object with an "event", complete after every line. Does nothing when its

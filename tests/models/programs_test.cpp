@@ -84,23 +84,28 @@ TEST_CASE("the program") {
   std::string const file = "'" + (dir.path / "text.txt").string() + "'";
 
   SECTION("quantizes, evaluates, generates") {
-    auto const r = run_program(model + " --calibration " + file + " --evaluation " + file +
-                                   " --group-size 32 --samples 8 --window 32 --generate abc"
-                                   " --generate-tokens 5 --observe --topk 2 --log '" +
-                                   (dir.path / "out.jsonl").string() + "'",
-                               dir.path / "out.txt");
+    auto const r =
+        run_program(model + " --calibration " + file + " --evaluation " + file +
+                        " --group-size 32 --samples 8 --window 32 --generate abc"
+                        " --generate-tokens 5 --observe --topk 2 --held-out 2 --tune model --tune-steps 3"
+                        " --log '" +
+                        (dir.path / "out.jsonl").string() + "'",
+                    dir.path / "out.txt");
     CHECK(r.errors == "");
     REQUIRE(r.status == 0);
     std::ifstream lines(dir.path / "out.jsonl");
     std::vector<json> log;
     for (std::string line; std::getline(lines, line);) log.push_back(json::parse(line));
-    REQUIRE(log.size() == 18);  // settings, 14 layers, 2 of them again, summary
+    REQUIRE(log.size() == 19);  // settings, 14 layers, 2 of them again, tuned, summary
     CHECK(log[0].at("event") == "settings");
     CHECK(log[14].at("name") == "model.layers.1.mlp.down_proj");
     CHECK(log[14].at("shape") == json::array({32, 48}));
     CHECK(log[14].at("int8_snr_db").get<double>() < log[14].at("snr_db").get<double>() + 0.1);
     CHECK(log[15].at("attempts").size() == 2);
     CHECK(log[15].at("attempts")[1].at("bits") == 8);
+    CHECK(log[17].at("event") == "tuned");
+    CHECK(log[17].at("steps") == 3);
+    CHECK(log[17].at("after").get<double>() <= log[17].at("before").get<double>());
     json const& out = log.back();
     CHECK(out.at("float32_perplexity").get<double>() > 1.0);
     CHECK(out.at("perplexity").get<double>() ==
@@ -108,7 +113,7 @@ TEST_CASE("the program") {
     std::ifstream in(dir.path / "out.txt");
     std::string const printed((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
     for (auto const* const part : {"model.layers.0.self_attn.k_proj", "32 x 48", "the worst layers again",
-                                   "> 8 bits, groups of 32", "perplexity", "quantized    abc"}) {
+                                   "> 8 bits, groups of 32", "tuned", "perplexity", "quantized    abc"}) {
       CHECK(contains(printed, part));
     }
   }
@@ -264,6 +269,10 @@ TEST_CASE("the program") {
         {model + good + "--quant-directory " + file, "text.txt: cannot be made"},
         {model + good + "--observe --extra-bytes some", "--extra-bytes"},
         {model + good + "--quality reference --scale float16", "--quality reference"},
+        {model + good + "--tune model", "--tune needs --held-out"},
+        {model + good + "--tune-steps 3", "are about --tune"},
+        {model + good + "--tune layer --held-out 2 --tune-steps 3 --tune-minutes 1", "two budgets"},
+        {model + good + "--tune none --held-out 2", "--tune"},
         {model + good + "--nonsense", "--nonsense"},
     };
     for (auto const& [arguments, message] : cases) {
