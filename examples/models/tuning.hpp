@@ -68,8 +68,8 @@ struct tuning_events {
 void check_tuning(config const& c);
 
 /// Tunes a model all of whose linear layers are packed. In float32 at a time: the activations of all windows
-/// twice; all linear layers (for scope layer: of one decoder layer) four times, and what they compute for a
-/// batch; for scope model also the output layer.
+/// twice; all linear layers (for scope layer: of one decoder layer), and what they compute for a batch; for
+/// scope model also the output layer. Besides these a byte for each code.
 /// @param windows   of one length
 /// @param held_out  the last ones of them, at least one, fewer than all: they decide
 /// @throws gptq::error as check_tuning(), or when held_out is not in range
