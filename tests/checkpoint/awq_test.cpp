@@ -1,4 +1,5 @@
 // The tensors of AWQ checkpoints: written here by the published rule, in text, and read.
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -60,10 +61,28 @@ awq_case random_case(index_t out, index_t in, index_t groups) {
   return c;
 }
 
+/// Padding included.
+template <class Format>
+bool same_bytes(gptq::packed_view<Format> const& a, gptq::packed_view<Format> const& b) {
+  auto const layout = a.layout();
+  auto const same = [](auto const* p, auto const* q, index_t n) {
+    return std::memcmp(p, q, at(n) * sizeof *p) == 0;
+  };
+  return a.out == b.out && a.in == b.in && same(a.codes, b.codes, layout.code_bytes()) &&
+         same(a.scales, b.scales, layout.scale_count()) && same(a.zeros, b.zeros, layout.zero_bytes());
+}
+
 template <class Format>
 void check_read(awq_case const& c) {
   auto const layer = from_awq<Format>(c.view());
   check(layer);
+  for (int const parts : {1, 3}) {
+    auto const one_by_one = [](int n, auto const& f) {
+      for (int part = 0; part < n; ++part) f(part);
+    };
+    auto const packed = gptq::checkpoint::to_packed<Format>(c.view(), one_by_one, parts);
+    CHECK(same_bytes(packed.view(), gptq::pack(layer).view()));
+  }
   CHECK(layer.order.empty());
   std::vector<float> weights(at(c.out * c.in));
   dequantize(gptq::pack(layer).view(), weights.data());
@@ -88,6 +107,7 @@ TEST_CASE("AWQ tensors decode to the weights that they were made of", "[checkpoi
   check_read<a32>(random_case(16, 96, 3));
   check_read<format<gptq::asymmetric, 4, 64, float>>(random_case(40, 128, 2));
   check_read<format<gptq::asymmetric, 4, whole_row>>(random_case(8, 72, 1));
+  check_read<format<gptq::asymmetric, 4, whole_row>>(random_case(200, 77, 1));
 }
 
 TEST_CASE("AWQ words have the published order", "[checkpoint]") {

@@ -70,8 +70,7 @@ class gptq_packer {
   /// Original column of each stored one; empty: the same.
   std::vector<std::int32_t> const& order() const { return order_; }
   /// Writes row blocks [first, last) of layout() into arrays as packed_view has them, padding included. Allocates
-  /// in * 8 * bits bytes (in * 32 with 3 bits) for a while if columns are reordered or groups are no whole words of
-  /// codes, and nothing otherwise.
+  /// in * 64 bytes for a while if columns are reordered or groups are no whole words of codes, and nothing otherwise.
   void pack(index_t first, index_t last, std::uint8_t* codes, typename Format::scale* scales,
             std::uint8_t* zeros) const {
     detail::pack_row_blocks<Format>(tensors_, version_, order_, first, last, codes, scales, zeros);

@@ -18,7 +18,7 @@
 namespace gptq::checkpoint::detail {
 
 template <storage_format Format>
-quantized_layer<Format> read_awq(awq_view const& tensors) {
+void check_awq(awq_view const& tensors) {
   static_assert(Format::bits == 4, "AWQ checkpoints hold codes of 4 bits");
   static_assert(Format::has_zero_point && Format::levels.min_code == 0 && Format::levels.max_code == 15,
                 "AWQ checkpoints hold zero points and use all codes: an asymmetric scheme");
@@ -28,15 +28,32 @@ quantized_layer<Format> read_awq(awq_view const& tensors) {
     throw error("AWQ checkpoint: " + std::to_string(out) + " x " + std::to_string(in) +
                 " codes do not fill whole 32-bit words; the outputs must be a multiple of 8");
   }
+  index_t const groups = Format::groups(in);
+  index_t const row_words = out / awq_outputs;
+  check_bytes("AWQ checkpoint: qweight", tensors.qweight, in * row_words * 4);
+  check_bytes("AWQ checkpoint: qzeros", tensors.qzeros, groups * row_words * 4);
+  check_bytes("AWQ checkpoint: scales", tensors.scales, groups * out * 2);
+  for (index_t i = 0; i < groups * out; ++i) {
+    float16 half;
+    std::memcpy(&half, tensors.scales.data() + 2 * i, sizeof half);
+    auto const scale = static_cast<float>(half);
+    if (!std::isfinite(scale)) {
+      throw error("AWQ checkpoint: the scale of row " + std::to_string(i % out) + ", group " +
+                  std::to_string(i / out) + " is " + std::to_string(scale));
+    }
+  }
+}
+
+template <storage_format Format>
+quantized_layer<Format> read_awq(awq_view const& tensors) {
+  check_awq<Format>(tensors);
+  index_t const in = tensors.in;
+  index_t const out = tensors.out;
   quantized_layer<Format> layer;
   layer.out = out;
   layer.in = in;
   index_t const groups = layer.groups();
   index_t const row_words = out / awq_outputs;
-  check_bytes("AWQ checkpoint: qweight", tensors.qweight, in * row_words * 4);
-  check_bytes("AWQ checkpoint: qzeros", tensors.qzeros, groups * row_words * 4);
-  check_bytes("AWQ checkpoint: scales", tensors.scales, groups * out * 2);
-
   auto const at = [](index_t i) { return static_cast<std::size_t>(i); };
   layer.codes.resize(at(out * in));
   layer.scales.resize(at(out * groups));
@@ -59,12 +76,7 @@ quantized_layer<Format> read_awq(awq_view const& tensors) {
     for (index_t row = 0; row < out; ++row) {
       float16 half;
       std::memcpy(&half, tensors.scales.data() + 2 * at(group * out + row), sizeof half);
-      auto const scale = static_cast<float>(half);
-      if (!std::isfinite(scale)) {
-        throw error("AWQ checkpoint: the scale of row " + std::to_string(row) + ", group " +
-                    std::to_string(group) + " is " + std::to_string(scale));
-      }
-      layer.scales[at(row * groups + group)] = scale;
+      layer.scales[at(row * groups + group)] = half;
     }
   }
   return layer;

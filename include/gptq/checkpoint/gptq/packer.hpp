@@ -13,6 +13,7 @@
 #include <gptq/checkpoint/gptq/checks.hpp>
 #include <gptq/checkpoint/gptq/tensors.hpp>
 #include <gptq/checkpoint/gptq/word_units.hpp>
+#include <gptq/checkpoint/words/byte_columns.hpp>
 #include <gptq/checkpoint/words/entries.hpp>
 #include <gptq/checkpoint/words/streaming_store.hpp>
 #include <gptq/format.hpp>
@@ -64,6 +65,7 @@ void pack_row_blocks(gptq_view const& tensors, gptq_version version, std::vector
                      index_t first, index_t last, std::uint8_t* codes, typename Format::scale* scales,
                      std::uint8_t* zeros) {
   using units = word_units<Format::bits>;
+  using columns_of = byte_columns<Format::bits>;
   constexpr index_t unit_columns = packed_layout<Format>::unit_columns;
   auto const shape = packed_layout<Format>{tensors.out, tensors.in};
   // Groups begin with a word, and end with one: the last has whole words because a row has.
@@ -71,11 +73,11 @@ void pack_row_blocks(gptq_view const& tensors, gptq_version version, std::vector
       order.empty() && (shape.groups() == 1 || shape.group_columns() % unit_columns == 0);
   // Row blocks side by side, so that memory is read in runs of so many times 128 bytes.
   index_t const together = whole_words ? 4 : 2;
-  // Other columns are gathered from a copy: `out` words apart, which often is a power of two, they would
-  // drive each other out of the caches.
+  // Other columns are gathered from a copy, one code a byte: `out` words apart, which often is a power of two, they
+  // would drive each other out of the caches.
   index_t const units_of_row = (tensors.in + unit_columns - 1) / unit_columns;
-  index_t const copied = whole_words ? 0 : units_of_row * units::copied_words;
-  std::vector<typename units::row_words> copy(static_cast<std::size_t>(together * copied));
+  index_t const copied = whole_words ? 0 : units_of_row * unit_columns * columns_of::column_bytes;
+  std::vector<std::uint8_t> copy(static_cast<std::size_t>(together * copied));
   for (index_t begin = first; begin < last; begin += together) {
     index_t const end = std::min(begin + together, last);
     auto const rows = [&](index_t block) { return std::min(packed_rows, tensors.out - block * packed_rows); };
@@ -94,8 +96,9 @@ void pack_row_blocks(gptq_view const& tensors, gptq_version version, std::vector
     };
     for (index_t unit = 0; unit < units_of_row && copied != 0; ++unit) {
       for (index_t block = begin; block < end; ++block) {
-        units::copy(fetched(block, unit), tensors.out, rows(block),
-                    copy.data() + (block - begin) * copied + unit * units::copied_words);
+        columns_of::spread(
+            fetched(block, unit), tensors.out, rows(block),
+            copy.data() + (block - begin) * copied + unit * unit_columns * columns_of::column_bytes);
       }
     }
     for (index_t group = 0; group < shape.groups(); ++group) {
@@ -111,12 +114,14 @@ void pack_row_blocks(gptq_view const& tensors, gptq_version version, std::vector
           if (whole_words) {
             units::convert(fetched(block, column / unit_columns), tensors.out, rows(block), unit);
           } else {
-            units::gather(
-                copy.data() + (block - begin) * copied, std::min(unit_columns, columns - c),
-                [&](index_t i) {
-                  return order.empty() ? column + i : index_t{order[static_cast<std::size_t>(column + i)]};
-                },
-                unit);
+            index_t const count = std::min(unit_columns, columns - c);
+            std::uint8_t const* columns_at[unit_columns];
+            for (index_t i = 0; i < count; ++i) {
+              index_t const from =
+                  order.empty() ? column + i : index_t{order[static_cast<std::size_t>(column + i)]};
+              columns_at[i] = copy.data() + (block - begin) * copied + from * columns_of::column_bytes;
+            }
+            columns_of::gather(columns_at, count, unit);
           }
         }
       }

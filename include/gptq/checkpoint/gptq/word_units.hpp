@@ -1,7 +1,6 @@
 // Words of a checkpoint as units of codes of the packed layout (packed.hpp).
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -81,60 +80,6 @@ struct word_units {
       std::uint32_t lane[unit::lanes];
       for (int i = 0; i < words; ++i) word[i] = in[i].row[r];
       arrange(word, lane);
-      for (int l = 0; l < unit::lanes; ++l) lanes[l].row[r] = lane[l];
-    }
-    store(lanes, to);
-  }
-
-  /// Columns to a word of a copy, in which no code lies in two words.
-  static constexpr index_t copied_columns = Bits == 3 ? 8 : 32 / Bits;
-  static constexpr index_t copied_words = unit::columns / copied_columns;
-
-  /// The columns of a unit, to gather from.
-  GPTQ_INLINE static void copy(std::byte const* from, index_t stride, index_t rows, row_words* to) {
-    if constexpr (Bits == 3) {
-      row_words in[words];
-      for (int i = 0; i < words; ++i) load(from + 4 * i * stride, rows, in[i]);
-      for (index_t r = 0; r < packed_rows; ++r) {
-        to[0].row[r] = in[0].row[r];
-        to[1].row[r] = in[0].row[r] >> 24 | in[1].row[r] << 8;
-        to[2].row[r] = in[1].row[r] >> 16 | in[2].row[r] << 16;
-        to[3].row[r] = in[2].row[r] >> 8;
-      }
-    } else {
-      load(from, rows, *to);
-    }
-  }
-
-  /// A unit of `columns` columns that lie anywhere in a copy: column_of(0..columns-1).
-  template <class ColumnOf>
-  GPTQ_INLINE static void gather(row_words const* copy, index_t columns, ColumnOf const& column_of,
-                                 std::uint8_t* to) {
-    row_words four[unit::columns / 4];
-    for (int t = 0; t < unit::columns / 4; ++t) {
-      row_words const* from[4];
-      int turn[4];
-      std::uint32_t mask[4];
-      for (int j = 0; j < 4; ++j) {
-        bool const is_there = 4 * t + j < columns;
-        index_t const column = is_there ? column_of(4 * t + j) : 0;
-        from[j] = copy + column / copied_columns;
-        turn[j] = static_cast<int>(column % copied_columns) * Bits - 8 * j;
-        mask[j] = is_there ? ((1U << Bits) - 1U) << (8 * j) : 0U;
-      }
-      for (index_t r = 0; r < packed_rows; ++r) {
-        four[t].row[r] = (std::rotr(from[0]->row[r], turn[0]) & mask[0]) |
-                         (std::rotr(from[1]->row[r], turn[1]) & mask[1]) |
-                         (std::rotr(from[2]->row[r], turn[2]) & mask[2]) |
-                         (std::rotr(from[3]->row[r], turn[3]) & mask[3]);
-      }
-    }
-    row_words lanes[unit::lanes];
-    for (index_t r = 0; r < packed_rows; ++r) {
-      std::uint32_t w[unit::columns / 4];
-      std::uint32_t lane[unit::lanes];
-      for (int t = 0; t < unit::columns / 4; ++t) w[t] = four[t].row[r];
-      unit::combine(w, lane);
       for (int l = 0; l < unit::lanes; ++l) lanes[l].row[r] = lane[l];
     }
     store(lanes, to);
