@@ -39,6 +39,11 @@ TEST_CASE("a configuration as GPTQModel writes it", "[gptq_config]") {
   CHECK(layer_config(config, "model.layers.11.mlp.up_proj") == gptq_layer_config{2, 64, false, true});
   CHECK(layer_config(config, "model.layers.3.mlp.up_proj") == gptq_layer_config{4, 64, true, false});
   CHECK(layer_config(config, "model.layers.4.mlp.up_proj") == layers);
+  auto const all = layer_configs(config, {"model.layers.11.mlp.up_proj", "lm_head", "model.layers.4"});
+  CHECK(all.size() == 3);
+  CHECK(all.at("model.layers.11.mlp.up_proj") == gptq_layer_config{2, 64, false, true});
+  CHECK_FALSE(all.at("lm_head").has_value());
+  CHECK(all.at("model.layers.4") == layers);
   // In the order in which they stand, whatever the alphabet says.
   auto const twice =
       parse(R"({"bits":4,"group_size":32,"dynamic":{"z":{"bits":2},"zz":{"bits":3},"a":{"bits":8}}})");

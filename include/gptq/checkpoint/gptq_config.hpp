@@ -17,6 +17,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -43,6 +44,12 @@ inline nlohmann::ordered_json to_json(gptq_config const& config) { return detail
 /// @throws gptq::error when a pattern is no regular expression
 inline std::optional<gptq_layer_config> layer_config(gptq_config const& config, std::string const& layer) {
   return detail::find_layer_config(config, layer);
+}
+
+/// The same for many layers, each pattern read once: by their names. The inverse of make_gptq_config().
+inline std::map<std::string, std::optional<gptq_layer_config>> layer_configs(
+    gptq_config const& config, std::vector<std::string> const& layers) {
+  return detail::find_layer_configs(config, layers);
 }
 
 /// The configuration of layers with these names: the most frequent one for all, and a rule for each layer that is

@@ -219,13 +219,27 @@ inline ordered_json write_config(gptq_config const& config) {
   return json;
 }
 
+inline std::map<std::string, std::optional<gptq_layer_config>> find_layer_configs(
+    gptq_config const& config, std::vector<std::string> const& layers) {
+  std::vector<std::regex> patterns;
+  for (gptq_rule const& rule : config.rules) {
+    patterns.push_back(compile_pattern(rule.pattern, "GPTQ configuration"));
+  }
+  std::map<std::string, std::optional<gptq_layer_config>> found;
+  for (std::string const& layer : layers) {
+    auto const matches = [&](std::regex const& pattern) {
+      return std::regex_search(layer, pattern, std::regex_constants::match_continuous);
+    };
+    auto const first = std::find_if(patterns.begin(), patterns.end(), matches) - patterns.begin();
+    auto const rule = static_cast<std::size_t>(first);
+    found[layer] = rule == patterns.size() ? config.layers : config.rules[rule].config;
+  }
+  return found;
+}
+
 inline std::optional<gptq_layer_config> find_layer_config(gptq_config const& config,
                                                           std::string const& layer) {
-  for (gptq_rule const& rule : config.rules) {
-    auto const pattern = compile_pattern(rule.pattern, "GPTQ configuration");
-    if (std::regex_search(layer, pattern, std::regex_constants::match_continuous)) return rule.config;
-  }
-  return config.layers;
+  return find_layer_configs(config, {layer}).at(layer);
 }
 
 inline gptq_config summarize(std::map<std::string, std::optional<gptq_layer_config>> const& layers,
