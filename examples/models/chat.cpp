@@ -9,10 +9,13 @@ struct recognized {
   char const* mark;   ///< is in the template
   char const* other;  ///< so is this; null: nothing else
   chat_format format;
+  char const* absent = nullptr;  ///< is not in it; null: nothing is asked
 };
 
+constexpr std::string_view end_mark = "{end}";  // where a format has the model's own end token
+
 // The first whose marks are there.
-constexpr std::array<recognized, 8> formats{{
+constexpr std::array<recognized, 9> formats{{
     {"<|im_start|>",
      "<|im_sep|>",
      {"phi-4",
@@ -67,6 +70,17 @@ constexpr std::array<recognized, 8> formats{{
       {"<|assistant|>\n", "<|end|>\n"},
       false,
       nullptr}},
+    // Others end what the assistant says alone with a token.
+    {"<|assistant|>",
+     "message['content'] + eos_token",
+     {"zephyr",
+      "",
+      {"<|system|>\n", "{end}\n"},
+      {"<|user|>\n", "{end}\n"},
+      {"<|assistant|>\n", "{end}\n"},
+      false,
+      nullptr},
+     "message['content'] + '"},
     {"[INST]",
      "<<SYS>>",
      {"llama-2",
@@ -84,6 +98,7 @@ constexpr std::array<recognized, 8> formats{{
 chat_format const* find_chat_format(std::string_view chat_template) {
   for (recognized const& r : formats) {
     if (chat_template.find(r.mark) == std::string_view::npos) continue;
+    if (r.absent != nullptr && chat_template.find(r.absent) != std::string_view::npos) continue;
     if (r.other == nullptr || chat_template.find(r.other) != std::string_view::npos) return &r.format;
   }
   return nullptr;
@@ -99,25 +114,31 @@ std::string chat_format_names() {
   return names;
 }
 
-std::string write_chat(chat_format const& format, std::vector<chat_message> const& messages) {
+std::string write_chat(chat_format const& format, std::vector<chat_message> const& messages,
+                       std::string_view end_token) {
+  auto const with_end = [&](std::string text) {
+    std::size_t const at = text.find(end_mark);
+    return at == std::string::npos ? text : text.replace(at, end_mark.size(), end_token);
+  };
   using speaker = chat_message::speaker;
   std::string text = format.begin;
   std::string waiting;  // the system's words, until the user speaks
   bool const starts_with_system = !messages.empty() && messages.front().from == speaker::system;
   if (!starts_with_system && format.otherwise != nullptr) {
-    text += format.system[0] + std::string(format.otherwise) + format.system[1];
+    text += format.system[0] + std::string(format.otherwise) + with_end(format.system[1]);
   }
   for (chat_message const& message : messages) {
     switch (message.from) {
       case speaker::system:
-        (format.system_in_user ? waiting : text) += format.system[0] + message.text + format.system[1];
+        (format.system_in_user ? waiting : text) +=
+            format.system[0] + message.text + with_end(format.system[1]);
         break;
       case speaker::user:
-        text += format.user[0] + waiting + message.text + format.user[1];
+        text += format.user[0] + waiting + message.text + with_end(format.user[1]);
         waiting.clear();
         break;
       case speaker::assistant:
-        text += format.assistant[0] + message.text + format.assistant[1];
+        text += format.assistant[0] + message.text + with_end(format.assistant[1]);
         break;
     }
   }

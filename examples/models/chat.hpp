@@ -17,7 +17,7 @@ struct chat_message {
   std::string text;
 };
 
-/// How a conversation is written: what stands before and after what each says.
+/// How a conversation is written: what stands before and after what each says; "{end}" is the model's end token.
 struct chat_format {
   char const* name;       ///< "chatml"
   char const* begin;      ///< of the whole text, after the tokenizer's own
@@ -29,13 +29,15 @@ struct chat_format {
 };
 
 /// The format of a model's chat template; null when it is none of those known: chatml (Qwen, SmolLM 2),
-/// llama-3, gemma, phi-3, phi-4, mistral and llama-2.
+/// llama-3, gemma, phi-3, phi-4, zephyr, mistral and llama-2.
 chat_format const* find_chat_format(std::string_view chat_template);
 
 /// The names of all formats, for an error: "chatml, llama-3, ..."
 std::string chat_format_names();
 
 /// The text that a model is to continue as the assistant.
-std::string write_chat(chat_format const& format, std::vector<chat_message> const& messages);
+/// @param end_token  of the model, for formats that end with it what each says
+std::string write_chat(chat_format const& format, std::vector<chat_message> const& messages,
+                       std::string_view end_token);
 
 }  // namespace lm

@@ -96,7 +96,8 @@ lm::tokenizer numbers() {
 }
 
 /// The prompt as the model's chat template writes it.
-std::string chat_text(fs::path const& model, lm::tokenizer const& words, arguments const& args) {
+std::string chat_text(fs::path const& model, lm::config const& c, lm::tokenizer const& words,
+                      arguments const& args) {
   if (!words.knows_special) {
     throw gptq::error(model.string() +
                       ": --chat needs a tokenizer that knows special tokens: a tokenizer.json");
@@ -112,7 +113,8 @@ std::string chat_text(fs::path const& model, lm::tokenizer const& words, argumen
   std::vector<lm::chat_message> messages;
   if (!args.system.empty()) messages.push_back({lm::chat_message::speaker::system, args.system});
   messages.push_back({lm::chat_message::speaker::user, args.prompt});
-  return lm::write_chat(*format, messages);
+  std::string const end = c.eos_token_id.empty() ? "" : words.decode(std::span(c.eos_token_id).first(1));
+  return lm::write_chat(*format, messages, end);
 }
 
 /// A text without the replacement characters (U+FFFD) at its end: tokens to come may make characters of these bytes.
@@ -127,7 +129,8 @@ void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> h
   lm::model const m(directory);
   bool const ids = fs::path(args.prompt).extension() == ".i32";
   auto const words = ids ? numbers() : lm::make_tokenizer(directory, m.config());
-  std::string const text_to_continue = args.chat ? chat_text(directory, words, args) : args.prompt;
+  std::string const text_to_continue =
+      args.chat ? chat_text(directory, m.config(), words, args) : args.prompt;
   std::vector<lm::token> all =
       ids ? lm::read_tokens(args.prompt, directory, m.config()) : lm::prompt_tokens(words, text_to_continue);
   auto const prompt = all;

@@ -19,7 +19,7 @@ std::vector<chat_message> const conversation{
 std::string written(char const* chat_template, std::vector<chat_message> const& messages) {
   auto const* const format = lm::find_chat_format(chat_template);
   REQUIRE(format != nullptr);
-  return lm::write_chat(*format, messages);
+  return lm::write_chat(*format, messages, "</s>");
 }
 
 }  // namespace
@@ -40,6 +40,14 @@ TEST_CASE("conversations are written as the models' templates do") {
         "<|system|>\nS<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\n");
   CHECK(written("<|im_start|> <|im_sep|>", {{speaker::user, "Hi"}}) ==
         "<|im_start|>user<|im_sep|>Hi<|im_end|><|im_start|>assistant<|im_sep|>");
+  CHECK(written(
+            "{{ '<|user|>\n' + message['content'] + eos_token }}\n{{ '<|assistant|>\n'  + message['content'] "
+            "+ eos_token }}",
+            {{speaker::system, "S"},
+             {speaker::user, "Hi"},
+             {speaker::assistant, "Yes"},
+             {speaker::user, "?"}}) ==
+        "<|system|>\nS</s>\n<|user|>\nHi</s>\n<|assistant|>\nYes</s>\n<|user|>\n?</s>\n<|assistant|>\n");
   CHECK(written("[INST] <<SYS>>", {{speaker::system, "S"}, {speaker::user, "Hi"}}) ==
         "[INST] <<SYS>>\nS\n<</SYS>>\n\nHi [/INST]");
   CHECK(written("[INST]", {{speaker::user, "Hi"}}) == "[INST] Hi [/INST]");
@@ -59,5 +67,9 @@ TEST_CASE("other templates are not taken for one of these") {
   CHECK(lm::find_chat_format("") == nullptr);
   CHECK(lm::find_chat_format("{{ bos_token }}<|role_start|>") == nullptr);
   CHECK(lm::find_chat_format("<|assistant|>") == nullptr);
-  CHECK(lm::chat_format_names() == "phi-4, chatml, llama-3, gemma, phi-3, llama-2, mistral");
+  // Like Zephyr's, but only the assistant's words end with a token.
+  CHECK(lm::find_chat_format(
+            "'<|user|>\n' + message['content'] + '\n' '<|assistant|>\n' + message['content'] + "
+            "eos_token + '\n'") == nullptr);
+  CHECK(lm::chat_format_names() == "phi-4, chatml, llama-3, gemma, phi-3, zephyr, llama-2, mistral");
 }
