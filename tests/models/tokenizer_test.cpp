@@ -253,8 +253,15 @@ TEST_CASE("regular expressions mean what they mean to Oniguruma") {
   CHECK(found(R"(\x{1F600}|\u5b57)", "a\u5b57") == "\u5b57");
   CHECK(found("[\r\n/]+", "a\n/\r") == "\n/\r");
   CHECK(found(R"(a{x})", "a{x}") == "a{x}");
+  CHECK(found(R"( ?[^(\s|[.,!?])]+)", "(x a[b]|") == "x");
+  CHECK(found(R"([a[b.[c]]d]+)", "xabc.d[]") == "abc.d");
   for (std::string const refused : {R"(\bword\b)",
-                                    R"([a[bc]])",
+                                    R"([a[^bc]])",
+                                    R"([a[[:digit:]]])",
+                                    R"([a[]])",
+                                    R"([+-[bc]])",
+                                    R"([[bc]-z])",
+                                    R"([a[bc])",
                                     R"([a-z&&[^b]])",
                                     R"((a)\1)",
                                     R"((?<n>a))",

@@ -177,17 +177,30 @@ class translator {
     to_ += '[';
     if (skip("^")) to_ += '^';
     if (next_is("]")) fail(begin, at_ + 1);  // empty, or a bracket: that differs
-    while (!next_is("]")) {
+    int depth = 1;
+    while (depth > 0) {
       if (done()) fail(begin, at_);
-      if (next_is("[")) fail(at_, at_ + 1);   // a class in a class
       if (next_is("&&")) fail(at_, at_ + 2);  // what both have
+      if (next_is("[")) {
+        // What a class in a class has is the outer one's; but for others than those that list characters, and
+        // at the ends of ranges.
+        bool const lists = !next_is("[^") && !next_is("[:") && !next_is("[]") && !to_.ends_with('-');
+        if (!lists) fail(at_, std::min(at_ + 2, from_.size()));
+        ++depth;
+        ++at_;
+        continue;
+      }
+      if (skip("]")) {
+        --depth;
+        if (depth > 0 && next_is("-")) fail(at_, at_ + 1);
+        continue;
+      }
       if (next_is("\\")) {
         escape(true);
       } else {
         to_ += from_[at_++];
       }
     }
-    ++at_;
     to_ += ']';
   }
 
