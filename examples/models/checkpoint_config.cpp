@@ -1,31 +1,52 @@
 #include "checkpoint_config.hpp"
 
+#include <utility>
+#include <vector>
+
 #include <fmt/format.h>
 
+#include <gptq/checkpoint/gptq_config.hpp>
 #include <gptq/error.hpp>
+
+#include "output_files.hpp"
 
 namespace lm {
 namespace {
 
-/// What quantize_config.json says, too.
-quantized_checkpoint parse_gptq(json_keys const& quantization) {
-  std::string const version = quantization.text("checkpoint_format", "gptq");
-  if (version != "gptq" && version != "gptq_v2") {
-    quantization.refuse("checkpoint_format", "only gptq and gptq_v2 can be read");
+using nlohmann::ordered_json;
+
+gptq::format_spec format_for(gptq::checkpoint::gptq_layer_config const& layer) {
+  return {layer.symmetric ? "fixed_zero" : "asymmetric", layer.bits, layer.group_size};
+}
+
+/// What quantize_config.json says, too: its keys in the order of the file, since the first rule of "dynamic"
+/// that fits a layer counts.
+quantized_checkpoint parse_gptq(ordered_json quantization, std::string const& source, config const& c) {
+  for (auto const* const key : {"dynamic", "rotation", "adapter"}) {
+    auto const found = quantization.find(key);
+    if (found != quantization.end() && (*found == false || found->empty())) quantization.erase(found);
   }
-  quantization.require("lm_head", false);
-  for (auto const* const key : {"dynamic", "rotation"}) {
-    if (quantization.has(key) && !quantization.at(key).empty() && quantization.at(key) != false) {
-      quantization.refuse(key, std::string(key) == "dynamic" ? "settings of single layers are not implemented"
-                                                             : "rotated weights are not implemented");
-    }
-  }
+  auto const parsed = gptq::checkpoint::parse_gptq_config(quantization, source);
   quantized_checkpoint checkpoint;
-  checkpoint.format.scheme = quantization.flag("sym", true) ? "fixed_zero" : "asymmetric";
-  int const bits = checkpoint.format.bits = quantization.integer("bits");
-  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) quantization.refuse("bits", "not 2, 3, 4 or 8");
-  checkpoint.format.group_size = quantization.integer("group_size");
-  if (version == "gptq_v2") checkpoint.version = gptq::checkpoint::gptq_version::v2;
+  checkpoint.version = parsed.version;
+  checkpoint.format = format_for(parsed.layers);
+  std::vector<std::string> names;
+  for (decoder_description const& layer : c.layers) {
+    for (linear_layer const& l : layer.linears) names.push_back(l.name);
+  }
+  auto const output = quantization.find("lm_head");
+  if (output != quantization.end() && *output != false && !output->is_null()) {
+    std::string const said = source + ": 'lm_head' is " + output->dump();
+    if (*output != true) throw gptq::error(said + ": neither true nor false");
+    if (c.tie_word_embeddings) throw gptq::error(said + ", but config.json ties it to the embeddings");
+    checkpoint.output = true;
+    names.push_back(c.output_name);
+  }
+  for (auto const& [name, layer] : layer_configs(parsed, names)) {
+    if (layer == parsed.layers) continue;
+    checkpoint.exceptions[name] = layer ? std::optional(format_for(*layer)) : std::nullopt;
+  }
+  if (!checkpoint.find_format(c.output_name)) checkpoint.output = false;
   return checkpoint;
 }
 
@@ -42,7 +63,7 @@ quantized_checkpoint parse_awq(json_keys const& quantization) {
   char const* const bits = either("bits", "w_bit");
   if (quantization.integer(bits) != 4) quantization.refuse(bits, "not 4");
   int const group_size = quantization.integer(either("group_size", "q_group_size"));
-  return {checkpoint_method::awq, {"asymmetric", 4, group_size}, {}};
+  return {checkpoint_method::awq, {"asymmetric", 4, group_size}};
 }
 
 /// One scheme for all layers, as llm-compressor's recipes for weights have it.
@@ -81,12 +102,11 @@ quantized_checkpoint parse_compressed(json_keys const& quantization) {
   }
   return {checkpoint_method::compressed_tensors,
           {weights.flag("symmetric", true) ? "fixed_zero" : "asymmetric", bits,
-           strategy == "group" ? weights.integer("group_size") : gptq::whole_row},
-          {}};
+           strategy == "group" ? weights.integer("group_size") : gptq::whole_row}};
 }
 
-/// AutoRound's, around tensors of GPTQ.
-quantized_checkpoint parse_auto_round(json_keys const& quantization) {
+/// Throws gptq::error unless AutoRound's words stand around tensors of GPTQ.
+void check_auto_round(json_keys const& quantization) {
   std::string const packing = quantization.text("packing_format", "");
   if (packing.find("gptq") == std::string::npos) {
     quantization.refuse("packing_format", "only auto_round:auto_gptq and auto_round:gptq can be read");
@@ -94,7 +114,6 @@ quantized_checkpoint parse_auto_round(json_keys const& quantization) {
   if (quantization.has("extra_config") && !quantization.at("extra_config").empty()) {
     quantization.refuse("extra_config", "settings of single layers are not implemented");
   }
-  return parse_gptq(quantization);
 }
 
 }  // namespace
@@ -117,23 +136,28 @@ std::map<std::string, gptq::format_spec> packed_formats(json_keys const& keys) {
 }
 
 std::optional<quantized_checkpoint> read_quantization(json_keys const& keys,
-                                                      std::filesystem::path const& directory) {
+                                                      std::filesystem::path const& directory,
+                                                      config const& c) {
   if (!keys.has("quantization_config")) {
     auto const path = directory / "quantize_config.json";
     if (!std::filesystem::exists(path)) return std::nullopt;
-    nlohmann::json const document = parse_json(path);
-    return parse_gptq(json_keys(document, path.string()));
+    return parse_gptq(read_json(path), path.string(), c);
   }
   json_keys const quantization = keys.object("quantization_config");
   std::string const method = quantization.text("quant_method", "");
   if (method == packed_method) return std::nullopt;
-  if (method == gptq_method) return parse_gptq(quantization);
-  if (method == "auto-round" || method == "intel/auto-round") return parse_auto_round(quantization);
   if (method == "awq") return parse_awq(quantization);
   if (method == "compressed-tensors") return parse_compressed(quantization);
-  keys.refuse("quantization_config",
-              fmt::format("only {}, {}, auto-round, awq and compressed-tensors can be read", packed_method,
-                          gptq_method));
+  bool const auto_round = method == "auto-round" || method == "intel/auto-round";
+  if (auto_round) check_auto_round(quantization);
+  if (method != gptq_method && !auto_round) {
+    keys.refuse("quantization_config",
+                fmt::format("only {}, {}, auto-round, awq and compressed-tensors can be read", packed_method,
+                            gptq_method));
+  }
+  ordered_json in_order = read_json(directory / "config.json").at("quantization_config");
+  in_order["quant_method"] = gptq_method;
+  return parse_gptq(std::move(in_order), quantization.where(), c);
 }
 
 }  // namespace lm

@@ -70,17 +70,17 @@ std::unique_ptr<packed_linear> pack_as(gptq::format_spec const& format, Read con
   });
 }
 
-std::unique_ptr<packed_linear> read_gptq(layer_tensors const& layer, quantized_checkpoint const& checkpoint,
-                                         std::int64_t out, std::int64_t in) {
+std::unique_ptr<packed_linear> read_gptq(layer_tensors const& layer, gptq::format_spec const& format,
+                                         gptq::checkpoint::gptq_version version, std::int64_t out,
+                                         std::int64_t in) {
   gptq::checkpoint::gptq_view const view{out,
                                          in,
                                          layer.at(".qweight", {dtype::i32}).bytes,
                                          layer.at(".qzeros", {dtype::i32}).bytes,
                                          layer.at(".scales", {dtype::f16}).bytes,
                                          layer.bytes(".g_idx", dtype::i32)};
-  return pack_as<gptq_formats>(checkpoint.format, [&]<class Format>() {
-    return gptq::checkpoint::to_packed<Format>(view, checkpoint.version);
-  });
+  return pack_as<gptq_formats>(
+      format, [&]<class Format>() { return gptq::checkpoint::to_packed<Format>(view, version); });
 }
 
 std::unique_ptr<packed_linear> read_awq(layer_tensors const& layer, gptq::format_spec const& format,
@@ -116,14 +116,16 @@ std::unique_ptr<packed_linear> read_checkpoint(tensor_map const& tensors, std::s
                                                quantized_checkpoint const& checkpoint, std::int64_t out,
                                                std::int64_t in) {
   layer_tensors const layer(tensors, name);
+  auto const format = checkpoint.find_format(name);
+  if (!format) throw gptq::error(fmt::format("'{}': is not quantized", name));
   try {
     switch (checkpoint.method) {
       case checkpoint_method::gptq:
-        return read_gptq(layer, checkpoint, out, in);
+        return read_gptq(layer, *format, checkpoint.version, out, in);
       case checkpoint_method::awq:
-        return read_awq(layer, checkpoint.format, out, in);
+        return read_awq(layer, *format, out, in);
       default:
-        return read_compressed(layer, checkpoint.format, out, in);
+        return read_compressed(layer, *format, out, in);
     }
   } catch (gptq::error const& e) {
     throw gptq::error(fmt::format("'{}': {}", name, e.what()));

@@ -17,7 +17,7 @@
 namespace lm {
 
 /// The linear layer called NAME of such a directory, repacked, whichever kind it is. Throws gptq::error,
-/// naming it, when a tensor is missing or does not fit.
+/// naming it, when a tensor is missing or does not fit, or the directory says that it is not quantized.
 std::unique_ptr<packed_linear> read_checkpoint(gptq::checkpoint::tensor_map const& tensors,
                                                std::string const& name,
                                                quantized_checkpoint const& checkpoint, std::int64_t out,

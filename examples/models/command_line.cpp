@@ -209,9 +209,6 @@ void check_gptq(command_line const& args) {
     return;
   }
   if (args.output.empty()) throw gptq::error("--format gptq needs an --output");
-  if (args.how.observe) {
-    throw gptq::error("GPTQ checkpoints have one format for all layers: not with --observe");
-  }
 }
 
 /// What a GGUF file cannot hold is refused before hours of work on it.

@@ -217,12 +217,12 @@ bool run(arguments args) {
   for (setting const& s : settings) {
     outcome const o = run_setting(s, calibration, evaluation, args, log);
     if (!baseline) baseline = o.sums;
-    std::string const prefix = "model.layers.";
+    std::size_t const prefix = o.sums.largest.find("layers.") + std::string_view("layers.").size();
     auto const change = [](double value, double of) {
-      return fmt::format("{:+.0f} %", 100.0 * (value / of - 1.0));
+      return of == 0.0 ? std::string("-") : fmt::format("{:+.0f} %", 100.0 * (value / of - 1.0));
     };
     fmt::print("{:<22} {:>9.1f} {:>7}  {:<22} {:>9.1f} {:>7} {:>10} {:>6.3f}", s.name, o.sums.largest_loss,
-               change(o.sums.largest_loss, baseline->largest_loss), o.sums.largest.substr(prefix.size()),
+               change(o.sums.largest_loss, baseline->largest_loss), o.sums.largest.substr(prefix),
                o.sums.loss, change(o.sums.loss, baseline->loss),
                std::isfinite(o.perplexity) ? fmt::format("{:.4f}", o.perplexity) : "",
                o.sums.bits_per_weight);

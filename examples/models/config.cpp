@@ -92,6 +92,15 @@ void read_generation_config(std::filesystem::path const& path, config& c) {
   if (!c.bos_token_id && !bos.empty()) c.bos_token_id = bos.front();
 }
 
+/// Files beside the weights count as missing when they are not there: not when they are links to nothing.
+void check_links(std::filesystem::path const& directory) {
+  for (auto const* const name :
+       {"config.json", "generation_config.json", "quantize_config.json", "tokenizer.json", "tokenizer.model",
+        "tokenizer_config.json", "added_tokens.json", "chat_template.jinja"}) {
+    check_link(directory / name);
+  }
+}
+
 /// Where a model of several parts keeps its text model's tensors.
 void find_prefix(std::filesystem::path const& directory, architecture const& a, config& c) {
   gptq::checkpoint::safetensors_directory const files(directory);
@@ -220,6 +229,7 @@ std::vector<rotations> make_rotations(config const& c, std::int64_t positions) {
 }
 
 config read_config(std::filesystem::path const& directory) {
+  check_links(directory_of(directory));
   if (is_gguf(directory)) return config_of(gptq::checkpoint::gguf_file(directory), directory);
   if (!std::filesystem::is_directory(directory)) {
     throw gptq::error(directory.string() + ": is not a directory");
@@ -259,7 +269,7 @@ config read_config(std::filesystem::path const& directory) {
   complete(c);
   read_generation_config(directory / "generation_config.json", c);
   c.packed = packed_formats(outer);
-  c.checkpoint = read_quantization(outer, directory);
+  c.checkpoint = read_quantization(outer, directory, c);
   return c;
 }
 

@@ -29,11 +29,20 @@ inline constexpr char const* gptq_method = "gptq";
 /// Whose tensors the linear layers of a checkpoint are.
 enum class checkpoint_method { gptq, awq, compressed_tensors };
 
-/// What a checkpoint that others may have quantized says of all its linear layers.
+/// What a checkpoint that others may have quantized says of its linear layers.
 struct quantized_checkpoint {
   checkpoint_method method = checkpoint_method::gptq;
   gptq::format_spec format;
   gptq::checkpoint::gptq_version version = gptq::checkpoint::gptq_version::v1;  ///< of method gptq
+  /// Layers that are not in `format`, by name; nothing: not quantized.
+  std::map<std::string, std::optional<gptq::format_spec>> exceptions = {};
+  bool output = false;  ///< whether the output layer is quantized, too
+
+  /// Nothing when this layer is not quantized.
+  std::optional<gptq::format_spec> find_format(std::string const& layer) const {
+    auto const found = exceptions.find(layer);
+    return found == exceptions.end() ? format : found->second;
+  }
 };
 
 /// What a linear layer is for, in the order in which they are quantized. A model has either q_proj, k_proj

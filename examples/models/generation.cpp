@@ -140,7 +140,7 @@ generated_text generate(model const& m, std::span<token const> prompt, std::int6
   }
   // Half of the positions, in the middle of the text, are what a token reads on average.
   double const positions = static_cast<double>(prompt.size()) + 0.5 * static_cast<double>(text.tokens.size());
-  text.bytes_a_token = static_cast<double>(weights + m.output_bytes().size()) +
+  text.bytes_a_token = static_cast<double>(weights + m.output_bytes()) +
                        positions * static_cast<double>(2 * c.num_hidden_layers * c.key_value_size()) * 4.0;
   return text;
 }

@@ -2,14 +2,17 @@
 
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include <gptq/checkpoint/gptq_config.hpp>
 #include <gptq/error.hpp>
 
 #include "formats.hpp"
@@ -93,6 +96,45 @@ void check_zeros(std::string const& name, packed_linear const& packed) {
   });
 }
 
+/// Throws gptq::error unless a GPTQ checkpoint holds a layer of this format.
+void check_layer(gptq::format_spec const& format, linear_layer const& l) {
+  if (format.scheme == "half_step") {
+    throw gptq::error(
+        "GPTQ checkpoints hold integer zero points: half_step does not fit; --format gguf can (Q4_1)");
+  }
+  if (format.scales != gptq::scale_type::float16) {
+    throw gptq::error("GPTQ checkpoints have float16 scales: float32 ones would be rounded after the fact");
+  }
+  for (std::int64_t const extent : {l.in, l.out}) {
+    if (extent * format.bits % 32 == 0) continue;
+    throw gptq::error(fmt::format(
+        "GPTQ checkpoints have whole 32-bit words: {} codes of {} bits are not; --format packed can", extent,
+        format.bits));
+  }
+}
+
+/// What config.json says of all layers, and of those that differ as "dynamic".
+gptq::checkpoint::gptq_config make_configuration(model const& m, gptq_version version) {
+  std::map<std::string, std::optional<gptq::checkpoint::gptq_layer_config>> layers;
+  bool act_order = false;
+  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
+    auto const& linears = m.config().layer(i).linears;
+    for (std::size_t place = 0; place < linears.size(); ++place) {
+      packed_linear const& packed = *m.packed(i, place);
+      auto const format = packed.format();
+      layers[linears[place].name] = gptq::checkpoint::gptq_layer_config{
+          format.bits, format.group_size, format.scheme != "asymmetric", /*act_order=*/false};
+      act_order = act_order || !packed.parts().order.empty();
+    }
+  }
+  auto config = make_gptq_config(layers, version);
+  config.layers.act_order = act_order;
+  for (auto& rule : config.rules) {
+    if (rule.config) rule.config->act_order = act_order;
+  }
+  return config;
+}
+
 /// Everything that is to be written, checked.
 std::vector<piece> pieces_of(model const& m, gptq_version version) {
   std::vector<piece> pieces;
@@ -100,19 +142,13 @@ std::vector<piece> pieces_of(model const& m, gptq_version version) {
     pieces.push_back({{{name, tensor.type, tensor.shape}},
                       [tensor](safetensors_writer& file) { file.write(tensor.bytes); }});
   });
-  std::optional<gptq::format_spec> format;
   for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
     auto const& linears = m.config().layer(i).linears;
     for (std::size_t place = 0; place < linears.size(); ++place) {
       std::string const& name = linears[place].name;
       packed_linear const* const packed = m.packed(i, place);
       if (packed == nullptr) throw gptq::error(name + " is not quantized");
-      if (!format) check_gptq(*(format = packed->format()), m.config());
-      if (packed->format() != *format) {
-        throw gptq::error(
-            fmt::format("{} is {}, others are {}: GPTQ checkpoints have one; --format packed can", name,
-                        to_string(packed->format()), to_string(*format)));
-      }
+      check_layer(packed->format(), linears[place]);
       if (version == gptq_version::v1) check_zeros(name, *packed);
       pieces.push_back(piece_of(name, *packed, version));
     }
@@ -162,35 +198,14 @@ bool is_weights(fs::path const& file) {
 }  // namespace
 
 void check_gptq(gptq::format_spec const& format, config const& c) {
-  if (format.scheme == "half_step") {
-    throw gptq::error(
-        "GPTQ checkpoints hold integer zero points: half_step does not fit; --format gguf can (Q4_1)");
-  }
-  if (format.scales != gptq::scale_type::float16) {
-    throw gptq::error("GPTQ checkpoints have float16 scales: float32 ones would be rounded after the fact");
-  }
   for (decoder_description const& layer : c.layers) {
-    for (linear_layer const& l : layer.linears) {
-      for (std::int64_t const extent : {l.in, l.out}) {
-        if (extent * format.bits % 32 == 0) continue;
-        throw gptq::error(fmt::format(
-            "GPTQ checkpoints have whole 32-bit words: {} codes of {} bits are not; --format packed can",
-            extent, format.bits));
-      }
-    }
+    for (linear_layer const& l : layer.linears) check_layer(format, l);
   }
 }
 
 void write_gptq_model(fs::path const& directory, model const& m, fs::path const& source, gptq_version version,
                       ordered_json const& how, std::size_t shard_bytes) {
   std::vector<piece> const pieces = pieces_of(m, version);
-  gptq::format_spec const format = m.packed(0, 0)->format();
-  bool act_order = false;
-  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    for (std::size_t place = 0; place < m.config().layer(i).linears.size(); ++place) {
-      act_order = act_order || !m.packed(i, place)->parts().order.empty();
-    }
-  }
   make_directory(directory);
   write_weights(directory, pieces, shard_bytes);
   for (auto const& file : fs::directory_iterator(source)) {
@@ -198,12 +213,7 @@ void write_gptq_model(fs::path const& directory, model const& m, fs::path const&
     if (!file.is_regular_file() || is_weights(name) || name == "config.json") continue;
     lm::copy_file(file.path(), directory / name);
   }
-  ordered_json quantization{{"quant_method", gptq_method},
-                            {"bits", format.bits},
-                            {"group_size", format.group_size},
-                            {"desc_act", act_order},
-                            {"sym", format.scheme != "asymmetric"},
-                            {"checkpoint_format", version == gptq_version::v1 ? "gptq" : "gptq_v2"}};
+  ordered_json quantization = to_json(make_configuration(m, version));
   for (auto const& [key, value] : how.items()) quantization[key] = value;
   write_text(directory / "quantize_config.json", quantization.dump(1) + "\n");
   ordered_json configuration = read_json(source / "config.json");
@@ -218,10 +228,13 @@ gptq_version version_of(tensor_map const& tensors, quantized_checkpoint const& c
         tensor.bytes.empty()) {
       continue;
     }
-    int const bits = checkpoint.format.bits;
+    auto const format =
+        checkpoint.find_format(name.substr(0, name.size() - std::string_view(".qzeros").size()));
+    if (!format) continue;
+    int const bits = format->bits;
     auto const out = static_cast<std::int64_t>(tensor.shape[1]) * 32 / bits;
     auto const proven = gptq::checkpoint::proven_version({out, 0, {}, tensor.bytes, {}, {}}, bits,
-                                                         checkpoint.format.scheme == "fixed_zero");
+                                                         format->scheme == "fixed_zero");
     if (!proven || *proven == checkpoint.version) continue;
     fmt::print(stderr, "warning: {}: read as version {}, whatever config.json says: '{}' proves it\n",
                where.string(), *proven == gptq_version::v1 ? 1 : 2, name);

@@ -25,10 +25,11 @@ void check_gptq(gptq::format_spec const& format, config const& c);
 /// How much of the weights a file holds unless it is told otherwise.
 inline constexpr std::size_t default_shard_bytes = 5'000'000'000;
 
-/// Writes a model all of whose linear layers are packed, in one format; one layer at a time is converted.
-/// Files beside the weights are carried over; config.json comes last, so a directory that has one is whole.
-/// Throws gptq::error before it writes anything when a layer has a zero point that version 1 cannot hold or
-/// layers have different formats; and when the disk does not take a file, of which nothing is left then.
+/// Writes a model all of whose linear layers are packed; one layer at a time is converted. config.json names
+/// the layers that differ from the most frequent format as "dynamic", which GPTQModel and vLLM read. Files
+/// beside the weights are carried over; config.json comes last, so a directory that has one is whole. Throws
+/// gptq::error before it writes anything when a layer is in a format, or has a zero point, that it cannot
+/// hold; and when the disk does not take a file, of which nothing is left then.
 /// @param source       the model's own directory
 /// @param how          "damp_percent" and the like, for those who want to know
 /// @param shard_bytes  weights beyond these go into further files, and model.safetensors.index.json lists

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
@@ -12,11 +13,15 @@ namespace lm {
 
 using nlohmann::json;
 
+void check_link(std::filesystem::path const& path) {
+  std::error_code failure;
+  if (!std::filesystem::is_symlink(path, failure) || std::filesystem::exists(path, failure)) return;
+  throw gptq::error(path.string() + ": the file it points to is not there");
+}
+
 json parse_json(std::filesystem::path const& path) {
+  check_link(path);
   std::ifstream in(path, std::ios::binary);
-  if (!in && std::filesystem::is_symlink(path) && !std::filesystem::exists(path)) {
-    throw gptq::error(path.string() + ": the file it points to is not there");
-  }
   if (!in) throw gptq::error(path.string() + ": cannot be opened");
   try {
     return json::parse(in);

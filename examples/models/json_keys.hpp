@@ -14,6 +14,9 @@
 
 namespace lm {
 
+/// Throws gptq::error when this is a link to a file that is not there, as an unfinished download leaves them.
+void check_link(std::filesystem::path const& path);
+
 /// Contents of a JSON file. Throws gptq::error, naming the file, when it cannot be opened or is not JSON.
 nlohmann::json parse_json(std::filesystem::path const& path);
 

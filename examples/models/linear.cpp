@@ -22,7 +22,10 @@ class packed_as final : public packed_linear {
   packed_as(Owner owner, gptq::packed_view<Format> view) : owner_(std::move(owner)), view_(view) {}
 
   gptq::format_spec format() const override { return gptq::to_spec<Format>(); }
-  void dequantize(float* weight) const override { gptq::dequantize(view_, weight); }
+  using packed_linear::dequantize;
+  void dequantize(gptq::row_range rows, float* weight) const override {
+    gptq::dequantize(view_, rows, weight);
+  }
   packed_parts parts() const override { return parts_of(view_); }
 
  private:

@@ -20,8 +20,10 @@ class packed_linear {
  public:
   virtual ~packed_linear() = default;
   virtual gptq::format_spec format() const = 0;
-  /// weight[out, in], row-major, columns in their original order.
-  virtual void dequantize(float* weight) const = 0;
+  /// Decodes `rows`: weight[rows, in], row-major, columns in their original order.
+  virtual void dequantize(gptq::row_range rows, float* weight) const = 0;
+  /// All rows.
+  void dequantize(float* weight) const { dequantize({0, parts().out}, weight); }
   /// Codes, scales, zeros and column order, as long as this object lives.
   virtual packed_parts parts() const = 0;
 };

@@ -173,7 +173,8 @@ void model::for_each_tensor(Visit&& visit) const {
     }
   }
   visit(config_.final_norm_name(), shape{hidden}, false);
-  if (!config_.tie_word_embeddings) visit(config_.output_name + ".weight", shape{vocab, hidden}, false);
+  bool const is_linear = config_.checkpoint && config_.checkpoint->output;
+  if (!config_.tie_word_embeddings) visit(config_.output_name + ".weight", shape{vocab, hidden}, is_linear);
 }
 
 model::model(std::filesystem::path const& path)
@@ -209,8 +210,10 @@ void model::check_tensors() const {
 void model::refuse_unknown_tensors() const {
   std::set<std::string, std::less<>> known;
   for_each_tensor([&](std::string const& name, auto const&, bool is_linear) {
-    known.insert(name);
-    if (!is_linear || !config_.quantized()) return;
+    if (!is_linear || !is_packed(name)) {
+      known.insert(name);
+      return;
+    }
     std::string const layer = name.substr(0, name.size() - std::string_view(".weight").size());
     for (char const* const suffix :
          {".codes", ".scales", ".zeros", ".order", ".qweight", ".qzeros", ".g_idx", ".weight_packed",
@@ -248,7 +251,9 @@ void model::attach_packed() {
     for (std::size_t l = 0; l < linears.size(); ++l) {
       linear_layer const& layer = linears[l];
       if (config_.checkpoint) {
-        if (is_packed(layer.name + ".weight")) replace(i, l, read_checkpoint(layer));
+        if (is_packed(layer.name + ".weight")) {
+          replace(i, l, read_checkpoint(layer.name, layer.out, layer.in));
+        }
         continue;
       }
       auto const format = config_.packed.find(layer.name);
@@ -264,15 +269,25 @@ void model::attach_packed() {
       }
     }
   }
+  if (config_.checkpoint && config_.checkpoint->output && is_packed(config_.output_name + ".weight")) {
+    auto const vocab = static_cast<std::size_t>(config_.vocab_size);
+    auto const hidden = static_cast<std::size_t>(config_.hidden_size);
+    packed_tensor quantized{{vocab, hidden},
+                            read_checkpoint(config_.output_name, config_.vocab_size, config_.hidden_size)};
+    packed_output_ = stored_weight{std::move(quantized)};
+  }
 }
 
 bool model::is_packed(std::string const& weight) const {
-  return config_.quantized() && !files_.all().contains(weight);
+  if (!config_.quantized() || files_.all().contains(weight)) return false;
+  std::string const layer = weight.substr(0, weight.size() - std::string_view(".weight").size());
+  return !config_.checkpoint || config_.checkpoint->find_format(layer);
 }
 
-std::unique_ptr<packed_linear> model::read_checkpoint(linear_layer const& l) const {
+std::unique_ptr<packed_linear> model::read_checkpoint(std::string const& name, std::int64_t out,
+                                                      std::int64_t in) const {
   try {
-    return lm::read_checkpoint(files_.safetensors(), l.name, *config_.checkpoint, l.out, l.in);
+    return lm::read_checkpoint(files_.safetensors(), name, *config_.checkpoint, out, in);
   } catch (gptq::error const& e) {
     throw gptq::error(path_.string() + ": " + e.what());
   }
@@ -470,15 +485,19 @@ matrix model::original(std::int64_t layer, std::size_t place) const {
   std::string const name = l.name + ".weight";
   if (!is_packed(name)) return rows(files_.at(name), 0, l.out);
   matrix weight(l.out, l.in);
-  read_checkpoint(l)->dequantize(weight.data());
+  read_checkpoint(l.name, l.out, l.in)->dequantize(weight.data());
   return weight;
 }
 
 stored_weight const& model::output() const {
+  if (packed_output_) return *packed_output_;
   return files_.at(config_.tie_word_embeddings ? embedding_name() : config_.output_name + ".weight");
 }
 
-std::span<std::byte const> model::output_bytes() const { return output().bytes(); }
+std::size_t model::output_bytes() const {
+  auto const* const quantized = std::get_if<packed_tensor>(&output().tensor);
+  return quantized != nullptr ? quantized->packed->parts().bytes() : output().bytes().size();
+}
 
 matrix model::output_rows(std::int64_t first, std::int64_t count) const {
   return rows(output(), first, count);
@@ -486,10 +505,20 @@ matrix model::output_rows(std::int64_t first, std::int64_t count) const {
 
 row_vector model::logits(row_vector const& x, int threads) const {
   stored_weight const& weight = output();
-  auto const type = weight.float_type();
-  auto const row_bytes = weight.bytes().size() / static_cast<std::size_t>(config_.vocab_size);
   row_vector y(config_.vocab_size);
   int const parts = gptq::linalg::thread_count(threads);
+  if (auto const* const quantized = std::get_if<packed_tensor>(&weight.tensor)) {
+    if (auto const kernel = find_gemv(quantized->packed->format(), gptq::precision::int15)) {
+      run_parts(parts, [&](int part) noexcept {
+        auto const share = gptq::row_share(config_.vocab_size, part, parts);
+        kernel(quantized->packed->parts(), x.data(), y.data(), share.first, share.last);
+      });
+      scale_logits(config_, y);
+      return y;
+    }
+  }
+  auto const type = weight.float_type();
+  auto const row_bytes = weight.bytes().size() / static_cast<std::size_t>(config_.vocab_size);
   std::vector<row_vector> decoded(type ? 0 : static_cast<std::size_t>(parts),
                                   row_vector(config_.hidden_size));
   run_parts(parts, [&](int part) noexcept {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -145,10 +146,11 @@ class model {
   bool is_rounded() const { return !grids_.empty(); }
   /// Rows [first, first + count) of the output layer: [count, hidden].
   matrix output_rows(std::int64_t first, std::int64_t count) const;
-  /// Logits of one token, x[1, hidden], on `threads` threads: [vocab_size].
+  /// Logits of one token, x[1, hidden], on `threads` threads: [vocab_size]. Of a quantized output layer by the
+  /// kernels, with 15 bits of x, which is as good as float32, where there are any for its format.
   row_vector logits(row_vector const& x, int threads) const;
-  /// The output layer as it is stored.
-  std::span<std::byte const> output_bytes() const;
+  /// That the output layer takes, with its scales and the like.
+  std::size_t output_bytes() const;
 
   /// From now on, load() takes this linear layer from its packed form.
   void replace(std::int64_t layer, std::size_t place, std::unique_ptr<packed_linear> packed);
@@ -177,7 +179,8 @@ class model {
   /// Whether the linear layer with a tensor NAME.weight is there in packed form only.
   bool is_packed(std::string const& weight) const;
   /// A linear layer of a checkpoint that others have quantized.
-  std::unique_ptr<packed_linear> read_checkpoint(linear_layer const& l) const;
+  std::unique_ptr<packed_linear> read_checkpoint(std::string const& name, std::int64_t out,
+                                                 std::int64_t in) const;
   std::string embedding_name() const;
   template <class Visit>
   void for_each_tensor(Visit&& visit) const;
@@ -189,6 +192,7 @@ class model {
   lm::config config_;
   weight_files files_;
   std::vector<std::vector<std::unique_ptr<packed_linear>>> packed_;
+  std::optional<stored_weight> packed_output_;
   model_grids grids_;
   row_vector final_norm_;
   mutable std::map<std::string, std::vector<float>> decoded_;

@@ -68,8 +68,9 @@ void print(gptq::refinement const& r) {
   fmt::print("{}\n", r.name);
   for (std::size_t i = 0; i < r.attempts.size(); ++i) {
     gptq::attempt const& a = r.attempts[i];
-    fmt::print("  {} {:<24} {:>11.5g} {:>7.2f} {:>12} {:>8.3f}\n", i == r.chosen ? '>' : ' ',
-               name_of(a.format), a.loss, a.loss / r.before().loss, a.bytes - r.before().bytes, a.seconds);
+    fmt::print("  {} {:<24} {:>11} {:>7} {:>12} {:>8.3f}\n", i == r.chosen ? '>' : ' ', name_of(a.format),
+               cell("{:.5g}", a.loss), cell("{:.2f}", a.loss / r.before().loss), a.bytes - r.before().bytes,
+               a.seconds);
   }
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <fmt/format.h>
+
 #include <gptq/error.hpp>
 
 #include "gguf_model.hpp"
@@ -30,6 +32,74 @@ std::vector<std::filesystem::path> files_of_auto_gptq(std::filesystem::path cons
   return files;
 }
 
+using tensors_by_name = std::map<std::string, stored_weight, std::less<>>;
+
+/// Takes NAME out of `weights` as a matrix for each expert, one after another in the file; nothing: it has none.
+std::vector<tensor_view> take_matrices(tensors_by_name& weights, std::string const& name, config const& c,
+                                       std::int64_t rows, std::int64_t columns) {
+  auto const found = weights.find(name);
+  if (found == weights.end()) return {};
+  auto const& whole = std::get<tensor_view>(found->second.tensor);
+  auto const matrix_rows = static_cast<std::size_t>(rows), matrix_columns = static_cast<std::size_t>(columns);
+  std::vector<std::size_t> const shape{static_cast<std::size_t>(c.num_experts), matrix_rows, matrix_columns};
+  if (whole.shape != shape) {
+    throw gptq::error(fmt::format("tensor '{}' is {}, but config.json makes it [{}, {}, {}]", name,
+                                  to_string(whole), shape[0], rows, columns));
+  }
+  std::vector<tensor_view> matrices;
+  std::size_t const bytes = whole.bytes.size() / shape[0];
+  for (std::size_t e = 0; e < shape[0]; ++e) {
+    matrices.push_back({whole.type, {matrix_rows, matrix_columns}, whole.bytes.subspan(e * bytes, bytes)});
+  }
+  weights.erase(found);
+  return matrices;
+}
+
+/// Gives the weights of experts that are stored in one tensor the names that they have one by one:
+/// transformers 5 computes with mlp.experts.gate_up_proj [experts, 2 * intermediate, hidden], rows of gate first,
+/// and mlp.experts.down_proj [experts, hidden, intermediate], and saves them so when it is asked not to convert.
+void separate_experts(tensors_by_name& weights, config const& c) {
+  for (std::size_t i = 0; i < c.layers.size(); ++i) {
+    decoder_description const& layer = c.layers[i];
+    if (!layer.experts) continue;
+    std::string const prefix = fmt::format("{}layers.{}.mlp.", c.prefix, i);
+    std::int64_t const inner = c.expert_intermediate_size;
+    auto const gate_up = take_matrices(weights, prefix + "experts.gate_up_proj", c, 2 * inner, c.hidden_size);
+    auto const down = take_matrices(weights, prefix + "experts.down_proj", c, c.hidden_size, inner);
+    auto const put = [&](linear kind, std::size_t expert, tensor_view const& matrix) {
+      std::size_t const place = layer.index(kind, static_cast<std::int64_t>(expert));
+      weights[layer.linears[place].name + ".weight"] = stored_weight{matrix};
+    };
+    for (std::size_t e = 0; e < gate_up.size(); ++e) {
+      tensor_view half = gate_up[e];
+      half.shape[0] /= 2;
+      std::size_t const bytes = half.bytes.size() / 2;
+      half.bytes = gate_up[e].bytes.first(bytes);
+      put(linear::gate_proj, e, half);
+      half.bytes = gate_up[e].bytes.last(bytes);
+      put(linear::up_proj, e, half);
+    }
+    for (std::size_t e = 0; e < down.size(); ++e) put(linear::down_proj, e, down[e]);
+    // The router's name beside them.
+    if (auto const router = weights.find(prefix + "gate.weight");
+        router != weights.end() && !weights.contains(layer.router + ".weight")) {
+      weights[layer.router + ".weight"] = router->second;
+      weights.erase(router);
+    }
+  }
+}
+
+std::string to_string(packed_tensor const& tensor) {
+  return fmt::format("{} [{}, {}]", to_string(tensor.packed->format()), tensor.shape[0], tensor.shape[1]);
+}
+
+/// As the library has it for tensors of files: whole rows of the matrix.
+void to_float(packed_tensor const& tensor, std::size_t first, std::span<float> out) {
+  std::size_t const columns = tensor.shape[1];
+  auto const row = static_cast<std::int64_t>(first / columns);
+  tensor.packed->dequantize({row, row + static_cast<std::int64_t>(out.size() / columns)}, out.data());
+}
+
 }  // namespace
 
 std::vector<std::size_t> const& stored_weight::shape() const {
@@ -37,16 +107,21 @@ std::vector<std::size_t> const& stored_weight::shape() const {
 }
 
 std::span<std::byte const> stored_weight::bytes() const {
-  return std::visit([](auto const& t) { return t.bytes; }, tensor);
+  if (auto const* const quantized = std::get_if<packed_tensor>(&tensor)) {
+    return quantized->packed->parts().codes;
+  }
+  auto const* const view = std::get_if<tensor_view>(&tensor);
+  return view != nullptr ? view->bytes : std::get<ggml_tensor>(tensor).bytes;
 }
 
 bool stored_weight::is_readable() const {
+  if (std::holds_alternative<packed_tensor>(tensor)) return true;
   auto const* const view = std::get_if<tensor_view>(&tensor);
   return view != nullptr ? is_float(view->type) : is_decodable(std::get<ggml_tensor>(tensor).type);
 }
 
 std::optional<dtype> stored_weight::float_type() const {
-  if (interleaved != 0) return std::nullopt;
+  if (interleaved != 0 || std::holds_alternative<packed_tensor>(tensor)) return std::nullopt;
   if (auto const* const view = std::get_if<tensor_view>(&tensor)) {
     return is_float(view->type) ? std::optional(view->type) : std::nullopt;
   }
@@ -65,6 +140,11 @@ std::optional<dtype> stored_weight::float_type() const {
 
 tensor_view stored_weight::as_safetensors(std::vector<float>& decoded) const {
   if (auto const* const view = std::get_if<tensor_view>(&tensor)) return *view;
+  if (auto const* const quantized = std::get_if<packed_tensor>(&tensor)) {
+    decoded.resize(quantized->shape[0] * quantized->shape[1]);
+    quantized->packed->dequantize(decoded.data());
+    return {dtype::f32, quantized->shape, std::as_bytes(std::span(decoded))};
+  }
   auto const& stored = std::get<ggml_tensor>(tensor);
   if (auto const type = float_type()) return {*type, stored.shape, stored.bytes};
   decoded = to_float(stored);
@@ -117,6 +197,11 @@ weight_files::weight_files(std::filesystem::path const& path, config const& c) :
     }
     if (names.empty()) directory_.emplace(path);
     for (auto const& [name, tensor] : safetensors()) weights_[name] = {tensor, 0};
+    try {
+      separate_experts(weights_, c);
+    } catch (gptq::error const& e) {
+      throw gptq::error(path.string() + ": " + e.what());
+    }
   }
 }
 

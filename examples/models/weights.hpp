@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,17 +16,24 @@
 #include <gptq/checkpoint/safetensors.hpp>
 
 #include "config.hpp"
+#include "linear.hpp"
 
 namespace lm {
 
+/// A quantized matrix that stands where others have a tensor.
+struct packed_tensor {
+  std::vector<std::size_t> shape;  ///< [out, in]
+  std::shared_ptr<packed_linear const> packed;
+};
+
 /// A tensor where it lies in its file.
 struct stored_weight {
-  std::variant<gptq::checkpoint::tensor_view, gptq::checkpoint::ggml_tensor> tensor;
+  std::variant<gptq::checkpoint::tensor_view, gptq::checkpoint::ggml_tensor, packed_tensor> tensor;
   /// Rows of a head that GGUF has in another order (gguf_model.hpp); 0: none are.
   std::int64_t interleaved = 0;
 
   std::vector<std::size_t> const& shape() const;
-  std::span<std::byte const> bytes() const;
+  std::span<std::byte const> bytes() const;  ///< of packed_tensor: its codes
   /// Whether it can be read as numbers.
   bool is_readable() const;
   /// F32, F16 or BF16, where the weights lie in the file as such and in order.

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -211,6 +212,54 @@ TEST_CASE("experts are quantized by what is routed to them") {
       CHECK(r.quality.snr_db > 10.0);
     }
     CHECK(starved);
+  }
+}
+
+TEST_CASE("experts whose weights are in one tensor") {
+  scratch const dir;
+  for (std::string const name : {"mixtral", "qwen3_moe"}) {
+    auto const path = model_called(name);
+    lm::config const c = lm::read_config(path);
+    gptq::checkpoint::safetensors_file const file(path / "model.safetensors");
+    tensor_map tensors = file.tensors();
+    std::vector<std::vector<std::byte>> joined;
+    auto const join = [&](lm::decoder_description const& layer, std::vector<lm::linear> const& kinds) {
+      auto& bytes = joined.emplace_back();
+      for (std::int64_t e = 0; e < c.num_experts; ++e) {
+        for (lm::linear const kind : kinds) {
+          std::string const key = layer.linears[layer.index(kind, e)].name + ".weight";
+          auto const part = tensors.at(key).bytes;
+          bytes.insert(bytes.end(), part.begin(), part.end());
+          tensors.erase(key);
+        }
+      }
+      return std::span<std::byte const>(bytes);
+    };
+    auto const sizes = [](auto... n) { return std::vector{static_cast<std::size_t>(n)...}; };
+    std::int64_t const inner = c.expert_intermediate_size;
+    for (std::size_t i = 0; i < c.layers.size(); ++i) {
+      auto const& layer = c.layers[i];
+      std::string const prefix = "model.layers." + std::to_string(i) + ".mlp.";
+      tensors[prefix + "experts.gate_up_proj"] = {dtype::bf16, sizes(c.num_experts, 2 * inner, c.hidden_size),
+                                                  join(layer, {lm::linear::gate_proj, lm::linear::up_proj})};
+      tensors[prefix + "experts.down_proj"] = {dtype::bf16, sizes(c.num_experts, c.hidden_size, inner),
+                                               join(layer, {lm::linear::down_proj})};
+      auto const router = tensors.at(layer.router + ".weight");
+      tensors.erase(layer.router + ".weight");
+      tensors[prefix + "gate.weight"] = router;
+    }
+    write_file(dir.path / "config.json", config_in(path).dump());
+    write_safetensors(dir.path / "model.safetensors", tensors);
+    auto const tokens = expected_of(path).tokens;
+    lm::model const m(dir.path);
+    CHECK(largest_difference(logits_of(m, tokens), logits_of(lm::model(path), tokens)) == 0.0F);
+
+    auto& last = tensors.at("model.layers.1.mlp.experts.down_proj");
+    std::swap(last.shape[0], last.shape[1]);
+    write_safetensors(dir.path / "model.safetensors", tensors);
+    CHECK(contains(
+        error_of([&] { lm::model const other(dir.path); }),
+        "'model.layers.1.mlp.experts.down_proj' is BF16 [32, 4, " + std::to_string(inner) + "], but"));
   }
 }
 

@@ -1,6 +1,7 @@
 // config.json: defaults, and what is refused; tensors that do not fit it.
 #include "config.hpp"
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -118,6 +119,33 @@ TEST_CASE("config.json") {
     write_file(dir.path / "config.json", "{");
     CHECK(contains(error_of([&] { lm::read_config(dir.path); }), "not valid JSON"));
     CHECK(contains(error_of([&] { lm::read_config(dir.path / "none"); }), "is not a directory"));
+  }
+}
+
+TEST_CASE("links of an unfinished download") {
+  scratch const dir;
+  write_model(dir.path, small_config(), dtype::f32, 2);
+  auto const open = [&] { return error_of([&] { lm::model const m(dir.path); }); };
+  CHECK(open().empty());
+  for (std::string const name :
+       {"config.json", "generation_config.json", "quantize_config.json", "tokenizer.json", "tokenizer.model",
+        "tokenizer_config.json", "added_tokens.json", "chat_template.jinja", "model.safetensors.index.json",
+        "part-1.safetensors"}) {
+    auto const path = dir.path / name, kept = dir.path / "kept", blob = dir.path / "blob";
+    INFO(name);
+    bool const there = std::filesystem::exists(path);
+    if (there) std::filesystem::rename(path, kept);
+    std::filesystem::create_symlink("blob", path);
+    CHECK(contains(open(), path.string()));
+    CHECK(contains(open(), "the file it points to is not there"));
+    if (there) {
+      std::filesystem::rename(kept, blob);
+      CHECK(open().empty());
+      std::filesystem::remove(path);
+      std::filesystem::rename(blob, path);
+    } else {
+      std::filesystem::remove(path);
+    }
   }
 }
 

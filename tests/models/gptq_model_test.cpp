@@ -1,10 +1,13 @@
 // GPTQ checkpoints: written, read, and what they cannot hold.
 #include "gptq_model.hpp"
 
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -83,7 +86,9 @@ TEST_CASE("GPTQ checkpoints") {
     // A label that zero points prove wrong.
     auto label = json::parse(std::ifstream(out / "config.json"));
     CHECK(label.at("quantization_config") == said);
-    label["quantization_config"]["checkpoint_format"] = version == gptq_version::v1 ? "gptq_v2" : "gptq";
+    for (char const* const key : {"checkpoint_format", "format"}) {
+      label["quantization_config"][key] = version == gptq_version::v1 ? "gptq_v2" : "gptq";
+    }
     write_file(out / "config.json", label.dump());
     if (said.at("sym") == true) {
       CHECK(lm::perplexity(lm::model(out), held_out, float32, 1) == Approx(expected).epsilon(1e-6));
@@ -95,6 +100,129 @@ TEST_CASE("GPTQ checkpoints") {
     label["quantization_config"]["bits"] = 0;
     write_file(out / "config.json", label.dump());
     CHECK(contains(error_of([&] { lm::model const other(out); }), "'bits' is 0: not 2, 3, 4 or 8"));
+  }
+  SECTION("layers of different formats, and ones that are not quantized") {
+    how.quantize.format = {"fixed_zero", 4, 32};
+    how.quantize.options.quality = gptq::quality::plain;
+    how.quantize.options.act_order = GENERATE(false, true);
+    lm::model m(dir.path);
+    lm::quantize_model(m, windows, how, {});
+    // The first layer, one in between and the last: 8 bits, another scheme, other groups.
+    std::size_t const last = m.config().layer(1).index(lm::linear::down_proj);
+    std::pair<std::int64_t, std::size_t> const places[] = {{0, 0}, {0, 4}, {1, last}};
+    gptq::format_spec const formats[] = {
+        {"fixed_zero", 8, 32}, {"asymmetric", 4, 32}, {"fixed_zero", 4, gptq::whole_row}};
+    lm::quantization others = how;
+    for (int i = 0; i < 3; ++i) {
+      lm::model other(dir.path);
+      others.quantize.format = formats[i];
+      lm::quantize_model(other, windows, others, {});
+      auto const [layer, place] = places[i];
+      auto const found = other.packed(layer, place);
+      auto const owner = std::make_shared<lm::model>(std::move(other));
+      m.replace(layer, place, lm::make_packed(formats[i], found->parts(), owner));
+    }
+    double const expected = lm::perplexity(m, held_out, float32, 1);
+    auto const out = dir.path / "gptq";
+    auto const version = GENERATE(gptq::checkpoint::gptq_version::v1, gptq::checkpoint::gptq_version::v2);
+    lm::write_gptq_model(out, m, dir.path, version, {});
+    json label = json::parse(std::ifstream(out / "config.json"));
+    json& quantization = label["quantization_config"];
+    CHECK(quantization.at("bits") == 4);
+    REQUIRE(quantization.at("dynamic").size() == 3);
+    CHECK(quantization.at("dynamic").at("+:^model\\.layers\\.0\\.self_attn\\.k_proj$") == json{{"bits", 8}});
+    CHECK(lm::perplexity(lm::model(out), held_out, float32, 1) == Approx(expected).epsilon(1e-6));
+    // A wrong version is told by the layers of the other formats, too.
+    quantization["checkpoint_format"] = quantization["format"] =
+        version == gptq::checkpoint::gptq_version::v1 ? "gptq_v2" : "gptq";
+    write_file(out / "config.json", label.dump());
+    CHECK(lm::perplexity(lm::model(out), held_out, float32, 1) == Approx(expected).epsilon(1e-6));
+
+    // The last layer in float32 again, in place of its codes and beside them.
+    auto const file = out / "model.safetensors";
+    std::string const name = "model.layers.1.mlp.down_proj";
+    auto const float_weight = m.original(1, last);
+    m.replace(1, last, nullptr);
+    double const unquantized = lm::perplexity(m, held_out, float32, 1);
+    auto const rewrite = [&](bool with_codes) {
+      gptq::checkpoint::safetensors_file const mapped(file);
+      auto tensors = mapped.tensors();
+      for (char const* const suffix : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
+        if (!with_codes) tensors.erase(name + suffix);
+      }
+      tensors[name + ".weight"] = {
+          dtype::f32, {32, 48}, std::as_bytes(std::span(float_weight.data(), std::size_t{32 * 48}))};
+      write_safetensors(dir.path / "changed", tensors);
+      fs::rename(dir.path / "changed", file);
+      return error_of([&] { lm::model const other(out); });
+    };
+    CHECK(contains(rewrite(true), "'" + name + ".g_idx' is in the file, but nothing"));
+    CHECK(rewrite(false).empty());
+    CHECK(lm::perplexity(lm::model(out), held_out, float32, 1) == Approx(unquantized).epsilon(1e-6));
+    label["quantization_config"]["dynamic"] = {{"-:.*1\\.mlp\\.down", json::object()},
+                                               {"+:model\\.layers\\.0\\.self_attn\\.k", {{"bits", 8}}},
+                                               {"model\\.layers\\.0\\.mlp\\.up", {{"sym", false}}}};
+    write_file(out / "config.json", label.dump());
+    CHECK(lm::perplexity(lm::model(out), held_out, float32, 1) == Approx(unquantized).epsilon(1e-6));
+  }
+  SECTION("a quantized output layer") {
+    // Tensors of a layer of the same shape are the output layer's.
+    config["vocab_size"] = 48;
+    config["tie_word_embeddings"] = false;
+    write_model(dir.path, config, dtype::f32);
+    auto const text = random_tokens(8 * 48, 48);
+    auto const cut = lm::cut_windows(text, 48, 0);
+    how.quantize.format = {"fixed_zero", 8, 32};
+    how.quantize.options.act_order = true;
+    lm::model m(dir.path);
+    lm::quantize_model(m, cut, how, {});
+    auto const weight = m.load(1, 1).weights[m.config().layer(1).index(lm::linear::gate_proj)];
+    auto const out = dir.path / "gptq";
+    lm::write_gptq_model(out, m, dir.path, gptq::checkpoint::gptq_version::v1, {});
+    auto const file = out / "model.safetensors";
+    auto const rewrite = [&](auto const& change) {
+      gptq::checkpoint::safetensors_file const mapped(file);
+      auto tensors = mapped.tensors();
+      change(tensors);
+      write_safetensors(dir.path / "changed", tensors);
+      fs::rename(dir.path / "changed", file);
+    };
+    rewrite([&](auto& tensors) {
+      tensors["lm_head.weight"] = {
+          dtype::f32, {48, 32}, std::as_bytes(std::span(weight.data(), std::size_t{48 * 32}))};
+    });
+    double const expected = lm::perplexity(lm::model(out), cut, float32, 1);
+    lm::row_vector const x = lm::row_vector::LinSpaced(32, -1.0F, 1.0F);
+    lm::row_vector const logits = lm::model(out).logits(x, 1);
+    rewrite([&](auto& tensors) {
+      tensors.erase("lm_head.weight");
+      for (std::string const suffix : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
+        tensors["lm_head" + suffix] = tensors["model.layers.1.mlp.gate_proj" + suffix];
+      }
+    });
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "has no tensor 'lm_head.weight'"));
+    json label = json::parse(std::ifstream(out / "config.json"));
+    label["quantization_config"]["lm_head"] = true;
+    write_file(out / "config.json", label.dump());
+    lm::model const read(out);
+    CHECK(read.has_kernels());
+    CHECK(lm::perplexity(read, cut, float32, 1) == Approx(expected).epsilon(1e-6));
+    for (int const threads : {1, 2}) {
+      CHECK((read.logits(x, threads) - logits).cwiseAbs().maxCoeff() < 1e-3F * logits.cwiseAbs().maxCoeff());
+    }
+    CHECK(read.output_bytes() > 48 * 32);
+    CHECK(read.output_bytes() < 2 * 48 * 32);
+    // As "dynamic" says it of this layer alone.
+    label["quantization_config"]["bits"] = 4;
+    label["quantization_config"]["dynamic"] = {{"+:lm_head", {{"bits", 8}}}, {".*layers.*", {{"bits", 8}}}};
+    write_file(out / "config.json", label.dump());
+    CHECK(lm::perplexity(lm::model(out), cut, float32, 1) == Approx(expected).epsilon(1e-6));
+    label["quantization_config"]["dynamic"]["+:lm_head"]["bits"] = 4;
+    write_file(out / "config.json", label.dump());
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "'lm_head': GPTQ checkpoint: qweight has"));
+    label["tie_word_embeddings"] = true;
+    write_file(out / "config.json", label.dump());
+    CHECK(contains(error_of([&] { lm::model const other(out); }), "config.json ties it to the embeddings"));
   }
   SECTION("what a GPTQ checkpoint cannot hold") {
     lm::model m(dir.path);
@@ -171,9 +299,13 @@ TEST_CASE("GPTQ checkpoints") {
       write_file(out / "config.json", changed.dump());
       return error_of([&] { lm::model const other(out); });
     };
-    CHECK(contains(with("lm_head", true), "'lm_head' is true: only false is implemented"));
-    CHECK(contains(with("dynamic", {{"-:.*down.*", json::object()}}), "'dynamic'"));
-    CHECK(contains(with("rotation", "hadamard"), "'rotation' is \"hadamard\": rotated weights"));
+    CHECK(contains(with("lm_head", true), "'lm_head' is true, but config.json ties it to the embeddings"));
+    CHECK(contains(with("lm_head", "yes"), "'lm_head' is \"yes\": neither true nor false"));
+    CHECK(contains(with("dynamic", {{"-:.*down.*", json::object()}}),
+                   "has no tensor 'model.layers.0.mlp.down_proj.weight'"));
+    CHECK(contains(with("dynamic", {{"+:.*", {{"bits", 5}}}}), "dynamic '+:.*': 'bits' is 5"));
+    CHECK(contains(with("dynamic", {{"+:.*", {{"codebook", "e8"}}}}), "'codebook' is \"e8\": not known"));
+    CHECK(contains(with("rotation", "hadamard"), "'rotation' is \"hadamard\": changes what layers compute"));
     for (char const* const key : {"lm_head", "dynamic", "rotation"}) CHECK(with(key, nullptr).empty());
     CHECK(with("dynamic", json::object()).empty());
 

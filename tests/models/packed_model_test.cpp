@@ -93,7 +93,7 @@ TEST_CASE("packed models and unfinished runs") {
     auto const text = lm::generate(after, prompt, 20, {}, {lm::arithmetic::int15, 2, true});
     CHECK(text.tokens == lm::generate(before, prompt, 20, {}, {float32, 1, false}).tokens);
     CHECK(text.tokens_a_second() > 0.0);
-    CHECK(text.bytes_a_token > static_cast<double>(after.output_bytes().size()));
+    CHECK(text.bytes_a_token > static_cast<double>(after.output_bytes()));
     CHECK(contains(error_of([&] { after.require_unquantized(); }), "quantized already"));
   }
   SECTION("a run that is resumed ends with the same bytes") {

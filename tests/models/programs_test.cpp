@@ -1,9 +1,12 @@
 // The programs, run as a user does: what they write, and what they say when something is wrong.
 #include <algorithm>
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <span>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -115,6 +118,63 @@ TEST_CASE("the program") {
     for (auto const* const part : {"model.layers.0.self_attn.k_proj", "32 x 48", "the worst layers again",
                                    "> 8 bits, groups of 32", "tuned", "perplexity", "quantized    abc"}) {
       CHECK(contains(printed, part));
+    }
+  }
+  SECTION("prints no number where a layer has no signal") {
+    std::vector<std::byte> const zeros(48 * 32 * 2);
+    auto const weights = dir.path / "model.safetensors";
+    {
+      gptq::checkpoint::safetensors_file const mapped(weights);
+      auto tensors = mapped.tensors();
+      for (auto& [name, tensor] : tensors) {
+        if (!contains(name, "layers.0.self_attn.k_proj") && !contains(name, "layers.1.mlp")) continue;
+        tensor.bytes = std::span(zeros).first(tensor.bytes.size());
+      }
+      write_safetensors(dir.path / "changed", tensors);
+    }
+    fs::rename(dir.path / "changed", weights);
+    auto const log = dir.path / "out.jsonl", printed = dir.path / "out.txt";
+    auto const r = run_program(model + " --calibration " + file +
+                                   " --group-size 32 --samples 8 --window 32 --observe --topk 14 --log '" +
+                                   log.string() + "'",
+                               printed);
+    CHECK(r.errors == "");
+    CHECK(r.status == 0);
+    auto const from = [](std::string const& all, char const* mark) { return all.substr(all.find(mark)); };
+    std::string const table = from(contents_of(printed), "linear layer");
+    CHECK_FALSE(contains(table, "nan"));
+    CHECK_FALSE(contains(from(contents_of(log), "k_proj"), "nan"));
+    std::istringstream lines(table);
+    std::string line;
+    while (std::getline(lines, line) && !contains(line, "layers.0.self_attn.k_proj")) continue;
+    std::vector<std::string> cells;
+    std::istringstream words(line);
+    for (std::string word; words >> word;) cells.push_back(word);
+    REQUIRE(cells.size() == 10);  // name, out x in, loss, relative error, SNR, int8, damping, seconds
+    CHECK(cells[5] == "-");
+    CHECK(cells[6] == "-");
+    CHECK(cells[7] == "-");
+  }
+  SECTION("takes and makes paths that are no UTF-8") {
+    auto const odd = dir.path / "m\xff\xfe";
+    fs::create_directory(odd);
+    for (char const* const name : {"config.json", "model.safetensors"}) fs::copy(dir.path / name, odd / name);
+    std::string const text_file = "'" + (odd / "t\xff.txt").string() + "'";
+    fs::copy(dir.path / "text.txt", odd / "t\xff.txt");
+    for (std::string const format : {"packed", "gguf", "gptq"}) {
+      auto const out = dir.path / ("out\xff" + format);
+      auto const r =
+          run_program("'" + odd.string() + "' --calibration " + text_file +
+                      " --scheme fixed_zero --group-size 32 --window 32 --samples 2 --format " + format +
+                      " --output '" + out.string() + "' --log '" + out.string() + ".jsonl'");
+      CHECK(r.errors == "");
+      CHECK(r.status == 0);
+      CHECK(fs::exists(out / (format == "gguf" ? "model.gguf" : "config.json")));
+      if (format == "gguf") continue;
+      CHECK(run_command("\"$bin/generate\" '" + out.string() + "' abc --tokens 2").status == 0);
+      auto const again = run_program("'" + out.string() + "' --calibration " + text_file);
+      CHECK(again.status == 2);
+      CHECK(contains(again.errors, "quantized already"));
     }
   }
   SECTION("has help") {
@@ -258,7 +318,6 @@ TEST_CASE("the program") {
         {model + good + "--extra-bytes 4K", "--observe"},
         {model + good + "--observe --topk 0", "--topk"},
         {model + good + "--format gptq", "needs an --output"},
-        {model + good + "--format gptq --output x --observe", "one format for all layers"},
         {model + good + "--format gptq --output x --scheme half_step", "half_step does not fit"},
         {model + good + "--format gptq --output x --scale float32", "float16 scales"},
         {model + good + "--format gguf --output x --scheme fixed_zero --act-order --quality plain",
