@@ -54,7 +54,7 @@ constexpr char const* table_row = "{:<34} {:>12} {:>11} {:>10} {:>6} {:>6} {:>8}
 
 /// A cell of the table; "-" for what there is nothing to measure by.
 std::string cell(char const* format, double value) {
-  return std::isnan(value) ? "-" : fmt::format(fmt::runtime(format), value);
+  return std::isfinite(value) ? fmt::format(fmt::runtime(format), value) : "-";
 }
 
 std::string name_of(gptq::format_spec const& f) {
