@@ -177,11 +177,11 @@ DEEPSEEK_LLM = ["[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷ�
                 CASED + "]+",
                 r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", "[一-龥ࠀ-一가-퟿]+", r"\p{N}+"]
 
-# Of the kinds below, those that llama.cpp has; it then makes the same ids of all but a few texts: its classes of characters
-# are those of another Unicode.
-LLAMA_CPP_HAS = ["gpt2", "llama3", "qwen2", "smollm", "gpt4o", "tekken", "deepseek_v3", "deepseek_llm", "deepseek_coder", "bloom",
-                 "viking", "falcon", "llama2", "mistral", "phi3", "gemma", "smollm2"]
-LLAMA_CPP_EQUAL = 0.95
+# Of the kinds below, those that llama.cpp has, and of how many texts it makes the same ids. It brings no text into NFC (qwen2),
+# tells capitals by a-z and A-Z alone (gpt4o, tekken), and cuts before some ideographic spaces elsewhere (deepseek_llm).
+LLAMA_CPP_EQUAL = dict.fromkeys(["gpt2", "llama3", "smollm", "deepseek_v3", "deepseek_coder", "bloom", "viking", "falcon",
+                                 "smollm2"], 1.0) | {
+    "qwen2": 0.9, "gpt4o": 0.93, "tekken": 0.93, "deepseek_llm": 0.98, "llama2": 0.9, "mistral": 0.9, "phi3": 0.9, "gemma": 0.9}
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -469,7 +469,7 @@ def compare_gguf(name, tokenizer, texts):
         "--samples", 2, "--scheme", "fixed_zero", "--group-size", 32, "--quality", "plain", "--format", "gguf",
         "--output", out)], capture_output=True, text=True)
     if done.returncode != 0:
-        common.check(name not in LLAMA_CPP_HAS, f"{name}: {done.stderr.strip()}")
+        common.check(name not in LLAMA_CPP_EQUAL, f"{name}: {done.stderr.strip()}")
         print(f"{name:20} refused: {done.stderr.strip().removeprefix('quantize_model: ').removeprefix(str(directory))}")
         return
     llama = llama_cpp.Llama(str(out / "model.gguf"), vocab_only=True, verbose=False)
@@ -483,7 +483,7 @@ def compare_gguf(name, tokenizer, texts):
             print("   ", ascii(text[:60]), [tokenizer.id_to_token(i) for i in ids[max(0, at - 2):at + 5]], "not",
                   [tokenizer.id_to_token(i) for i in expected[max(0, at - 2):at + 5]])
     llama.close()
-    common.check(equal >= LLAMA_CPP_EQUAL * len(texts), f"{name}: llama.cpp's ids of {len(texts) - equal} texts")
+    common.check(equal >= LLAMA_CPP_EQUAL.get(name, 0.0) * len(texts), f"{name}: llama.cpp's ids of {len(texts) - equal} texts")
     print(f"{name:20} {equal} of {len(texts)} texts have the same ids in llama.cpp", flush=True)
 
 
