@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Measures into JSON that says where it comes from, and makes the tables of a document from such files.
+"""Measures into JSON that says where it comes from, and makes tables of a document, or a page of plots, from such files.
 
     python3 bench/report.py measure OUT.json PROGRAM [ARGUMENTS...]    runs a Google Benchmark program
     python3 bench/report.py tables bench/README.md [--check]           writes the document's tables again
+    python3 bench/report.py page OUT.html [--note TEXT] FILE...        plots, with matplotlib: page.py says of which files
 
 A table stands in the document between two comments, of which the first says what it is made of:
 
@@ -106,5 +107,9 @@ if __name__ == "__main__":
         measure(*sys.argv[2:])
     elif len(sys.argv) in (3, 4) and sys.argv[1] == "tables" and sys.argv[3:] in ([], ["--check"]):
         tables(sys.argv[2], len(sys.argv) == 4)
+    elif len(sys.argv) > 3 and sys.argv[1] == "page":
+        from page import page  # it needs matplotlib, and what is above does not
+        note = sys.argv[4] if sys.argv[3] == "--note" else ""
+        page(sys.argv[2], sys.argv[5 if note else 3:], note)
     else:
         sys.exit(__doc__)

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <unistd.h>
 #include <vector>
 
@@ -167,6 +168,12 @@ TEST_CASE("what is wrong is told", "[packed_file]") {
 }
 
 TEST_CASE("files", "[packed_file]") {
+#if defined(_WIN32)
+  std::string const no_such_file = std::system_category().message(ERROR_FILE_NOT_FOUND);
+  std::string const no_such_folder = std::system_category().message(ERROR_PATH_NOT_FOUND);
+#else
+  std::string const no_such_file = "No such file or directory", no_such_folder = no_such_file;
+#endif
   std::string const path = "packed_file_test.packed";
   auto const matrix = some_matrix<a3>(70, 100, true);
   gptq::write_packed_file(path, matrix.view());
@@ -187,7 +194,7 @@ TEST_CASE("files", "[packed_file]") {
   CHECK(same_matrix(gptq::packed_file<a3>(path).view(), matrix.view()));
   unlink(path.c_str());
   CHECK(test::error_of([&] { gptq::packed_file<a3> file(path); }) ==
-        path + ": cannot be opened: No such file or directory");
+        path + ": cannot be opened: " + no_such_file);
   CHECK(test::error_of([&] { gptq::write_packed_file("no/such/folder", matrix.view()); }) ==
-        "no/such/folder: cannot be written: No such file or directory");
+        "no/such/folder: cannot be written: " + no_such_folder);
 }

@@ -46,7 +46,7 @@ class new_file {
 
   /// Appends bytes. @throws gptq::error when the disk does not take them
   void write(std::span<std::byte const> bytes) { detail::write_all(file_, bytes, path_); }
-  void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+  void write(std::string_view text) { write(std::as_bytes(std::span(text.data(), text.size()))); }
   /// Returns when the file is on the disk under its name. @throws gptq::error when it does not get there
   void finish() {
     detail::publish(file_, temporary_, path_);
