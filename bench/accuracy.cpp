@@ -103,15 +103,26 @@ struct outcome {
 gptq::format_spec parse_format(std::string const& text) {
   auto const first = text.find(':');
   auto const second = text.find(':', first + 1);
+  auto const third = std::min(text.find(':', second + 1), text.size());
   try {
     if (second == std::string::npos) throw std::invalid_argument("");
     gptq::format_spec spec;
     spec.scheme = text.substr(0, first);
     spec.bits = std::stoi(text.substr(first + 1, second - first - 1));
-    spec.group_size = std::stoi(text.substr(second + 1));
-    return spec;
+    spec.group_size = std::stoi(text.substr(second + 1, third - second - 1));
+    if (third == text.size()) return spec;
+    for (auto const type : {gptq::scale_type::float16, gptq::scale_type::float32, gptq::scale_type::e8m0,
+                            gptq::scale_type::e4m3}) {
+      spec.scales = type;
+      if (text.substr(third + 1) == to_string(type)) return spec;
+    }
+    throw std::invalid_argument("");
   } catch (std::logic_error const&) {
-    throw gptq::error(fmt::format("--format {}: not SCHEME:BITS:GROUP_SIZE, as in fixed_zero:4:128", text));
+    throw gptq::error(
+        fmt::format("--format {}: not SCHEME:BITS:GROUP_SIZE or SCHEME:BITS:GROUP_SIZE:SCALES, as in "
+                    "fixed_zero:4:128 and "
+                    "e2m1:4:32:e8m0",
+                    text));
   }
 }
 
@@ -497,7 +508,8 @@ int main(int argc, char** argv) {
   app.add_option("--calibration", args.calibration, "As quantize_model's [MODEL/calibration.i32 or .txt]");
   app.add_option("--evaluation", args.evaluation, "Held-out text [MODEL/evaluation.i32 or .txt]");
   app.add_option("--window", args.window, "Tokens in a sequence [the model's maximum, at most 2048]");
-  app.add_option("--format", args.formats, "SCHEME:BITS:GROUP_SIZE, any number of them")
+  app.add_option("--format", args.formats,
+                 "SCHEME:BITS:GROUP_SIZE, with :SCALES if these are no float16, any number of them")
       ->capture_default_str();
   app.add_option("--method", args.methods, "Besides the baselines, any number of them [all]");
   app.add_option("--subsets", args.subsets, "Random calibration subsets")->capture_default_str();

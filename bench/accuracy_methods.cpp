@@ -1,5 +1,6 @@
 #include "accuracy_methods.hpp"
 
+#include <gptq/code_books.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/quantize.hpp>
 
@@ -8,9 +9,13 @@
 namespace accuracy {
 namespace {
 
-using formats =
+using uniform_formats =
     gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::symmetric, gptq::fixed_zero, gptq::half_step>,
                        gptq::bit_widths<2, 3, 4>, gptq::group_sizes<32, 96, 128, gptq::whole_row>>;
+using code_books =
+    gptq::format_list<gptq::mxfp4, gptq::nvfp4, gptq::format<gptq::iq4_nl_levels, 4, 32>,
+                      gptq::format<gptq::nf4_levels, 4, 32>, gptq::format<gptq::fixed_zero, 4, 16>>;
+using formats = gptq::detail::concatenation<uniform_formats, code_books>::type;
 
 }  // namespace
 
@@ -25,6 +30,8 @@ std::span<method const> methods() {
        {.quality = reference, .mse = true, .act_order = true, .static_groups = true}},
       {"fast", "the library's default", {fast}},
       {"best", "the library's best", {.quality = best, .act_order = true}},
+      {"nearest", "rounded to nearest, published grids", {.quality = plain}, {}, true},
+      {"nearest mse", "the same with the mse search", {.quality = plain, .mse = true}, {}, true},
       // What each part contributes, one more at a time.
       {"search", "static act-order, grids in the metric of the sweep", {.quality = fast}, {.search = true}},
       {"group-aware",
@@ -67,8 +74,9 @@ quantized quantize(gptq::format_spec const& format, method const& how, gptq::mat
   return gptq::with_format<formats>(format, [&]<class Format>() -> quantized {
     auto const values = gptq::solver::describe<Format>(weight.cols(), how.options);
     auto const layer = gptq::solver::as_layer<Format>(
-        gptq::solver::solve(gptq::matrix(weight), h, values, how.options, how.how, held_out), weight.rows(),
-        weight.cols());
+        how.nearest ? gptq::solver::round_checked(weight, values, how.options, &h, held_out)
+                    : gptq::solver::solve(gptq::matrix(weight), h, values, how.options, how.how, held_out),
+        weight.rows(), weight.cols());
     auto const packed = gptq::pack(layer);
     quantized result{
         gptq::matrix(weight.rows(), weight.cols()), layer.report,

@@ -18,6 +18,7 @@ struct method {
   std::string what;
   gptq::quantize_options options;
   gptq::solver::recipe how = gptq::solver::recipe_for(options.quality);  ///< or only a part of it
+  bool nearest = false;  ///< round to nearest instead, with the options' grids
 };
 
 /// Baselines first.

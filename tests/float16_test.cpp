@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <gptq/float16.hpp>
+#include <gptq/float8.hpp>
 
 #include "catch.hpp"
 
@@ -122,6 +123,55 @@ TEMPLATE_TEST_CASE("NaN stays a quiet NaN of the same sign", "[float16]", float1
     CHECK((bits & 0x7fff) > t::positive_infinity);
     CHECK((bits & t::quiet_bit) != 0);
     CHECK(bits >> 15 == nan >> 31);
+  }
+}
+
+namespace {
+
+/// The number of float8 values that `x` is not rounded to although they are nearer; all values of T are tried.
+template <class T>
+int nearer_ones(float x) {
+  auto const distance = [&](T value) {
+    return std::abs(static_cast<double>(float{value}) - static_cast<double>(x));
+  };
+  double const chosen = distance(T(x));
+  int nearer = 0;
+  for (int bits = 0; bits < 256; ++bits) {
+    T const other = T::from_bits(static_cast<std::uint8_t>(bits));
+    nearer += distance(other) < chosen;  // never of NaN
+  }
+  return nearer;
+}
+
+}  // namespace
+
+TEST_CASE("scales of a byte: every value comes back, all others become the nearest", "[float16]") {
+  int wrong = 0;
+  for (int bits = 0; bits < 256; ++bits) {
+    auto const byte = static_cast<std::uint8_t>(bits);
+    float const power = gptq::e8m0::from_bits(byte);
+    float const scale = gptq::e4m3::from_bits(byte);
+    wrong += bits == 255 ? !std::isnan(power) : power != std::ldexp(1.0F, bits - 127);
+    wrong += gptq::e8m0(power).bits != bits;
+    int const magnitude = bits & 127;
+    int const exponent = magnitude / 8;
+    float const expected = exponent == 0 ? std::ldexp(static_cast<float>(magnitude), -9)
+                                         : std::ldexp(static_cast<float>(8 + magnitude % 8), exponent - 10);
+    wrong += magnitude == 127 ? !std::isnan(scale) : scale != (bits < 128 ? expected : -expected);
+    if (magnitude != 127) wrong += gptq::e4m3(scale).bits != bits;
+  }
+  for (std::uint64_t word = 0; word < 0x7f800000u; word += 65521) {
+    float const x = std::bit_cast<float>(static_cast<std::uint32_t>(word));
+    wrong += nearer_ones<gptq::e8m0>(x) + nearer_ones<gptq::e4m3>(x) + nearer_ones<gptq::e4m3>(-x);
+    wrong += gptq::e8m0(-x).bits != gptq::e8m0(x).bits;
+  }
+  CHECK(wrong == 0);
+  CHECK((gptq::e8m0(0.0F).bits == 0 && gptq::e8m0(1.5F) == 2.0F && gptq::e8m0(0x1.7fp0F) == 1.0F));
+  CHECK((gptq::e4m3(17.0F) == 16.0F && gptq::e4m3(19.0F) == 20.0F));         // ties to even
+  CHECK((gptq::e4m3(0x1p-10F) == 0.0F && gptq::e4m3(0x3p-10F) == 0x1p-8F));  // and below 2^-6
+  CHECK((gptq::e4m3(1e9F) == 448.0F && gptq::e4m3(-464.0F) == -448.0F));
+  for (float const bad : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    CHECK((std::isnan(float{gptq::e8m0(bad)}) && std::isnan(float{gptq::e4m3(bad)})));
   }
 }
 

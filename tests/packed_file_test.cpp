@@ -1,7 +1,9 @@
 // Packed matrices as files: what is written is read back, byte for byte the same every time, and what is damaged or
 // foreign is refused with a reason.
+#include <cmath>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <string>
 #include <system_error>
 #include <unistd.h>
@@ -9,6 +11,7 @@
 
 #include <sys/stat.h>
 
+#include <gptq/code_books.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/packed_file.hpp>
 
@@ -30,7 +33,7 @@ gptq::packed_matrix<Format> some_matrix(index_t out, index_t in, bool permuted) 
   test::random random(11);
   auto const layer = test::random_layer(gptq::to_spec<Format>(), Format::levels, out, in, permuted, random);
   return gptq::pack(gptq::quantized_layer<Format>{
-      layer.out, layer.in, layer.codes, layer.scales, layer.zeros, layer.order, {}});
+      layer.out, layer.in, layer.codes, layer.scales, layer.zeros, layer.order, {}, layer.matrix_scale});
 }
 
 template <class Format>
@@ -43,7 +46,8 @@ std::vector<std::byte> file_of(gptq::packed_view<Format> const& w, bool with_che
 template <class Format>
 bool same_matrix(gptq::packed_view<Format> const& a, gptq::packed_view<Format> const& b) {
   auto const la = gptq::unpack(a), lb = gptq::unpack(b);
-  return la.codes == lb.codes && la.scales == lb.scales && la.zeros == lb.zeros && la.order == lb.order;
+  return la.codes == lb.codes && la.scales == lb.scales && la.zeros == lb.zeros && la.order == lb.order &&
+         la.matrix_scale == lb.matrix_scale;
 }
 
 }  // namespace
@@ -52,7 +56,7 @@ TEST_CASE("matrices of every kind come back without a copy", "[packed_file]") {
   test::for_each_format(
       gptq::format_list<a3, format<gptq::symmetric, 4, gptq::whole_row, float>,
                         format<gptq::half_step, 8, 24>, format<gptq::fixed_zero, 2, 128>,
-                        format<test::five_levels, 3, 64>>{},
+                        format<test::five_levels, 3, 64>, gptq::mxfp4, gptq::nvfp4>{},
       []<class Format>() {
         for (bool permuted : {false, true}) {
           for (auto [out, in] : {std::pair<index_t, index_t>{70, 100}, {1, 1}, {32, 128}}) {
@@ -111,6 +115,29 @@ TEST_CASE("the header is the documented one", "[packed_file]") {
   std::memcpy(&twice, half.data() + 28, 4);
   std::memcpy(&group, half.data() + 20, 4);
   CHECK((twice == 15 && group == -1));
+}
+
+TEST_CASE("a code book and its scales are part of the format", "[packed_file]") {
+  using scaled = format<gptq::e2m1_levels, 4, 16>;
+  using other_book = format<gptq::nf4_levels, 4, 16, gptq::e4m3>;
+  using other_type = format<gptq::e2m1_levels, 4, 16, gptq::e8m0>;
+  auto const bytes = file_of(some_matrix<gptq::nvfp4>(40, 64, false).view());
+  CHECK((bytes[17] == std::byte{9} && bytes[18] == std::byte{2}));
+  gptq::packed_view<other_book> in_other_book;
+  gptq::packed_view<other_type> with_powers;
+  gptq::packed_view<scaled> with_halves;
+  gptq::packed_view<format<gptq::fixed_zero, 4, 16, gptq::e4m3>> uniform;
+  CHECK(gptq::open_packed(in_other_book, bytes) == fault::other_format);
+  CHECK(gptq::open_packed(with_powers, bytes) == fault::other_format);
+  CHECK(gptq::open_packed(with_halves, bytes) == fault::other_format);
+  CHECK(gptq::open_packed(uniform, bytes) == fault::other_format);
+  auto view = some_matrix<gptq::nvfp4>(40, 64, false).view();
+  for (float const bad : {0.0F, -1.0F, std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    auto const matrix = some_matrix<gptq::nvfp4>(40, 64, false);
+    view = matrix.view();
+    view.matrix_scale = bad;
+    CHECK(gptq::find_fault(view).what == fault::matrix_scale);
+  }
 }
 
 TEST_CASE("every changed byte is noticed, and every missing one", "[packed_file]") {

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <type_traits>
 
+#include <gptq/code_books.hpp>
 #include <gptq/packed.hpp>
 
 #include "catch.hpp"
@@ -26,7 +27,7 @@ static_assert(std::is_trivially_copyable_v<gptq::packed_view<format<gptq::asymme
 
 template <class Format>
 quantized_layer<Format> typed(plain_layer const& layer) {
-  return {layer.out, layer.in, layer.codes, layer.scales, layer.zeros, layer.order, {}};
+  return {layer.out, layer.in, layer.codes, layer.scales, layer.zeros, layer.order, {}, layer.matrix_scale};
 }
 
 template <class Format>
@@ -55,7 +56,9 @@ packed_values pack_and_back(plain_layer const& layer) {
   packed_values values{{}, layer, {}, {}, {}, std::vector<float>(layer.codes.size()), packed.bytes(), true};
   values.aligned = reinterpret_cast<std::uintptr_t>(view.codes) % 64 == 0;
   values.bytes.codes.assign(view.codes, view.codes + layout.code_bytes());
-  values.bytes.scales.assign(view.scales, view.scales + layout.scale_count());
+  for (index_t i = 0; i < layout.scale_count(); ++i) {
+    values.bytes.scales.push_back(view.scales[i] * layer.matrix_scale);
+  }
   if (view.zeros != nullptr) values.bytes.zeros.assign(view.zeros, view.zeros + layout.zero_bytes());
 
   // What follows reads the bytes at an odd address, as in a file mapped to memory.
@@ -76,8 +79,8 @@ packed_values pack_and_back(plain_layer const& layer) {
     }
   }
   auto const back = gptq::unpack(view);
-  values.unpacked = {layer.spec, layer.levels, back.out,   back.in,
-                     back.codes, back.scales,  back.zeros, back.order};
+  values.unpacked = {layer.spec,  layer.levels, back.out,   back.in,          back.codes,
+                     back.scales, back.zeros,   back.order, back.matrix_scale};
   gptq::dequantize(view, values.dequantized.data());
   return values;
 }
@@ -92,7 +95,9 @@ std::string broken_promise(packed_values (&pack)(plain_layer const&), gptq::form
   if (values.bytes.codes != expected.codes) return "bytes of codes";
   if (values.bytes.scales != expected.scales) return "order of scales";
   if (values.bytes.zeros != expected.zeros) return "bytes of zeros";
-  std::size_t const scale_bytes = spec.scales == gptq::scale_type::float16 ? 2 : 4;
+  std::size_t const scale_bytes = spec.scales == gptq::scale_type::float16   ? 2
+                                  : spec.scales == gptq::scale_type::float32 ? 4
+                                                                             : 1;
   if (at(values.total_bytes) != expected.codes.size() + scale_bytes * expected.scales.size() +
                                     expected.zeros.size() + 4 * layer.order.size()) {
     return "bytes()";
@@ -180,6 +185,10 @@ TEST_CASE("packed fixed-zero matrices", "[packed]") { check_formats<formats_of<g
 TEST_CASE("packed half-step matrices", "[packed]") { check_formats<formats_of<gptq::half_step>>(); }
 TEST_CASE("packed matrices with float32 scales", "[packed]") { check_formats<float32_formats>(); }
 TEST_CASE("packed matrices of a stranger's schemes", "[packed]") { check_formats<test::stranger_formats>(); }
+TEST_CASE("packed matrices in code books", "[packed]") {
+  check_formats<gptq::format_list<gptq::mxfp4, gptq::nvfp4, format<gptq::iq4_nl_levels, 4, 32>,
+                                  format<test::seven_levels, 3, 24, float>>>();
+}
 
 TEST_CASE("known bytes", "[packed]") {
   // Row 1 of 4 bits, columns 0..8: the ninth is the next unit's.

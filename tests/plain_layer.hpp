@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <gptq/float16.hpp>
+#include <gptq/float8.hpp>
 #include <gptq/format_spec.hpp>
 #include <gptq/scheme.hpp>
 
@@ -29,6 +30,7 @@ struct plain_layer {
   std::vector<float> scales;
   std::vector<std::uint8_t> zeros;
   std::vector<std::int32_t> order;
+  float matrix_scale = 1.0F;  ///< what scales of type e4m3 are multiples of
 
   index_t group_columns() const { return spec.group_size == gptq::whole_row ? in : spec.group_size; }
   index_t groups() const { return (in + group_columns() - 1) / group_columns(); }
@@ -38,14 +40,15 @@ struct plain_layer {
   }
   bool operator==(plain_layer const& other) const {
     return out == other.out && in == other.in && codes == other.codes && scales == other.scales &&
-           zeros == other.zeros && order == other.order;
+           zeros == other.zeros && order == other.order && matrix_scale == other.matrix_scale;
   }
 };
 
 /// Random codes, scales and zeros, all of them legal; with `permuted`, in a random column order.
 inline plain_layer random_layer(gptq::format_spec const& spec, gptq::code_levels const& levels, index_t out,
                                 index_t in, bool permuted, random& numbers) {
-  plain_layer layer{spec, levels, out, in, {}, {}, {}, {}};
+  plain_layer layer{spec, levels, out, in, {}, {}, {}, {}, 1.0F};
+  if (spec.scales == gptq::scale_type::e4m3) layer.matrix_scale = 0.0123F;
   layer.codes.resize(at(out * in));
   for (auto& code : layer.codes) {
     code = static_cast<std::uint8_t>(levels.min_code + numbers.below(levels.max_code - levels.min_code + 1));
@@ -54,6 +57,10 @@ inline plain_layer random_layer(gptq::format_spec const& spec, gptq::code_levels
   for (float& scale : layer.scales) {
     scale = std::exp2(static_cast<float>(numbers.below(20) - 12)) * numbers.uniform();
     if (spec.scales == gptq::scale_type::float16) scale = gptq::float16(scale);
+    if (spec.scales == gptq::scale_type::e8m0) scale = gptq::e8m0(scale);
+    if (spec.scales == gptq::scale_type::e4m3) {
+      scale = gptq::e4m3(scale / layer.matrix_scale) * layer.matrix_scale;
+    }
   }
   if (levels.has_zero_point) {
     layer.zeros.resize(layer.scales.size());
@@ -121,7 +128,8 @@ inline documented_bytes bytes_as_documented(plain_layer const& layer) {
       for (index_t r = 0; r < 32; ++r) {
         bool const inside = block + r < layer.out;
         auto const entry = at((block + r) * layer.groups() + group);
-        bytes.scales.push_back(inside ? layer.scales[entry] : 0.0F);
+        float const padding = layer.spec.scales == gptq::scale_type::e8m0 ? 0x1p-127F : 0.0F;  // the least
+        bytes.scales.push_back(inside ? layer.scales[entry] : padding);
         if (!layer.levels.has_zero_point || !inside) continue;
         for (int b = 0; b < bits; ++b) {
           int const bit = static_cast<int>(r) * bits + b;

@@ -4,6 +4,7 @@
 
 #include <Eigen/Cholesky>
 
+#include <gptq/code_books.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/quantize.hpp>
 
@@ -236,7 +237,11 @@ TEST_CASE("the solver finds the codes of the paper's algorithm", "[quantize]") {
       {.grid = grid_rule::amax, .act_order = true, .block_size = 48}};
   index_t codes = 0, different = 0;
   std::size_t turn = 0;
-  for (auto const& format : values_of<all_formats<gptq::group_sizes<32, 64, 128, whole_row>, float>>()) {
+  auto formats = values_of<all_formats<gptq::group_sizes<32, 64, 128, whole_row>, float>>();
+  using books = gptq::format_list<format<gptq::e2m1_levels, 4, 32, float>, gptq::mxfp4,
+                                  format<gptq::iq4_nl_levels, 4, 64, float>>;
+  for (auto& format : values_of<books>()) formats.push_back(format);
+  for (auto const& format : formats) {
     // All formats in the plain way, and by turns in two of the others.
     for (std::size_t const v : {std::size_t{0}, 1 + turn % 6, 1 + (turn + 2) % 6}) {
       quantize_options options = variants[v];
@@ -277,10 +282,53 @@ TEST_CASE("blocks of any size, groups of any size", "[quantize]") {
   }
 }
 
+TEST_CASE("code books: every quality reports what its layer is, and beats the one before", "[quantize]") {
+  // Rows and groups of very different sizes, one group of zeros.
+  problem p = make_problem(40, 136, 27);
+  for (index_t row = 0; row < 40; ++row) p.weight.row(row) *= std::exp2(static_cast<float>(row % 12 - 6));
+  p.weight.row(3).segment(32, 32).setZero();
+  using formats = gptq::format_list<gptq::mxfp4, gptq::nvfp4, format<gptq::iq4_nl_levels, 4, 32>,
+                                    format<test::seven_levels, 3, whole_row>,
+                                    format<gptq::asymmetric, 4, 32, gptq::e4m3>>;
+  for (auto const& format : values_of<formats>()) {
+    CAPTURE(format.name());
+    auto const nearest = format.nearest(p, {});
+    CHECK(nearest.decoded.row(3).segment(32, 32).isZero(0.0F));
+    double error = nearest.report.output_error;
+    for (quality const q : {quality::plain, quality::fast, quality::best}) {
+      auto const layer = format.quantize(p, {.quality = q});
+      check_report(layer, p);
+      CHECK(layer.report.output_error < error);
+      error = layer.report.output_error * 1.02;
+    }
+    check_report(format.quantize(p, {.quality = quality::reference, .act_order = true}), p);
+  }
+}
+
+TEST_CASE("scales of type e4m3 are multiples of a power of two", "[quantize]") {
+  for (float const magnitude : {0x1p-60F, 0.37F, 1e20F}) {
+    problem p = make_problem(9, 40, 28);
+    p.weight *= magnitude;
+    auto const layer = gptq::quantize<gptq::nvfp4>(p.weight, p.h);
+    check(layer);
+    int exponent = 0;
+    CHECK(std::frexp(layer.matrix_scale, &exponent) == 0.5F);
+    float const most = *std::max_element(layer.scales.begin(), layer.scales.end()) / layer.matrix_scale;
+    CHECK((most > 56.0F && most <= 448.0F));
+    CHECK(gptq::output_error(p.weight, gptq::dequantize(layer), p.h) < 0.01);
+    auto damaged = layer;
+    damaged.scales[7] = 1.03F * damaged.matrix_scale;
+    CHECK(contains(error_of([&] { check(damaged); }), "is not a finite e4m3"));
+    damaged = layer;
+    damaged.matrix_scale = -1.0F;
+    CHECK(contains(error_of([&] { check(damaged); }), "matrix scale"));
+  }
+}
+
 TEST_CASE("extreme shapes", "[quantize]") {
   using formats =
       gptq::format_list<format<gptq::asymmetric, 2, 32, float>, format<gptq::symmetric, 8, 8, float>,
-                        format<gptq::half_step, 3, whole_row, float>>;
+                        format<gptq::half_step, 3, whole_row, float>, gptq::mxfp4>;
   for (auto const& [out, in] : {std::pair<index_t, index_t>{1, 1}, {1, 70}, {70, 1}, {3, 33}, {129, 31}}) {
     problem const p = make_problem(out, in, 23);
     for (auto const& format : values_of<formats>()) {

@@ -3,6 +3,7 @@
 
 #include <Eigen/Core>
 
+#include <gptq/code_books.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/reference.hpp>
 
@@ -40,7 +41,7 @@ gptq::quantized_layer<Format> random_layer(index_t out, index_t in, bool permute
   return layer;
 }
 
-/// scale * (code - zero) with the zero of the scheme's documentation.
+/// scale * (code - zero) with the zero of the scheme's documentation, or scale * level.
 template <class Format>
 dense decoded(gptq::quantized_layer<Format> const& layer) {
   dense w(layer.out, layer.in);
@@ -50,7 +51,10 @@ dense decoded(gptq::quantized_layer<Format> const& layer) {
       auto const group = at(row * layer.groups() + p / Format::group_columns(layer.in));
       double const zero = Format::has_zero_point ? static_cast<double>(layer.zeros[group])
                                                  : static_cast<double>(Format::levels.zero);
-      w(row, column) = static_cast<double>(layer.scales[group]) * (layer.code(row, p) - zero);
+      double level = layer.code(row, p) - zero;
+      if constexpr (Format::is_code_book)
+        level = Format::scheme::levels(Format::bits)[at(layer.code(row, p))];
+      w(row, column) = static_cast<double>(layer.scales[group]) * level;
     }
   }
   return w;
@@ -89,7 +93,8 @@ TEST_CASE("the reference is the dense product in double", "[reference]") {
   using formats = gptq::combinations<test::own_schemes, test::all_widths, gptq::group_sizes<24>>;
   using others =
       gptq::format_list<format<gptq::asymmetric, 3, gptq::whole_row>,
-                        format<gptq::symmetric, 4, gptq::whole_row>, format<test::five_levels, 3, 32>>;
+                        format<gptq::symmetric, 4, gptq::whole_row>, format<test::five_levels, 3, 32>,
+                        gptq::mxfp4, gptq::nvfp4, format<test::seven_levels, 3, 24>>;
   auto const check_format = []<class Format>() {
     CAPTURE(gptq::to_string(gptq::to_spec<Format>()));
     test::random random(7);

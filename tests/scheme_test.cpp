@@ -2,6 +2,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include <gptq/code_books.hpp>
 #include <gptq/scheme.hpp>
 
 #include "catch.hpp"
@@ -41,6 +42,9 @@ static_assert(gptq::quantization_scheme<test::five_levels>);
 static_assert(gptq::quantization_scheme<test::mean_ternary>);
 static_assert(gptq::quantization_scheme<test::even_zero>);
 static_assert(gptq::quantization_scheme<stored_zero_point>);
+static_assert(gptq::code_book<gptq::e2m1_levels> && gptq::quantization_scheme<gptq::e2m1_levels>);
+static_assert(gptq::code_book<test::seven_levels> && !gptq::uniform_scheme<test::seven_levels>);
+static_assert(!gptq::code_book<gptq::symmetric>);
 static_assert(!gptq::quantization_scheme<int>);
 static_assert(!gptq::quantization_scheme<no_name>);
 static_assert(!gptq::quantization_scheme<without_zero_point>);
@@ -56,6 +60,14 @@ static_assert(gptq::scheme_levels<gptq::half_step>(2).zero == 1.5F);
 static_assert(gptq::scheme_levels<gptq::fixed_zero>(8).zero == 128.0F);
 static_assert(gptq::scheme_levels<gptq::asymmetric>(3).has_zero_point);
 static_assert(!gptq::scheme_levels<gptq::asymmetric>(3).is_half_step());
+
+constexpr code_levels fp4 = gptq::scheme_levels<gptq::e2m1_levels>(4);
+static_assert(fp4.is_code_book() && fp4.min_code == 0 && fp4.max_code == 15 && !fp4.is_half_step());
+static_assert(fp4.lowest() == -12.0F && fp4.highest() == 12.0F && fp4.least() == 0.0F && !fp4.is_lopsided());
+static_assert(fp4.encode(-1.3F, {0.25F, 0}) == 13 && fp4.decode(14, {0.25F, 0}) == -2.0F);
+constexpr code_levels iq4 = gptq::scheme_levels<gptq::iq4_nl_levels>(4);
+static_assert(iq4.lowest() == -127.0F && iq4.highest() == 113.0F && iq4.least() == 1.0F && iq4.is_lopsided());
+static_assert(gptq::scheme_levels<test::seven_levels>(3).max_code == 6);
 
 /// The table at the head of NUMERICS of the published code, as levels rather than codes.
 struct expected_levels {
@@ -210,6 +222,44 @@ TEST_CASE("a scale of zero decodes to zeros", "[scheme]") {
       CHECK(c.levels.decode(code, g) == 0.0F);
     }
   }
+}
+
+TEST_CASE("code books: every weight becomes the nearest level, a tie the one nearer to zero", "[scheme]") {
+  auto const check = []<class Book>(Book, int bits) {
+    auto const book = Book::levels(bits);
+    auto const levels = gptq::scheme_levels<Book>(bits);
+    CAPTURE(Book::name);
+    CHECK(levels.max_code == static_cast<int>(book.size()) - 1);
+    int wrong = 0;
+    for (float const scale : {1.0F, 0.25F, -0.5F}) {  // exact
+      for (int quarter = -600; quarter <= 600; ++quarter) {
+        float const steps = 0.25F * static_cast<float>(quarter);
+        int nearest = 0;
+        for (int code = 1; code <= levels.max_code; ++code) {
+          auto const better = static_cast<float>(book[static_cast<std::size_t>(code)]);
+          auto const so_far = static_cast<float>(book[static_cast<std::size_t>(nearest)]);
+          float const closer = std::abs(better - steps) - std::abs(so_far - steps);
+          if (closer < 0.0F || (closer == 0.0F && std::abs(better) < std::abs(so_far))) nearest = code;
+        }
+        grid const g{scale, 0};
+        int const code = levels.encode(scale * steps, g);
+        wrong += code != nearest;  // of two equal levels the first
+        wrong +=
+            levels.decode(code, g) != scale * static_cast<float>(book[static_cast<std::size_t>(nearest)]);
+        wrong += levels.decode(levels.encode(1e30F, g), g) !=
+                 scale * (scale > 0.0F ? levels.highest() : levels.lowest());
+        wrong += levels.decode(levels.encode(-1e30F, g), g) !=
+                 scale * (scale > 0.0F ? levels.lowest() : levels.highest());
+      }
+    }
+    CHECK(wrong == 0);
+    CHECK(levels.decode(levels.encode(3.0F, {0.0F, 0}), {0.0F, 0}) == 0.0F);
+  };
+  check(gptq::e2m1_levels{}, 4);
+  check(gptq::iq4_nl_levels{}, 4);
+  check(gptq::nf4_levels{}, 4);
+  check(test::seven_levels{}, 3);
+  check(test::four_levels{}, 2);
 }
 
 TEST_CASE("the library's rounding is the standard's", "[scheme]") {

@@ -105,6 +105,16 @@ struct even_zero {
   }
 };
 
+/// Code books: one of three bits whose levels are anywhere, one of two bits without a zero.
+struct seven_levels {
+  static constexpr std::string_view name = "seven_levels";
+  static constexpr std::array<std::int8_t, 7> levels(int /*bits*/) { return {5, -127, 0, 127, -8, -5, 64}; }
+};
+struct four_levels {
+  static constexpr std::string_view name = "four_levels";
+  static constexpr std::array<std::int8_t, 4> levels(int /*bits*/) { return {-15, -3, 4, 15}; }
+};
+
 using stranger_formats =
     gptq::format_list<gptq::format<five_levels, 3, 32>, gptq::format<five_levels, 8, 24, float>,
                       gptq::format<mean_ternary, 2, 64>,

@@ -54,6 +54,7 @@ enum class fault {
   checksum,          ///< bytes that have changed
   tokens,            ///< a range that is not one of the activations
   expert,            ///< grouped_gemm.hpp: an expert that is not there
+  matrix_scale,      ///< neither positive nor finite
 };
 
 /// "activations of a matrix with another number of columns", and so on.
@@ -86,6 +87,7 @@ GPTQ_INLINE constexpr char const* message(fault what) {
       "a packed matrix whose bytes have changed",
       "tokens that the activations do not have",
       "an expert that is not there",
+      "a matrix scale that is no positive number",
   };
   return messages[static_cast<int>(what)];
 }
@@ -103,7 +105,8 @@ struct located_fault {
 template <storage_format Format>
 fault make_view(packed_view<Format>& view, index_t out, index_t in, std::span<std::uint8_t const> codes,
                 std::span<typename Format::scale const> scales, std::span<std::uint8_t const> zeros = {},
-                std::span<std::int32_t const> order = {}) noexcept {
+                std::span<std::int32_t const> order = {},
+                detail::matrix_scale_of<Format> matrix_scale = {}) noexcept {
   constexpr index_t limit = std::numeric_limits<std::int32_t>::max();
   if (out < 0 || in < 0 || out > limit || in > limit) return fault::shape;
   packed_layout<Format> const layout{out, in};
@@ -116,7 +119,8 @@ fault make_view(packed_view<Format>& view, index_t out, index_t in, std::span<st
           Format::has_zero_point ? zeros.data() : nullptr,
           order.empty() ? nullptr : order.data(),
           out,
-          in};
+          in,
+          matrix_scale};
   return fault::none;
 }
 
@@ -140,6 +144,11 @@ located_fault find_fault(packed_view<Format> const& view) noexcept {
     index_t const position = detail::permutation_fault(view.order, view.in);
     if (position == detail::no_memory_for_it) return {fault::no_memory};
     if (position != detail::is_permutation) return {fault::order, -1, -1, position};
+  }
+  if constexpr (Format::has_matrix_scale) {
+    if (!(view.matrix_scale > 0.0F && view.matrix_scale <= std::numeric_limits<float>::max())) {
+      return {fault::matrix_scale};
+    }
   }
   for (index_t row = 0; row < view.out; ++row) {
     for (index_t group = 0; group < view.layout().groups(); ++group) {

@@ -23,7 +23,8 @@ namespace gptq {
 
 /// A format as values.
 struct format_spec {
-  std::string scheme;  ///< a scheme's name: "asymmetric", "symmetric", "fixed_zero", "half_step", or your own
+  std::string
+      scheme;  ///< a scheme's name: "asymmetric", "symmetric", "fixed_zero", "half_step", "e2m1", or your own
   int bits = 4;
   int group_size = 128;  ///< or whole_row
   scale_type scales = scale_type::float16;
@@ -36,7 +37,7 @@ inline std::string to_string(format_spec const& spec) {
   return spec.scheme + ", " + std::to_string(spec.bits) + " bits, " +
          (spec.group_size == whole_row ? std::string("one group a row")
                                        : "groups of " + std::to_string(spec.group_size)) +
-         ", " + (spec.scales == scale_type::float16 ? "float16" : "float32") + " scales";
+         ", " + std::string(to_string(spec.scales)) + " scales";
 }
 
 /// The values of a format type.

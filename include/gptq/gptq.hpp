@@ -12,11 +12,13 @@
 
 #include <gptq/activations.hpp>
 #include <gptq/checks.hpp>
+#include <gptq/code_books.hpp>
 #include <gptq/config.hpp>
 #include <gptq/dispatch.hpp>
 #include <gptq/epilogue.hpp>
 #include <gptq/error.hpp>
 #include <gptq/float16.hpp>
+#include <gptq/float8.hpp>
 #include <gptq/format.hpp>
 #include <gptq/format_spec.hpp>
 #include <gptq/gemm.hpp>

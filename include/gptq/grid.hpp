@@ -20,7 +20,7 @@
 
 namespace gptq {
 
-/// How a group's scale is found. amax is the largest magnitude of the group.
+/// How a group's scale is found. amax is the largest magnitude of the group. Top level: what is there on both sides.
 ///
 ///   rule          with a zero point                  without one
 ///   published     (max - min) / (codes - 1), zero    2 amax / (codes - 1): amax/7 for -7..7, amax/7.5 for
@@ -29,6 +29,10 @@ namespace gptq {
 ///   amax          -                                  amax / top level: amax/7 for -7..7 and for -8..7
 ///   signed_amax   -                                  the weight of largest magnitude, sign included, on the
 ///                                                    level of largest magnitude: w/-8 for -8..7
+///
+/// For a code book, (codes - 1) is the highest level less the lowest. Scales of type e8m0 have no sign, so that
+/// signed_amax is amax; and with these, published is what the OCP's Microscaling Formats do: the power of two below
+/// amax over the one below the largest level, so that a part of the range may be clipped.
 enum class grid_rule { published, amax, signed_amax };
 
 /// Everything but the weights that decides a group's grid. Grids are rounded to `scales` before any weight is
@@ -41,6 +45,13 @@ struct grid_options {
   /// scale is half of what its largest weight needs, so that 1.0 decodes to 0.467 at 4 bits. For comparisons.
   bool published_defects = false;
   scale_type scales = scale_type::float16;
+  /// What scales of type e4m3 are multiples of, positive. quantize() chooses a power of two.
+  float matrix_scale = 1.0F;
+
+  /// A scale as it will be stored.
+  GPTQ_HOST_DEVICE float stored(float scale) const {
+    return detail::stored_scale(scale, scales, matrix_scale);
+  }
 };
 
 /// Whether `rule` makes sense for these levels; throws gptq::error if not.
@@ -53,11 +64,24 @@ grid find_grid(std::span<float const> weights, code_levels const& levels, grid_o
 
 namespace detail {
 
+/// The scale of type e8m0 for weights up to `amax`: powers of two over powers of two, or the least with which nothing
+/// is clipped.
+inline float scale_for_powers(float amax, code_levels const& levels, grid_rule rule) {
+  float const top = levels.highest();
+  float const bottom = -levels.lowest();
+  if (rule == grid_rule::published) {
+    return power_of_two_below(amax) / power_of_two_below(bottom > top ? bottom : top);
+  }
+  float const least = amax / (bottom < top ? bottom : top);
+  float const below = power_of_two_below(least);
+  return below < least ? 2.0F * below : below;
+}
+
 /// The grid that a rule gives for a range of weights.
 GPTQ_HOST_DEVICE inline grid grid_for_range(range r, code_levels const& levels, grid_options const& options) {
-  auto const steps = static_cast<float>(levels.max_code - levels.min_code);
   if (levels.has_zero_point) {
-    float const scale = stored_scale((r.high - r.low) / steps, options.scales);
+    auto const steps = static_cast<float>(levels.max_code - levels.min_code);
+    float const scale = options.stored((r.high - r.low) / steps);
     // A range of a few of the smallest floats has no step left, and 0 / 0 is no zero point.
     float const steps_below = scale == 0.0F ? 0.0F : round_half_even(-r.low / scale);
     float const zero = static_cast<float>(levels.min_code) + steps_below;
@@ -65,20 +89,24 @@ GPTQ_HOST_DEVICE inline grid grid_for_range(range r, code_levels const& levels, 
                                           static_cast<float>(levels.max_code)))};
   }
   float const amax = -r.low > r.high ? -r.low : r.high;
-  float const top = static_cast<float>(levels.max_code) - levels.zero;
-  float const bottom = static_cast<float>(levels.min_code) - levels.zero;
+  float const top = levels.highest();
+  float const bottom = levels.lowest();
   bool const unsigned_defect = options.published_defects && r.low == 0.0F;
-  float scale = (unsigned_defect ? amax : 2.0F * amax) / steps;
+  float scale = (unsigned_defect ? amax : 2.0F * amax) / (top - bottom);
   if (options.rule == grid_rule::amax || (options.rule == grid_rule::signed_amax && -bottom == top)) {
-    scale = amax / top;
+    scale = amax / (levels.is_code_book() && -bottom < top ? -bottom : top);
   } else if (options.rule == grid_rule::signed_amax) {
     float const extreme = -r.low > r.high ? r.low : r.high;
     scale = extreme / (-bottom > top ? bottom : top);
   }
-  scale = stored_scale(scale, options.scales);
-  // Half step has no level at zero. Weights that are nearer to it than to the levels beside it, even those of
-  // the smallest scale, become zeros.
-  if (levels.is_half_step() && !options.published_defects && 4.0F * amax < scale) scale = 0.0F;
+#if !defined(__CUDA_ARCH__)
+  if (options.scales == scale_type::e8m0) scale = scale_for_powers(amax, levels, options.rule);
+#endif
+  scale = options.stored(scale);
+  // Where no level is zero, weights that are nearer to it than to the levels beside it, even those of the smallest
+  // scale, become zeros.
+  float const step = levels.least() * (scale < 0.0F ? -scale : scale);
+  if (!options.published_defects && 2.0F * amax < step) scale = 0.0F;
   return {scale, 0};
 }
 
@@ -108,9 +136,8 @@ inline grid find_grid(std::span<float const> weights, code_levels const& levels,
                       grid_options const& options) {
   detail::range const full = detail::weight_range(weights);
   if (full.low == 0.0F && full.high == 0.0F) {
-    // The published code spans -1..1 here. Half step has no level at zero: only a scale of 0 decodes to
-    // zeros.
-    if (levels.is_half_step() && !options.published_defects) return {0.0F, 0};
+    // The published code spans -1..1 here. Where no level is zero only a scale of 0 decodes to zeros.
+    if (levels.least() != 0.0F && !options.published_defects) return {0.0F, 0};
     return detail::grid_for_range({-1.0F, 1.0F}, levels, options);
   }
   grid best = detail::grid_for_range(full, levels, options);
@@ -119,8 +146,7 @@ inline grid find_grid(std::span<float const> weights, code_levels const& levels,
   for (int i = 0; i < 80; ++i) {
     float const keep = static_cast<float>(1.0 - i / 100.0);
     grid const candidate = detail::grid_for_range({keep * full.low, keep * full.high}, levels, options);
-    float const error = levels.is_half_step() ? detail::grid_error<true>(weights, candidate, levels)
-                                              : detail::grid_error<false>(weights, candidate, levels);
+    float const error = detail::grid_error(weights, candidate, levels);
     if (error < least) {
       least = error;
       best = candidate;

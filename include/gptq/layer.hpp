@@ -12,6 +12,7 @@
 #include <limits>
 #include <new>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <gptq/error.hpp>
@@ -52,6 +53,8 @@ struct quantized_layer {
   std::vector<std::uint8_t> zeros;  ///< [out, groups]; empty without a stored zero point
   std::vector<std::int32_t> order;  ///< [in] or empty
   quantize_report report;
+  /// What scales of type e4m3 are multiples of: scales holds the products. Positive; 1 of other types.
+  float matrix_scale = 1.0F;
 
   index_t groups() const { return Format::groups(in); }
   /// The group of a stored column.
@@ -92,6 +95,25 @@ inline void check_permutation(std::int32_t const* order, index_t in) {
 
 }  // namespace detail
 
+namespace detail {
+
+/// Whether `scale` can be stored: e4m3 as a multiple of `matrix_scale`, as packed matrices have it.
+template <class Scale>
+bool is_stored_scale(float scale, float matrix_scale) {
+  if (!(std::abs(scale) <= std::numeric_limits<float>::max())) return false;
+  if constexpr (std::is_same_v<Scale, e4m3>) {
+    return static_cast<float>(e4m3(scale / matrix_scale)) * matrix_scale == scale;
+  } else {
+    return static_cast<float>(Scale(scale)) == scale;
+  }
+}
+
+inline bool is_matrix_scale(float scale) {
+  return scale > 0.0F && scale <= std::numeric_limits<float>::max();
+}
+
+}  // namespace detail
+
 template <storage_format Format>
 void check(quantized_layer<Format> const& layer) {
   constexpr code_levels levels = Format::levels;
@@ -121,12 +143,15 @@ void check(quantized_layer<Format> const& layer) {
                   " does not fit into " + std::to_string(Format::bits) + " bits");
     }
   }
+  if (Format::has_matrix_scale ? !detail::is_matrix_scale(layer.matrix_scale) : layer.matrix_scale != 1.0F) {
+    throw error("quantized layer: a matrix scale of " + std::to_string(layer.matrix_scale));
+  }
   for (std::size_t i = 0; i < layer.scales.size(); ++i) {
     float const scale = layer.scales[i];
-    if (!(std::abs(scale) <= std::numeric_limits<float>::max()) ||
-        static_cast<float>(typename Format::scale(scale)) != scale) {
+    if (!detail::is_stored_scale<typename Format::scale>(scale, layer.matrix_scale)) {
       throw error("quantized layer: scale " + std::to_string(scale) + " at " + at(i, groups) +
-                  " is not a finite " + (Format::scales == scale_type::float16 ? "float16" : "float32"));
+                  " is not a finite " + std::string(to_string(Format::scales)) +
+                  (Format::has_matrix_scale ? " times " + std::to_string(layer.matrix_scale) : ""));
     }
   }
 }

@@ -21,13 +21,14 @@
 //       8 bits   4 columns    64 bytes   byte 4r+j: column j
 //     where r is the row in its half and j in 0..3: every 32-bit lane belongs to one row, and each mask of
 //     it gives four consecutive columns, as maddubs, vpdpbusd, sdot and AMX tiles want them;
-//   - 32 scales, and, with a stored zero point, 32 zeros as an LSB-first stream of codes (4 * bits bytes).
+//   - 32 scales (of type e4m3: over the matrix's own, which is a float beside the arrays), and, with a stored zero point, 32 zeros as an LSB-first stream of codes (4 * bits bytes).
 // Codes, scales and zeros are three separate arrays, each ordered by row block, then group, so that codes
 // stay aligned to 64 bytes whatever the scales are, and a kernel that works on the rows of a block reads each
 // from its first byte to its last. Padding decodes to 0 * scale when its inputs are taken as 0.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <gptq/config.hpp>
 #include <gptq/format.hpp>
@@ -101,6 +102,13 @@ struct packed_layout {
   }
 };
 
+namespace detail {
+/// What all scales of a matrix are multiples of, where they are: otherwise nothing, of no size.
+struct no_matrix_scale {};
+template <storage_format Format>
+using matrix_scale_of = std::conditional_t<Format::has_matrix_scale, float, no_matrix_scale>;
+}  // namespace detail
+
 /// A packed matrix that somebody else owns. Codes best start at a multiple of 64 bytes, and may start
 /// anywhere.
 template <storage_format Format>
@@ -114,6 +122,8 @@ struct packed_view {
   std::int32_t const* order = nullptr;  ///< [in] original column of each stored one; null: the same
   index_t out = 0;                      ///< rows
   index_t in = 0;                       ///< columns
+  /// A float, where Format::has_matrix_scale.
+  [[no_unique_address]] detail::matrix_scale_of<Format> matrix_scale{};
 
   GPTQ_INLINE GPTQ_HOST_DEVICE constexpr packed_layout<Format> layout() const { return {out, in}; }
   /// The code at (row, stored column).
@@ -126,6 +136,7 @@ struct packed_view {
   GPTQ_HOST_DEVICE gptq::grid grid(index_t row, index_t group) const {
     index_t const block = row / packed_rows;
     gptq::grid g{scales[layout().scale_offset(block, group) + row % packed_rows], 0};
+    if constexpr (Format::has_matrix_scale) g.scale *= matrix_scale;
     if constexpr (Format::has_zero_point) {
       g.zero =
           detail::stream_code<Format::bits>(zeros + layout().zero_offset(block, group), row % packed_rows);
@@ -144,9 +155,10 @@ struct packed_memory {
   std::int32_t* order = nullptr;
   index_t out = 0;
   index_t in = 0;
+  [[no_unique_address]] detail::matrix_scale_of<Format> matrix_scale{};
 
   constexpr packed_layout<Format> layout() const { return {out, in}; }
-  constexpr packed_view<Format> view() const { return {codes, scales, zeros, order, out, in}; }
+  constexpr packed_view<Format> view() const { return {codes, scales, zeros, order, out, in, matrix_scale}; }
 };
 
 /// Decodes `rows` of a packed matrix, columns in their original order, to weights[rows, in]: float, or

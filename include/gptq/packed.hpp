@@ -33,9 +33,10 @@ template <storage_format Format>
 packed_view<Format> checked_view(index_t out, index_t in, std::span<std::uint8_t const> codes,
                                  std::span<typename Format::scale const> scales,
                                  std::span<std::uint8_t const> zeros = {},
-                                 std::span<std::int32_t const> order = {}) {
+                                 std::span<std::int32_t const> order = {},
+                                 detail::matrix_scale_of<Format> matrix_scale = {}) {
   packed_view<Format> view;
-  fault const what = make_view(view, out, in, codes, scales, zeros, order);
+  fault const what = make_view(view, out, in, codes, scales, zeros, order, matrix_scale);
   if (what != fault::none) {
     throw error("packed matrix of " + std::to_string(out) + " x " + std::to_string(in) + ": " +
                 message(what));
@@ -68,13 +69,16 @@ class packed_matrix {
             Format::has_zero_point ? zeros_.data() : nullptr,
             order_.empty() ? nullptr : order_.data(),
             out_,
-            in_};
+            in_,
+            matrix_scale_};
   }
   std::uint8_t* codes() { return codes_.data(); }
   typename Format::scale* scales() { return scales_.data(); }
   std::uint8_t* zeros() { return zeros_.data(); }
   /// Empty, or in() entries: a permutation of the columns.
   std::vector<std::int32_t>& order() { return order_; }
+  /// The float that all scales are multiples of, where Format::has_matrix_scale.
+  detail::matrix_scale_of<Format>& matrix_scale() { return matrix_scale_; }
 
  private:
   index_t out_ = 0;
@@ -83,6 +87,7 @@ class packed_matrix {
   detail::aligned_vector<typename Format::scale> scales_;
   detail::aligned_vector<std::uint8_t> zeros_;
   std::vector<std::int32_t> order_;
+  [[no_unique_address]] detail::matrix_scale_of<Format> matrix_scale_{};
 };
 
 /// Packs a layer into memory of the caller's, of layout()'s sizes, padding included; nothing is written after an
@@ -123,7 +128,8 @@ packed_view<Format> packed_matrix<Format>::view() const {
           Format::has_zero_point ? zeros_.data() : nullptr,
           order_.empty() ? nullptr : order_.data(),
           out_,
-          in_};
+          in_,
+          matrix_scale_};
 }
 
 template <storage_format Format>
@@ -142,6 +148,7 @@ packed_matrix<Format> pack(quantized_layer<Format> const& layer) {
   check(layer);
   packed_matrix<Format> packed(layer.out, layer.in);
   packed.order().resize(layer.order.size());
+  if constexpr (Format::has_matrix_scale) packed.matrix_scale() = layer.matrix_scale;
   pack(layer, packed.memory());
   return packed;
 }

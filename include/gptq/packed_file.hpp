@@ -12,13 +12,16 @@
 // All numbers are little endian. A matrix is a header of 64 bytes,
 //    0  "gptqpack"
 //    8  uint32  1, the version of this format      12  uint32  packed_layout_version
-//   16  uint8   bits of a code                     17  uint8   bytes of a scale: 2, float16, or 4, float
-//   18  uint8   1: a zero point for each group     19  uint8   1: a column order
+//   16  uint8   bits of a code                     17  uint8   scales: 2 float16, 4 float, 8 e8m0, 9 e4m3
+//   18  uint8   1: a zero point for each group,    19  uint8   1: a column order
+//               2: a code book
 //   20  int32   columns of a group, -1: of a row   24  int16   the lowest code     26  int16  the highest
-//   28  int32   twice the constant zero point      32  int64   rows                40  int64  columns
+//   28  int32   twice the constant zero point,     32  int64   rows                40  int64  columns
+//               or a hash of the code book's levels
 //   48  uint64  checksum of all other bytes, or 0  56  uint64  bytes of what follows
-// and then the arrays of layout.hpp: codes, scales, zero points, and the column order as int32, each padded with
-// zeros to a multiple of 64 bytes. The checksum is FNV-1a over 64-bit words; 0 stands for none.
+// and then the arrays of layout.hpp: codes, scales, zero points, the column order as int32, and, with scales of type
+// e4m3, the matrix's own scale as a float, each padded with zeros to a multiple of 64 bytes. The checksum is FNV-1a
+// over 64-bit words, 0 stands for none; the hash, 32-bit FNV-1a over the levels of the codes 0, 1, ... as int8.
 #pragma once
 
 #include <bit>
@@ -49,11 +52,14 @@ static_assert(std::endian::native == std::endian::little, "gptq/packed_file.hpp:
 struct packed_header {
   int bits = 0;
   int scale_bytes = 0;
+  bool has_matrix_scale = false;  ///< scales are of type e4m3
   bool has_zero_point = false;
+  bool is_code_book = false;
   bool has_order = false;
   int group_size = 0;  ///< or whole_row
   int min_code = 0, max_code = 0;
-  float zero = 0.0F;  ///< the constant zero point; 0 where each group stores its own
+  float zero = 0.0F;  ///< the constant zero point; 0 where each group stores its own, and of a code book
+  std::int32_t levels = 0;  ///< twice the constant zero point, or the hash of a code book's levels
   index_t out = 0, in = 0;
   std::uint64_t bytes = 0;  ///< of header and arrays
 
@@ -61,9 +67,10 @@ struct packed_header {
   template <storage_format Format>
   bool is() const {
     return bits == Format::bits && scale_bytes == int{sizeof(typename Format::scale)} &&
-           has_zero_point == Format::has_zero_point && group_size == Format::group_size &&
+           has_matrix_scale == Format::has_matrix_scale && has_zero_point == Format::has_zero_point &&
+           is_code_book == Format::is_code_book && group_size == Format::group_size &&
            min_code == Format::levels.min_code && max_code == Format::levels.max_code &&
-           zero == Format::levels.zero;
+           levels == detail::stored_levels<Format>();
   }
 };
 

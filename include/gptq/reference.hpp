@@ -1,6 +1,6 @@
 // The executable specification: scalar code in double that every kernel is tested against. Slow on purpose.
 //
-//   dequantize   weight(row, column) = scale * (code - zero)
+//   dequantize   weight(row, column) = scale * (code - zero), or scale * level(code)
 //   gemv         y[row]        = sum over columns of weight(row, column) * x[column]
 //   gemm         Y[token, row] = sum over columns of weight(row, column) * X[token, column]
 //
@@ -33,8 +33,8 @@ namespace detail {
 template <storage_format Format>
 double weight(packed_view<Format> const& view, index_t row, index_t stored_column) {
   gptq::grid const g = view.grid(row, stored_column / view.layout().group_columns());
-  return static_cast<double>(g.scale) * (static_cast<double>(view.code(row, stored_column)) -
-                                         static_cast<double>(Format::levels.zero_point(g)));
+  return static_cast<double>(g.scale) *
+         static_cast<double>(Format::levels.level(view.code(row, stored_column), g));
 }
 
 template <storage_format Format>

@@ -4,6 +4,7 @@
 //
 // with one scale for a group of columns of a row. A scheme says which codes are used and what zero is, the code
 // that stands for 0: each group stores one (asymmetric), or the scheme fixes it, on a code or half way between two.
+// Or it is a code book, a table of up to 16 levels, and weight = scale * level(q): code_books.hpp has some.
 //
 //   scheme      codes used  zero             levels q - zero                    known as
 //   asymmetric  0..2^b-1    stored, a code   -zero .. 2^b-1-zero                GPTQ's default, GGUF Q4_1
@@ -24,34 +25,44 @@
 //   };
 //   using t2 = gptq::format<ternary, 2, 64>;  // format.hpp
 //
-// examples/03_custom_scheme.cpp goes on from there.
+// examples/03_custom_scheme.cpp goes on from there. A code book of your own is one, too:
+//
+//   struct squares {
+//     static constexpr std::string_view name = "squares";
+//     static constexpr std::array<std::int8_t, 7> levels(int) { return {-9, -4, -1, 0, 1, 4, 9}; }
+//   };
+//   using s4 = gptq::format<squares, 4, 32>;
 #pragma once
 
+#include <array>
 #include <concepts>
+#include <cstdint>
+#include <span>
 #include <string_view>
 
 #include <gptq/config.hpp>
-#include <gptq/grids/rounding.hpp>
+#include <gptq/grids/code_levels.hpp>
 
 namespace gptq {
 
-/// Scale and zero point of one group. `zero` is a code; schemes without a stored zero point ignore it.
-struct grid {
-  float scale = 1.0F;
-  int zero = 0;
-};
+/// The type that scales are stored in: float16.hpp, float, and those of float8.hpp. Scales of type e4m3 have few
+/// exponents: they are multiples of one float a matrix.
+enum class scale_type { float16, float32, e8m0, e4m3 };
 
-/// The type that scales are stored in.
-enum class scale_type { float16, float32 };
+/// "float16", and so on.
+constexpr std::string_view to_string(scale_type type) {
+  constexpr std::string_view names[] = {"float16", "float32", "e8m0", "e4m3"};
+  return names[static_cast<int>(type)];
+}
 
-/// What a struct must offer to be a scheme: a name, the codes in use at a width, and where the zero lies.
+/// What a struct must offer to be a uniform scheme: a name, the codes in use at a width, and where the zero lies.
 /// `zero_point(bits)` is needed only without a stored zero point; it is a multiple of 1/2, strictly between
 /// the lowest and the highest code.
 ///
 /// Optionally `static grid find_grid(std::span<float const> weights, int bits)`: the scheme's own way to find
 /// a group's scale, used as its `grid_rule::published` (grid.hpp); the mse search leaves it alone.
 template <class Scheme>
-concept quantization_scheme = requires(int bits) {
+concept uniform_scheme = requires(int bits) {
   { Scheme::name } -> std::convertible_to<std::string_view>;
   { Scheme::has_zero_point } -> std::convertible_to<bool>;
   { Scheme::min_code(bits) } -> std::same_as<int>;
@@ -60,6 +71,19 @@ concept quantization_scheme = requires(int bits) {
     { Scheme::zero_point(bits) } -> std::same_as<float>;
   };
 };
+
+/// What a struct must offer to be a code book: a name, and the levels of the codes 0, 1, ... at a width: an array of
+/// at most 16 numbers between -127 and 127, in any order. Levels may repeat, as e2m1's two zeros do. Optionally
+/// find_grid(), as above.
+template <class Scheme>
+concept code_book = !uniform_scheme<Scheme> && requires(int bits) {
+  { Scheme::name } -> std::convertible_to<std::string_view>;
+  { Scheme::levels(bits) } -> std::convertible_to<std::span<std::int8_t const>>;
+};
+
+/// Either of them.
+template <class Scheme>
+concept quantization_scheme = uniform_scheme<Scheme> || code_book<Scheme>;
 
 /// A zero point for each group, stored as a code: 0 <= zero < 2^bits.
 struct asymmetric {
@@ -96,39 +120,21 @@ struct half_step {
   static constexpr float zero_point(int bits) { return static_cast<float>(1 << (bits - 1)) - 0.5F; }
 };
 
-/// The levels of a scheme at a width, as values: what the solver and the reference work with.
-struct code_levels {
-  int min_code;
-  int max_code;
-  bool has_zero_point;  ///< each group stores its own
-  float zero;           ///< the constant zero point; 0 where each group stores its own
+namespace detail {
+template <code_book Scheme, int Bits>
+inline constexpr level_table levels_in_table = make_level_table(Scheme::levels(Bits));
+}  // namespace detail
 
-  /// Whether the zero lies between two codes, so that no level is exactly zero.
-  GPTQ_HOST_DEVICE constexpr bool is_half_step() const {
-    return zero != static_cast<float>(static_cast<int>(zero));
-  }
-  /// The zero point of a group.
-  GPTQ_HOST_DEVICE constexpr float zero_point(grid g) const {
-    return has_zero_point ? static_cast<float>(g.zero) : zero;
-  }
-  /// The weight that `code` stands for.
-  GPTQ_HOST_DEVICE constexpr float decode(int code, grid g) const {
-    return g.scale * (static_cast<float>(code) - zero_point(g));
-  }
-  /// The code of the level nearest to the finite `weight`: weight / scale (a division, as in the published
-  /// code, never a product with a reciprocal) rounded half to even for whole zeros, down for half-integer
-  /// ones, and clamped to the codes in use. A scale of 0 decodes to 0 whatever the code is.
-  GPTQ_HOST_DEVICE constexpr int encode(float weight, grid g) const {
-    auto const nearest = is_half_step() ? detail::nearest_code<true> : detail::nearest_code<false>;
-    return static_cast<int>(nearest(weight, detail::safe_divisor(g.scale), zero_point(g),
-                                    static_cast<float>(min_code), static_cast<float>(max_code)));
-  }
-};
-
-/// The levels of `Scheme` at `bits` bits.
+/// The levels of `Scheme` at `bits` bits: 2, 3, 4 or 8.
 template <quantization_scheme Scheme>
 constexpr code_levels scheme_levels(int bits) {
-  if constexpr (Scheme::has_zero_point) {
+  if constexpr (code_book<Scheme>) {
+    detail::level_table const* const table = bits == 2   ? &detail::levels_in_table<Scheme, 2>
+                                             : bits == 3 ? &detail::levels_in_table<Scheme, 3>
+                                             : bits == 4 ? &detail::levels_in_table<Scheme, 4>
+                                                         : &detail::levels_in_table<Scheme, 8>;
+    return {0, table->codes - 1, false, 0.0F, table};
+  } else if constexpr (Scheme::has_zero_point) {
     return {Scheme::min_code(bits), Scheme::max_code(bits), true, 0.0F};
   } else {
     return {Scheme::min_code(bits), Scheme::max_code(bits), false, Scheme::zero_point(bits)};

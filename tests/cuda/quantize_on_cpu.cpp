@@ -40,8 +40,7 @@ bool grid_fits(std::vector<float> const& weights, float rounding, gptq::grid g,
   gptq::grid const exact = gptq::find_grid(weights, levels, options);
   if (options.mse) {
     auto const error_of = [&](gptq::grid const& its) {
-      return levels.is_half_step() ? gptq::detail::grid_error<true>(weights, its, levels)
-                                   : gptq::detail::grid_error<false>(weights, its, levels);
+      return gptq::detail::grid_error(weights, its, levels);
     };
     // The scale that was best may have been rounded to the other side: then another one is, by a little.
     return error_of(g) <= error_of(exact) * 1.01F;

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include <gptq/activations.hpp>
+#include <gptq/code_books.hpp>
 #include <gptq/packed.hpp>
 
 #include "support.hpp"
@@ -22,11 +23,15 @@ struct plain_view {
   std::int32_t const* order;
   index_t out;
   index_t in;
+  float matrix_scale = 1.0F;
 };
 
 template <class Format>
 gptq::packed_view<Format> typed(plain_view const& w) {
-  return {w.codes, static_cast<typename Format::scale const*>(w.scales), w.zeros, w.order, w.out, w.in};
+  gptq::packed_view<Format> view{
+      w.codes, static_cast<typename Format::scale const*>(w.scales), w.zeros, w.order, w.out, w.in};
+  if constexpr (Format::has_matrix_scale) view.matrix_scale = w.matrix_scale;
+  return view;
 }
 
 /// Types of x.
@@ -82,7 +87,7 @@ template <class... A, class... B>
 case_list<A..., B...> joined(case_list<A...>, case_list<B...>);
 
 // The code of a kernel depends on the width, on where the zero point is (at 2^(bits-1), at another constant,
-// stored), on the precision, on the type of the scales, and on whether chunks have 32, 64, 128 or any number
+// stored, none: levels in a table, small ones or any), on the precision, on the type of the scales, and on whether chunks have 32, 64, 128 or any number
 // of columns.
 
 template <class Scheme, int Bits, int GroupSize, gptq::precision P, int Parts = only_gemv,
@@ -120,7 +125,13 @@ using covering_cases = case_list<                                    //
     one<half_step, 8, 32, int8, gemm_if_every>,                      //
     one<asymmetric, 8, whole_row, int15, gemm_if_every | with_raw>,  //
     one<symmetric, 8, 72, int23, with_gemm>,                         //
-    one<fixed_zero, 8, 24, float32, with_gemm, float>>;
+    one<fixed_zero, 8, 24, float32, with_gemm, float>,               //
+    one<gptq::iq4_nl_levels, 4, 128, int8, with_gemm | with_raw>,    //
+    one<gptq::e2m1_levels, 4, 32, int8, with_gemm, gptq::e8m0>,      //
+    one<gptq::e2m1_levels, 4, 16, int15, with_gemm, gptq::e4m3>,     //
+    one<gptq::e2m1_levels, 4, whole_row, int23>,                     //
+    one<seven_levels, 3, 24, int15, only_gemv, float>,               //
+    one<four_levels, 2, 40, float32, gemm_if_every>>;
 
 /// What is left of every width with every zero point and every precision.
 using other_cases = case_list<  //
@@ -144,7 +155,8 @@ using other_cases = case_list<  //
 /// For compilers that take their time, as with sanitizers.
 using few_cases = case_list<  //
     one<asymmetric, 4, 24, int8, with_gemm>, one<half_step, 3, 24, int15>, one<fixed_zero, 8, 8, float32>,
-    one<asymmetric, 2, 24, int23, with_raw>>;
+    one<asymmetric, 2, 24, int23, with_raw>, one<gptq::e2m1_levels, 4, 16, int8, only_gemv, gptq::e4m3>,
+    one<gptq::iq4_nl_levels, 4, 32, int15, with_gemm>>;
 
 #if defined(GPTQ_TEST_EVERY_KERNEL)
 using cases = decltype(joined(covering_cases{}, other_cases{}));

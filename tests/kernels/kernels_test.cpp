@@ -80,9 +80,8 @@ struct problem {
 
   double level(index_t row, index_t p) const {
     auto const group = at(row * layer.groups() + p / layer.group_columns());
-    double const zero = layer.levels.has_zero_point ? static_cast<double>(layer.zeros[group])
-                                                    : static_cast<double>(layer.levels.zero);
-    return static_cast<double>(layer.codes[at(row * layer.in + p)]) - zero;
+    gptq::grid const g{1.0F, layer.levels.has_zero_point ? int{layer.zeros[group]} : 0};
+    return static_cast<double>(layer.levels.level(layer.codes[at(row * layer.in + p)], g));
   }
   float scale(index_t row, index_t group) const { return layer.scales[at(row * layer.groups() + group)]; }
 };
@@ -197,8 +196,12 @@ packed_bytes bytes_of(plain_layer const& layer) {
       gptq::float16 const half(scale);
       size = 2;
       std::memcpy(raw, &half, size);
-    } else {
+    } else if (layer.spec.scales == gptq::scale_type::float32) {
       std::memcpy(raw, &scale, size);
+    } else {
+      size = 1;
+      raw[0] = layer.spec.scales == gptq::scale_type::e8m0 ? gptq::e8m0(scale).bits
+                                                           : gptq::e4m3(scale / layer.matrix_scale).bits;
     }
     bytes.scales.insert(bytes.scales.end(), raw, raw + size);
   }
@@ -313,7 +316,8 @@ std::string broken_promise(test::kernel const& kernel, problem const& p, run_opt
           ? nullptr
           : test::put(parts[3], where, p.layer.order.data(), p.layer.order.size(), odd_float),
       out,
-      in};
+      in,
+      p.layer.matrix_scale};
   // The reference reads through plain pointers.
   packed_bytes const aligned = bytes;
   test::plain_view const for_reference{aligned.codes.data(),
@@ -321,7 +325,8 @@ std::string broken_promise(test::kernel const& kernel, problem const& p, run_opt
                                        aligned.zeros.data(),
                                        p.layer.order.empty() ? nullptr : p.layer.order.data(),
                                        out,
-                                       in};
+                                       in,
+                                       p.layer.matrix_scale};
   auto const expected = expected_of(p, a, for_reference);
   index_t const first = options.first, last = options.last;
 
@@ -462,7 +467,7 @@ problem made_problem(format_values const& format, index_t out, index_t in, index
                      std::function<int(index_t, index_t)> const& code,
                      std::function<float(index_t, index_t)> const& x,
                      std::function<int(index_t)> const& zero) {
-  plain_layer layer{format.spec, format.levels, out, in, {}, {}, {}, {}};
+  plain_layer layer{format.spec, format.levels, out, in, {}, {}, {}, {}, 1.0F};
   for (index_t row = 0; row < out; ++row) {
     for (index_t i = 0; i < in; ++i) layer.codes.push_back(static_cast<std::uint8_t>(code(row, i)));
   }
@@ -542,7 +547,9 @@ TEST_CASE("integer products are exact", "[kernels]") {
     if (kernel.precision == precision::float32) return;
     int const planes = 1 + static_cast<int>(kernel.precision);
     float const amax = std::ldexp(127.0F, 8 * (planes - 1));
-    int const low = format.levels.min_code, high = format.levels.max_code;
+    bool const in_table = format.levels.is_code_book();
+    int const low = in_table ? format.levels.encode(-1000.0F, {}) : format.levels.min_code;
+    int const high = in_table ? format.levels.encode(1000.0F, {}) : format.levels.max_code;
     int const top_zero = (1 << format.spec.bits) - 1;
     // -128, -128, ... in all planes but the top one: the lowest sums of a plane.
     float const lowest = planes == 1   ? -127.0F
@@ -611,7 +618,9 @@ TEST_CASE("x at the limits of float", "[kernels]") {
     // x as large as a float can be, with scales that bring y back: 40 levels of at most 255 are below 2^14.
     // The float32 kernels, which sum before they scale, have no such headroom.
     auto p = random_problem(format, 16, 40, 3, 12);
-    for (float& scale : p.layer.scales) scale = scale < 0.0F ? -0x1p-15F : 0x1p-15F;
+    bool const has_sign = format.spec.scales != gptq::scale_type::e8m0;
+    for (float& scale : p.layer.scales) scale = scale < 0.0F && has_sign ? -0x1p-15F : 0x1p-15F;
+    if (format.spec.scales == gptq::scale_type::e4m3) p.layer.matrix_scale = 0x1p-15F;
     float const largest = kernel.precision == precision::float32 ? 0x1p110F : max;
     for (float& v : p.x) v = v < 0.0F ? -largest : largest;
     run_options options;

@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include <gptq/code_books.hpp>
 #include <gptq/quantize.hpp>
 
 #include "catch.hpp"
@@ -52,6 +53,9 @@ std::vector<any_format> all_formats(std::vector<index_t> const& groups) {
       formats.push_back({"fixed_zero", gptq::scheme_levels<gptq::fixed_zero>(bits), bits, group});
       formats.push_back({"half_step", gptq::scheme_levels<gptq::half_step>(bits), bits, group});
     }
+    formats.push_back({"e2m1", gptq::scheme_levels<gptq::e2m1_levels>(4), 4, group});
+    formats.push_back({"iq4_nl", gptq::scheme_levels<gptq::iq4_nl_levels>(4), 4, group});
+    formats.push_back({"seven_levels", gptq::scheme_levels<test::seven_levels>(3), 3, group});
   }
   return formats;
 }
@@ -163,8 +167,9 @@ TEST_CASE("coordinate descent ends where no single code is worth changing", "[de
       for (index_t column = 0; column < 48; ++column) {
         std::uint8_t& code = s.codes[at(row * 48 + column)];
         std::uint8_t const kept = code;
-        for (int const other : {kept - 1, kept + 1}) {  // the loss is a parabola of each code
-          if (other < f.levels.min_code || other > f.levels.max_code) continue;
+        for (int other = f.levels.min_code; other <= f.levels.max_code; ++other) {
+          // The loss is a parabola of each code, or of each level.
+          if (!f.levels.is_code_book() && std::abs(other - kept) != 1) continue;
           code = static_cast<std::uint8_t>(other);
           best = std::min(best, losses_of(p, s, f, h)[at(row)]);
         }
@@ -194,8 +199,7 @@ TEST_CASE("the scale of a group is the best of all float16 numbers", "[descent]"
     Eigen::RowVectorXd const d = (p.weight - decoded(s, f, 3, 24)).row(1).cast<double>();
     Eigen::RowVectorXd levels = Eigen::RowVectorXd::Zero(24);
     for (index_t c = 16; c < 24; ++c) {
-      levels(c) =
-          static_cast<double>(static_cast<float>(s.codes[at(24 + c)]) - f.levels.zero_point(s.grid_at(1, 2)));
+      levels(c) = static_cast<double>(f.levels.level(s.codes[at(24 + c)], s.grid_at(1, 2)));
     }
     double least = std::numeric_limits<double>::infinity();
     for (int bits = 0; bits < 1 << 16; ++bits) {
@@ -326,6 +330,39 @@ TEST_CASE("the search's grid is never worse than the rule's, and as good as a fi
       scanned += least;
     }
     CHECK(searched < 1.35 * scanned);
+  }
+}
+
+TEST_CASE("of powers of two the search finds the best", "[descent]") {
+  test::random random(57);
+  for (any_format const& format : {any_format{"e2m1", gptq::scheme_levels<gptq::e2m1_levels>(4), 4, 32},
+                                   any_format{"symmetric", gptq::scheme_levels<gptq::symmetric>(4), 4, 32}}) {
+    CAPTURE(format.scheme);
+    format_values f = format.values(32);
+    f.grids.scales = gptq::scale_type::e8m0;
+    for (int group = 0; group < 50; ++group) {
+      auto weights = random.normals(32);
+      for (float& w : weights) w *= std::exp2(static_cast<float>(group % 9 - 6));
+      if (group % 7 == 0) weights[31] *= 8.0F;
+      std::vector<float> metric(32);
+      for (float& m : metric) m = std::exp2(4.0F * random.uniform());
+      double least = std::numeric_limits<double>::infinity();
+      float best = 0.0F;
+      for (int exponent = -40; exponent < 20; ++exponent) {
+        grid const g{std::exp2(static_cast<float>(exponent)), 0};
+        double sum = 0.0;
+        for (std::size_t i = 0; i < 32; ++i) {
+          double const e = static_cast<double>(f.levels.decode(f.levels.encode(weights[i], g), g)) -
+                           static_cast<double>(weights[i]);
+          sum += static_cast<double>(metric[i]) * e * e;
+        }
+        if (sum < least) {
+          least = sum;
+          best = g.scale;
+        }
+      }
+      CHECK(gptq::solver::search_grid(weights, metric.data(), f).scale == best);
+    }
   }
 }
 

@@ -37,10 +37,18 @@ inline constexpr int tile_rows = 16;
 /// Columns of a chunk.
 inline constexpr int chunk_columns = 128;
 
-/// A format that the CUDA kernels have: groups of 32, 64, multiples of 128, or whole rows; any scheme, width
-/// and scale type.
+/// Levels that the CUDA kernels and the CUDA solver have: not those of code books.
 template <class Format>
-concept device_format = storage_format<Format> &&
+concept device_levels = !Format::is_code_book;
+
+/// Scales that they have: float16 and float.
+template <class Format>
+concept device_scales = Format::scales == scale_type::float16 || Format::scales == scale_type::float32;
+
+/// A format that the CUDA kernels have: groups of 32, 64, multiples of 128, or whole rows; any uniform scheme and
+/// any width.
+template <class Format>
+concept device_format = storage_format<Format> && device_levels<Format> && device_scales<Format> &&
     (Format::group_size == whole_row || Format::group_size == 32 || Format::group_size == 64 ||
      Format::group_size % chunk_columns == 0);
 

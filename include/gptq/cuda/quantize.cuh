@@ -81,6 +81,9 @@ quantized_layers<Format> quantize(std::span<weight_view const> weights, hessian 
   static_assert(
       !requires(std::span<float const> w) { Format::scheme::find_grid(w, 0); },
       "gptq::cuda::quantize: a scheme with its own find_grid cannot be quantized on the GPU");
+  static_assert(!Format::is_code_book, "gptq::cuda::quantize: code books cannot be quantized on the GPU");
+  static_assert(Format::scales == scale_type::float16 || Format::scales == scale_type::float32,
+                "gptq::cuda::quantize: scales are float16 or float on the GPU");
   index_t const in = h.in_features();
   detail::problem const problem(weights, h, detail::format_values<Format>(in, options), options);
   return {detail::solve(problem), problem.first_rows, in};

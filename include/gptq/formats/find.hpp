@@ -24,7 +24,7 @@ template <class Spec, class... Formats>
         note(names, std::string(std::string_view(Formats::scheme::name)));
         note(widths, std::to_string(Formats::bits));
         note(groups, std::to_string(Formats::group_size));
-        note(scales, Formats::scales == scale_type::float16 ? "float16" : "float32");
+        note(scales, std::string(to_string(Formats::scales)));
       }(),
       ...);
   auto const join = [](std::vector<std::string> const& values) {

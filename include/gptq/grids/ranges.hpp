@@ -9,13 +9,23 @@
 #include <span>
 
 #include <gptq/float16.hpp>
-#include <gptq/grids/rounding.hpp>
+#include <gptq/float8.hpp>
+#include <gptq/grids/level_rounding.hpp>
 #include <gptq/scheme.hpp>
 
 namespace gptq::detail {
 
 /// The scale as it will be stored; never 0 for a scale that was not, because the group would lose its sign.
-GPTQ_HOST_DEVICE inline float stored_scale(float scale, scale_type type) {
+/// @param matrix_scale  what scales of type e4m3 are multiples of
+GPTQ_HOST_DEVICE inline float stored_scale(float scale, scale_type type,
+                                           [[maybe_unused]] float matrix_scale = 1.0F) {
+#if !defined(__CUDA_ARCH__)  // where there are float16 and float32 alone
+  if (type == scale_type::e8m0) return e8m0(scale);
+  if (type == scale_type::e4m3) {
+    float const stored = e4m3(scale / matrix_scale);
+    return (stored == 0.0F && scale != 0.0F ? std::copysign(0x1p-9F, scale) : stored) * matrix_scale;
+  }
+#endif
   float const smallest = type == scale_type::float16 ? 0x1p-24F : 0x1p-126F;
   float const stored = type == scale_type::float16 ? static_cast<float>(float16(scale)) : scale;
   return stored == 0.0F && scale != 0.0F ? std::copysign(smallest, scale) : stored;
@@ -49,27 +59,33 @@ inline range weight_range(std::span<float const> weights) {
   return r;
 }
 
+/// The largest power of two that is at most x > 0; 0 below the normal floats.
+inline float power_of_two_below(float x) { return bit_cast<float>(bit_cast<std::uint32_t>(x) & 0x7f800000u); }
+
 /// Sum of |decoded - weight|^2.4. Errors first, then eight interleaved sums: both loops vectorize.
-template <bool HalfStep>
-float grid_error(std::span<float const> weights, grid g, code_levels const& levels) {
+template <class Rounding>
+float grid_error(std::span<float const> weights, grid g, code_levels const& levels,
+                 Rounding const& rounding) {
   constexpr std::size_t chunk = 64;
   float const zero = levels.zero_point(g);
   float const divisor = safe_divisor(g.scale);
-  auto const lowest = static_cast<float>(levels.min_code);
-  auto const highest = static_cast<float>(levels.max_code);
   float sums[8] = {};
   for (std::size_t first = 0; first < weights.size(); first += chunk) {
     std::size_t const count = std::min(chunk, weights.size() - first);
     float const* const w = weights.data() + first;
     float errors[chunk];
     for (std::size_t i = 0; i < count; ++i) {
-      float const code = nearest_code<HalfStep>(w[i], divisor, zero, lowest, highest);
+      float const code = rounding.nearest(w[i], divisor, zero);
       errors[i] = power_2_4(std::abs(g.scale * (code - zero) - w[i]));
     }
     std::fill(errors + count, errors + chunk, 0.0F);
     for (std::size_t i = 0; i < chunk; ++i) sums[i % 8] += errors[i];
   }
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+inline float grid_error(std::span<float const> weights, grid g, code_levels const& levels) {
+  return with_rounding(levels,
+                       [&](auto const& rounding) { return grid_error(weights, g, levels, rounding); });
 }
 
 }  // namespace gptq::detail

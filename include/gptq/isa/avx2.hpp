@@ -48,6 +48,39 @@ struct operations<isa::avx2> : ymm_operations {
     words const sums{{_mm256_madd_epi16(a.v[0], one), _mm256_madd_epi16(a.v[1], one)}};
     return Lower == 0 ? sums : add(sums, broadcast_words(2 * Lower));
   }
+
+  /// Small levels with 16 more: 16 columns of them add up to at most 8 * 31 * 128 < 2^15.
+  struct small_levels {
+    using accumulator = operations::accumulator;
+    static constexpr int offset = 16;
+    static constexpr bool offset_in_words = true;
+    static constexpr int block_columns = 16;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return zero(); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
+    GPTQ_INLINE static words to_words(accumulator a) { return operations::to_words<0>(a); }
+  };
+
+  /// Any levels, up to 127: the sign of a digit moves to them. Two products are at most 2 * 127 * 128 < 2^15.
+  struct any_levels {
+    using accumulator = words;
+    static constexpr int offset = 0;
+    static constexpr bool offset_in_words = false;
+    static constexpr int block_columns = 128;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return broadcast_words(0); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) {
+      __m256i const magnitudes = _mm256_abs_epi8(x);
+      for (int i = 0; i < 2; ++i) {
+        __m256i const pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(c.v[i], x));
+        a.v[i] = _mm256_add_epi32(a.v[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+      }
+      asm("" : "+x"(a.v[0]), "+x"(a.v[1]));
+      return a;
+    }
+    GPTQ_INLINE static words to_words(accumulator a) { return a; }
+  };
+
+  template <bool Small>
+  using table_product = std::conditional_t<Small, small_levels, any_levels>;
 };
 
 }  // namespace gptq::detail

@@ -40,6 +40,37 @@ struct operations<isa::avx512bw> : zmm_operations {
     words const sums{_mm512_madd_epi16(a, _mm512_set1_epi16(1))};
     return Lower == 0 ? sums : add(sums, broadcast_words(2 * Lower));
   }
+
+  /// Small levels with 16 more: 16 columns of them add up to at most 8 * 31 * 128 < 2^15.
+  struct small_levels {
+    using accumulator = operations::accumulator;
+    static constexpr int offset = 16;
+    static constexpr bool offset_in_words = true;
+    static constexpr int block_columns = 16;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return zero(); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
+    GPTQ_INLINE static words to_words(accumulator a) { return operations::to_words<0>(a); }
+  };
+
+  /// Any levels, up to 127: the sign of a digit moves to them, see avx2.hpp.
+  struct any_levels {
+    using accumulator = words;
+    static constexpr int offset = 0;
+    static constexpr bool offset_in_words = false;
+    static constexpr int block_columns = 128;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return broadcast_words(0); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) {
+      __m512i const levels = _mm512_mask_sub_epi8(c.v, _mm512_movepi8_mask(x), _mm512_setzero_si512(), c.v);
+      __m512i const pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(x), levels);
+      a.v = _mm512_add_epi32(a.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+      asm("" : "+v"(a.v));
+      return a;
+    }
+    GPTQ_INLINE static words to_words(accumulator a) { return a; }
+  };
+
+  template <bool Small>
+  using table_product = std::conditional_t<Small, small_levels, any_levels>;
 };
 
 }  // namespace gptq::detail

@@ -148,7 +148,11 @@ struct operations<isa::generic> {
     return each<floats>([&](int i)
                             __attribute__((always_inline)) { return real::load_unaligned(p + i * lanes); });
   }
-  GPTQ_INLINE static floats load(float16 const* p) {
+  GPTQ_INLINE static floats load(float16 const* p) { return load_each(p); }
+  GPTQ_INLINE static floats load(e8m0 const* p) { return load_each(p); }
+  GPTQ_INLINE static floats load(e4m3 const* p) { return load_each(p); }
+  template <class Scale>
+  GPTQ_INLINE static floats load_each(Scale const* p) {
     float values[16];
     for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(p[i]);
     return load(values);
@@ -195,6 +199,22 @@ struct operations<isa::generic> {
       return xsimd::to_float((bits_of<word>(c.v[i]) >> (8 * Byte)) & word(0xff));
     });
   }
+  struct table {
+    std::uint8_t level[16];
+  };
+  template <int Offset>
+  GPTQ_INLINE static table load_table(std::int8_t const* p) {
+    table t;
+    for (int i = 0; i < 16; ++i) t.level[i] = static_cast<std::uint8_t>(p[i] + Offset);
+    return t;
+  }
+  /// The levels of codes below 16.
+  GPTQ_INLINE static codes look_up(table const& t, codes c) {
+    std::uint8_t bytes[64];
+    store_codes(bytes, c);
+    for (int i = 0; i < 64; ++i) bytes[i] = t.level[bytes[i]];
+    return load_codes(bytes);
+  }
   /// A broadcast of the four int8 at p.
   GPTQ_INLINE static digits four(void const* p) {
     std::int8_t x[4];
@@ -230,6 +250,37 @@ struct operations<isa::generic> {
       return ((pair << 16) >> 16) + (pair >> 16) + word(2 * Lower);
     });
   }
+
+  /// Small levels with 16 more: 16 columns of them add up to at most 8 * 31 * 128 < 2^15.
+  struct small_levels {
+    using accumulator = operations::accumulator;
+    static constexpr int offset = 16;
+    static constexpr bool offset_in_words = true;
+    static constexpr int block_columns = 16;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return zero(); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
+    GPTQ_INLINE static words to_words(accumulator a) { return operations::to_words<0>(a); }
+  };
+
+  /// Any levels, up to 127: two products are at most 2 * 127 * 128 < 2^15.
+  struct any_levels {
+    using accumulator = words;
+    static constexpr int offset = 0;
+    static constexpr bool offset_in_words = false;
+    static constexpr int block_columns = 128;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return broadcast_words(0); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) {
+      return each<words>([&](int i) __attribute__((always_inline)) {
+        half_word const both = bits_of<half_word>(c.v[i]);
+        word const pair = bits_of<word>((both << 8 >> 8) * x.even + (both >> 8) * x.odd);
+        return a.v[i] + ((pair << 16) >> 16) + (pair >> 16);
+      });
+    }
+    GPTQ_INLINE static words to_words(accumulator a) { return a; }
+  };
+
+  template <bool Small>
+  using table_product = std::conditional_t<Small, small_levels, any_levels>;
 };
 
 #endif

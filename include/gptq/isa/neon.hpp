@@ -50,6 +50,52 @@ struct operations<isa::neon> : q_operations {
     return {{sums(a.v[0], a.v[1]), sums(a.v[2], a.v[3]), sums(a.v[4], a.v[5]), sums(a.v[6], a.v[7])}};
   }
 
+  /// Small levels: 64 columns of them add up to at most 16 * 15 * 128 < 2^15, as of codes.
+  struct small_levels {
+    using accumulator = operations::accumulator;
+    static constexpr int offset = 0;
+    static constexpr bool offset_in_words = false;
+    static constexpr int block_columns = 64;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return zero(); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
+    GPTQ_INLINE static words to_words(accumulator a) { return operations::to_words<0>(a); }
+  };
+  /// Any levels, up to 127: products of 8 of them with digits, at most 127 * 128 each, move on to int32 in pairs.
+  struct any_levels {
+    struct accumulator {
+      int32x4_t v[8];
+    };
+    static constexpr int offset = 0;
+    static constexpr bool offset_in_words = false;
+    static constexpr int block_columns = 128;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) {
+      int32x4_t const v = vdupq_n_s32(0);
+      return {{v, v, v, v, v, v, v, v}};
+    }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) {
+      dot_four(a.v[0], a.v[1], c.v[0], x);
+      dot_four(a.v[2], a.v[3], c.v[1], x);
+      dot_four(a.v[4], a.v[5], c.v[2], x);
+      dot_four(a.v[6], a.v[7], c.v[3], x);
+      in_order(a.v[0], a.v[1], a.v[2], a.v[3]);
+      in_order(a.v[4], a.v[5], a.v[6], a.v[7]);
+      return a;
+    }
+    GPTQ_INLINE static words to_words(accumulator a) {
+      return {{vpaddq_s32(a.v[0], a.v[1]), vpaddq_s32(a.v[2], a.v[3]), vpaddq_s32(a.v[4], a.v[5]),
+               vpaddq_s32(a.v[6], a.v[7])}};
+    }
+
+   private:
+    GPTQ_INLINE static void dot_four(int32x4_t& low, int32x4_t& high, uint8x16_t codes, digits x) {
+      int8x16_t const c = vreinterpretq_s8_u8(codes);
+      low = vpadalq_s16(low, vmull_s8(vget_low_s8(c), vget_low_s8(x)));
+      high = vpadalq_s16(high, vmull_high_s8(c, x));
+    }
+  };
+  template <bool Small>
+  using table_product = std::conditional_t<Small, small_levels, any_levels>;
+
  private:
   /// Four rows.
   GPTQ_INLINE static void dot_four(int16x8_t& low, int16x8_t& high, uint8x16_t codes, digits x) {

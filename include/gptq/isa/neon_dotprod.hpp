@@ -42,6 +42,18 @@ struct operations<isa::neon_dotprod> : q_operations {
   GPTQ_INLINE static words to_words(accumulator a) {
     return a;
   }
+
+  /// Levels of any size, as they are.
+  template <bool /*Small*/>
+  struct table_product {
+    using accumulator = words;
+    static constexpr int offset = 0;
+    static constexpr bool offset_in_words = false;
+    static constexpr int block_columns = 128;
+    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return zero(); }
+    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
+    GPTQ_INLINE static words to_words(accumulator a) { return a; }
+  };
 };
 
 }  // namespace gptq::detail

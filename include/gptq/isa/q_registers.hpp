@@ -119,6 +119,19 @@ struct q_operations {
     return {{vcvt_f32_f16(vget_low_f16(low)), vcvt_high_f32_f16(low), vcvt_f32_f16(vget_low_f16(high)),
              vcvt_high_f32_f16(high)}};
   }
+  GPTQ_INLINE static floats load(e8m0 const* p) {
+    uint8x16_t const bytes = vld1q_u8(reinterpret_cast<std::uint8_t const*>(p));
+    return {{powers(bytes, 0), powers(bytes, 4), powers(bytes, 8), powers(bytes, 12)}};
+  }
+  GPTQ_INLINE static floats load(e4m3 const* p) {
+    // As float16 with 8 less in the exponent.
+    int8x16_t const bytes = vld1q_s8(reinterpret_cast<std::int8_t const*>(p));
+    float16x8_t const low = halves(vmovl_s8(vget_low_s8(bytes)));
+    float16x8_t const high = halves(vmovl_high_s8(bytes));
+    return multiply({{vcvt_f32_f16(vget_low_f16(low)), vcvt_high_f32_f16(low),
+                      vcvt_f32_f16(vget_low_f16(high)), vcvt_high_f32_f16(high)}},
+                    broadcast(256.0F));
+  }
   GPTQ_INLINE static void store(float* p, floats a) {
     vst1q_f32(p, a.v[0]);
     vst1q_f32(p + 4, a.v[1]);
@@ -191,6 +204,15 @@ struct q_operations {
     return to_floats(as_words(byte_of_lanes<Byte>(c.v[0]), byte_of_lanes<Byte>(c.v[1]),
                               byte_of_lanes<Byte>(c.v[2]), byte_of_lanes<Byte>(c.v[3])));
   }
+  using table = uint8x16_t;
+  template <int Offset>
+  GPTQ_INLINE static table load_table(std::int8_t const* p) {
+    return vaddq_u8(vreinterpretq_u8_s8(vld1q_s8(p)), vdupq_n_u8(Offset));
+  }
+  /// The levels of codes below 16.
+  GPTQ_INLINE static codes look_up(table t, codes c) {
+    return {{vqtbl1q_u8(t, c.v[0]), vqtbl1q_u8(t, c.v[1]), vqtbl1q_u8(t, c.v[2]), vqtbl1q_u8(t, c.v[3])}};
+  }
   /// A broadcast of the four int8 at p.
   GPTQ_INLINE static digits four(void const* p) {
     std::int32_t word;
@@ -211,6 +233,19 @@ struct q_operations {
   }
 
  private:
+  /// Bytes first..first+3 as powers of two.
+  GPTQ_INLINE static float32x4_t powers(uint8x16_t bytes, int first) {
+    uint8x16_t const at =
+        vaddq_u8(uint8x16_t{255 - 12, 255 - 12, 255 - 12, 0, 255 - 12, 255 - 12, 255 - 12, 1, 255 - 12,
+                            255 - 12, 255 - 12, 2, 255 - 12, 255 - 12, 255 - 12, 3},
+                 vdupq_n_u8(static_cast<std::uint8_t>(first)));
+    uint32x4_t const exponents = vshrq_n_u32(vreinterpretq_u32_u8(vqtbl1q_u8(bytes, at)), 1);
+    // 2^-127 has the exponent 0 and a fraction.
+    return vreinterpretq_f32_u32(vmaxq_u32(exponents, vdupq_n_u32(0x00400000)));
+  }
+  GPTQ_INLINE static float16x8_t halves(int16x8_t words) {
+    return vreinterpretq_f16_s16(vandq_s16(vshlq_n_s16(words, 7), vdupq_n_s16(-0x4080)));
+  }
   GPTQ_INLINE static words as_words(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
     return {{vreinterpretq_s32_u32(a), vreinterpretq_s32_u32(b), vreinterpretq_s32_u32(c),
              vreinterpretq_s32_u32(d)}};

@@ -93,6 +93,18 @@ struct ymm_operations {
     return {{_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p))),
              _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p + 8)))}};
   }
+  GPTQ_INLINE static floats load(e8m0 const* p) {
+    __m128i const bytes = _mm_loadu_si128(reinterpret_cast<__m128i const*>(p));
+    return {{powers(bytes), powers(_mm_srli_si128(bytes, 8))}};
+  }
+  GPTQ_INLINE static floats load(e4m3 const* p) {
+    // As float16 with 8 less in the exponent.
+    __m256i const words = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p)));
+    __m256i const halves = _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16(-0x4080));
+    __m256 const times = _mm256_set1_ps(256.0F);
+    return {{_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), times),
+             _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), times)}};
+  }
   GPTQ_INLINE static void store(float* p, floats a) {
     _mm256_storeu_ps(p, a.v[0]);
     _mm256_storeu_ps(p + 8, a.v[1]);
@@ -145,6 +157,16 @@ struct ymm_operations {
     if constexpr (Bits == 8) return broadcast(1.0F);
     return {{eight_weights<Bits, 0>(), eight_weights<Bits, 8>()}};
   }
+  using table = __m256i;
+  template <int Offset>
+  GPTQ_INLINE static table load_table(std::int8_t const* p) {
+    __m128i const levels = _mm_loadu_si128(reinterpret_cast<__m128i const*>(p));
+    return _mm256_add_epi8(_mm256_broadcastsi128_si256(levels), _mm256_set1_epi8(static_cast<char>(Offset)));
+  }
+  /// The levels of codes below 16.
+  GPTQ_INLINE static codes look_up(table t, codes c) {
+    return {{_mm256_shuffle_epi8(t, c.v[0]), _mm256_shuffle_epi8(t, c.v[1])}};
+  }
   /// A broadcast of the four int8 at p.
   GPTQ_INLINE static digits four(void const* p) {
     std::int32_t word;
@@ -153,6 +175,11 @@ struct ymm_operations {
   }
 
  private:
+  GPTQ_INLINE static __m256 powers(__m128i bytes) {
+    __m256i const exponents = _mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 23);
+    // 2^-127 has the exponent 0 and a fraction.
+    return _mm256_castsi256_ps(_mm256_max_epi32(exponents, _mm256_set1_epi32(0x00400000)));
+  }
   template <int Bits, int First>
   GPTQ_INLINE static __m256i eight_zeros(std::uint8_t const* p) {
     using at = zero_lane<Bits>;

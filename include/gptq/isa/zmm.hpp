@@ -74,6 +74,18 @@ struct zmm_operations {
   GPTQ_INLINE static floats load(float16 const* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<__m256i const*>(p)))};
   }
+  GPTQ_INLINE static floats load(e8m0 const* p) {
+    __m128i const bytes = _mm_loadu_si128(reinterpret_cast<__m128i const*>(p));
+    // 2^-127 has the exponent 0 and a fraction.
+    return {_mm512_castsi512_ps(
+        _mm512_max_epi32(_mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 23), _mm512_set1_epi32(0x00400000)))};
+  }
+  GPTQ_INLINE static floats load(e4m3 const* p) {
+    // As float16 with 8 less in the exponent.
+    __m256i const words = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<__m128i const*>(p)));
+    __m256i const halves = _mm256_and_si256(_mm256_slli_epi16(words, 7), _mm256_set1_epi16(-0x4080));
+    return {_mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(256.0F))};
+  }
   GPTQ_INLINE static void store(float* p, floats a) { _mm512_storeu_ps(p, a.v); }
   /// 16 zero points, an LSB-first stream of codes, less 2^(Bits-1), over zero_weights().
   template <int Bits>
@@ -133,6 +145,14 @@ struct zmm_operations {
   GPTQ_INLINE static floats byte(codes c) {
     return to_floats({_mm512_and_si512(_mm512_srli_epi32(c.v, 8 * Byte), _mm512_set1_epi32(0xff))});
   }
+  using table = __m512i;
+  template <int Offset>
+  GPTQ_INLINE static table load_table(std::int8_t const* p) {
+    __m128i const levels = _mm_loadu_si128(reinterpret_cast<__m128i const*>(p));
+    return _mm512_add_epi8(_mm512_broadcast_i32x4(levels), _mm512_set1_epi8(static_cast<char>(Offset)));
+  }
+  /// The levels of codes below 16.
+  GPTQ_INLINE static codes look_up(table t, codes c) { return {_mm512_shuffle_epi8(t, c.v)}; }
   /// A broadcast of the four int8 at p.
   GPTQ_INLINE static digits four(void const* p) {
     std::int32_t word;

@@ -24,7 +24,8 @@ GPTQ_INLINE void direct(typename Kernel::weights const& w, typename Kernel::acti
   // One token takes the codes in the order of memory. More have no registers for both halves, and time to
   // wait.
   constexpr int at_once = Tokens == 1 ? ops::halves_at_once : 1;
-  using source_type = packed_source<ops, bits>;
+  using source_type = typename Kernel::source;
+  auto const table = load_table<Kernel>(w);
   index_t const stride = w.chunks.stride();
   chunk_walk walk(w.chunks, first_chunk);
   std::uint8_t const* tile = tile_start<ops, bits>(w, row_block, first_chunk);
@@ -37,19 +38,19 @@ GPTQ_INLINE void direct(typename Kernel::weights const& w, typename Kernel::acti
     auto const work = [&](int first_half) __attribute__((always_inline)) {
       source_type source[at_once];
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
-        source[B] = {tile + (first_half + B) * half_unit_bytes<bits>, fetches};
+        source[B] = source_at<Kernel>(tile + (first_half + B) * half_unit_bytes<bits>, fetches, table);
       });
       typename ops::words total[Tokens * planes][at_once];
       dot_chunk<ops, source_type, Kernel::columns, planes>(source, x, stride, sums, columns, total);
       unrolled<at_once>([&]<int B>() __attribute__((always_inline)) {
         int const half = first_half + B;
-        auto const values = load_group<ops, bits, Kernel::zero>(w, row_block, half, walk.group);
+        auto const values = load_group<ops, bits, Kernel::levels>(w, row_block, half, walk.group);
         unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
           typename ops::words of_token[planes];
           unrolled<planes>([&]<int P>()
                                __attribute__((always_inline)) { of_token[P] = total[T * planes + P][B]; });
-          y[T][half] = add_chunk<ops, bits, true, Kernel::zero, planes>(y[T][half], of_token, values, w,
-                                                                        sums + T * planes, scales[T]);
+          y[T][half] = add_chunk<ops, bits, true, Kernel::levels, planes>(y[T][half], of_token, values, w,
+                                                                          sums + T * planes, scales[T]);
         });
       });
     };

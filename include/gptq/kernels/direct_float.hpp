@@ -27,13 +27,16 @@ GPTQ_INLINE void direct_float(typename Kernel::weights const& w, typename Kernel
   chunk_walk walk(w.chunks, first_chunk);
   std::uint8_t const* tile = tile_start<ops, bits>(w, row_block, first_chunk) + half * half_unit_bytes<bits>;
   float const* x = a.values + token * stride;
+  [[maybe_unused]] auto const table = load_table<Kernel, 128>(w);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-    auto const values = load_group<ops, bits, Kernel::zero>(w, row_block, half, walk.group);
+    auto const values = load_group<ops, bits, Kernel::levels>(w, row_block, half, walk.group);
     auto zero = ops::broadcast(static_cast<float>(1 << (bits - 1)));
-    if constexpr (Kernel::zero == zero_kind::stored) {
+    if constexpr (Kernel::in_table) zero = ops::broadcast(128.0F);
+    if constexpr (Kernel::levels == level_kind::stored) {
       zero = ops::multiply_add(values.zero_offset, ops::template zero_weights<bits>(), zero);
     }
-    if constexpr (Kernel::zero == zero_kind::constant) zero = ops::add(zero, ops::broadcast(w.zero_offset));
+    if constexpr (Kernel::levels == level_kind::constant)
+      zero = ops::add(zero, ops::broadcast(w.zero_offset));
     typename ops::floats sum[Tokens][2];
     unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
       sum[T][0] = ops::broadcast(0.0F);
@@ -52,6 +55,7 @@ GPTQ_INLINE void direct_float(typename Kernel::weights const& w, typename Kernel
         } else {
           four = codes.template codes<S>();
         }
+        if constexpr (Kernel::in_table) four = ops::look_up(table, four);
         unrolled<4>([&]<int J>() __attribute__((always_inline)) {
           auto const level = ops::subtract(ops::template byte<J>(four), zero);
           unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {

@@ -23,6 +23,7 @@ struct integer_sums {
   static constexpr int lower = Planes > 1 && Bits >= 4 && !Ops::wide && !Ops::offset_in_words ? 1 : 0;
   /// Columns after which sums move from accumulators to words.
   static constexpr int block_columns = Ops::wide ? 128 : 64;
+  static constexpr bool offset_in_words = Ops::offset_in_words;
   /// int16: codes of 8 bits are two halves, each with 8 taken off.
   static constexpr int taken_off = Bits == 8 && !Ops::wide ? 8 + 16 * 8 : 1 << (Bits - 1);
 
@@ -53,6 +54,26 @@ struct integer_sums {
       return sum;
     }
   }
+};
+
+/// The same of levels of a code book, which is looked up.
+/// @tparam Small  none has a magnitude above 15
+template <class Ops, int Bits, bool Small>
+struct table_sums {
+  using source = unit<Ops, Bits, false>;
+  using product = typename Ops::template table_product<Small>;
+  static constexpr int block_columns = product::block_columns;
+  static constexpr bool offset_in_words = product::offset_in_words;
+  static constexpr int taken_off = product::offset;
+
+  typename product::accumulator a;
+
+  GPTQ_INLINE void start(digit_sums const& sums, int /*block*/) { a = product::start(sums); }
+  template <int /*Step*/>
+  GPTQ_INLINE void add(typename Ops::codes levels, typename Ops::digits x) {
+    a = product::dot(a, levels, x);
+  }
+  GPTQ_INLINE typename Ops::words words() const { return product::to_words(a); }
 };
 
 /// i_p of `Rows` rows of digits (planes of tokens) and `Blocks` half blocks over one chunk.
@@ -121,7 +142,7 @@ GPTQ_INLINE void dot_chunk(Source const (&source)[Blocks], std::int8_t const* x,
       unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
         if constexpr (!decltype(is_first)::value) {
           total[R][B] = Ops::add(total[R][B], a[R][B].words());
-        } else if constexpr (Ops::offset_in_words) {
+        } else if constexpr (sums_type::offset_in_words) {
           total[R][B] = Ops::add(Ops::broadcast_words(sums[R].all * sums_type::taken_off), a[R][B].words());
         } else {
           total[R][B] = a[R][B].words();
@@ -134,14 +155,25 @@ GPTQ_INLINE void dot_chunk(Source const (&source)[Blocks], std::int8_t const* x,
     constexpr index_t all = Columns / Source::unit_columns;
     constexpr index_t first_block = all < block_units ? all : block_units;
     block(0, std::integral_constant<int, first_block>{}, std::true_type{});
-    if constexpr (all > first_block) {
+    if constexpr (all > 2 * first_block) {
+#pragma GCC unroll 1
+      for (index_t first = first_block; first < all; first += first_block) {
+        block(first, std::integral_constant<int, first_block>{}, std::false_type{});
+      }
+    } else if constexpr (all > first_block) {
       static_assert(all == 2 * first_block);
       block(first_block, std::integral_constant<int, first_block>{}, std::false_type{});
     }
   } else {
     index_t const first_block = units < block_units ? units : block_units;
     block(0, first_block, std::true_type{});
-    if (units > first_block) block(first_block, index_t{units - first_block}, std::false_type{});
+    if constexpr (sums_type::block_columns < 64) {
+      for (index_t first = first_block; first < units; first += block_units) {
+        block(first, first + block_units < units ? block_units : units - first, std::false_type{});
+      }
+    } else if (units > first_block) {
+      block(first_block, index_t{units - first_block}, std::false_type{});
+    }
   }
 }
 

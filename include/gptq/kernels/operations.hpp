@@ -6,7 +6,7 @@
 //   digits            four digits, broadcast to all rows
 //   accumulator       sums of code * digit: int32 (`wide`), or int16 modulo 2^16
 //   offset_in_words   what is taken off the codes is taken off at the end, not at the start of a sum
-//   fixed_chunks      whether full chunks of 32, 64 and 128 columns get a kernel of their own
+//   fixed_chunks      whether full chunks of 32, 64 and 128 columns get a kernel of their own (of 16, code books)
 //   halves_at_once    half blocks that gemv works on at once: 2, or 1 where there are few registers, or where
 //                     compilers would take too long
 //   shared_digits     whether a broadcast of digits serves both halves of a row block, or each has its own,
@@ -17,6 +17,10 @@
 //   panel_rows,       rows of digits and half blocks at once where codes come from a panel, unpacked once for
 //   panel_blocks      all tokens
 //   prefetch_bytes    how far ahead codes are fetched from memory on CPUs that want it; 0: never
+//   table             16 levels of a code book, which look_up() puts in the place of codes
+//   table_product     sums of level * digit: of any levels, or of small ones, at most 15, where these are less work.
+//                     `offset` is what levels are raised by to be multiplied; taken off at the end where
+//                     `offset_in_words`, else at the start. A sum takes `block_columns` columns
 //
 // Three things are only there where an ISA has use for them: `signed_codes` (dot() takes codes as int8, and
 // less_128() makes them so), `shifts_bytes` (shift() moves each byte by itself), and `tiles` with what
@@ -31,6 +35,7 @@
 
 #include <gptq/activations.hpp>
 #include <gptq/float16.hpp>
+#include <gptq/float8.hpp>
 #include <gptq/isa.hpp>
 #include <gptq/layout.hpp>
 
@@ -102,9 +107,26 @@ concept isa_codes = requires(typename Ops::codes c, typename Ops::digits d, type
   { Ops::template to_words<0>(a) } -> std::same_as<typename Ops::words>;
 };
 
+/// Code books: codes become levels, and their products with digits.
+template <class Ops, class Product = typename Ops::template table_product<false>>
+concept isa_tables = requires(std::int8_t const* levels, typename Ops::table t, typename Ops::codes c,
+                              typename Product::accumulator a, typename Ops::digits d, digit_sums const& sums,
+                              e8m0 const* powers, e4m3 const* scales) {
+  { Ops::template load_table<Product::offset>(levels) } -> std::same_as<typename Ops::table>;
+  { Ops::look_up(t, c) } -> std::same_as<typename Ops::codes>;
+  requires std::same_as<decltype(Product::offset_in_words), bool const>;
+  requires Product::block_columns == 128 || Product::block_columns == 64 || Product::block_columns == 16;
+  { Product::start(sums) } -> std::same_as<typename Product::accumulator>;
+  { Product::dot(a, c, d) } -> std::same_as<typename Product::accumulator>;
+  { Product::to_words(a) } -> std::same_as<typename Ops::words>;
+  { Ops::load(powers) } -> std::same_as<typename Ops::floats>;
+  { Ops::load(scales) } -> std::same_as<typename Ops::floats>;
+};
+
 /// What kernels ask of operations<Isa>.
 template <class Ops>
-concept isa_operations = isa_constants<Ops> && isa_rows<Ops> && isa_codes<Ops>;
+concept isa_operations = isa_constants<Ops> && isa_rows<Ops> && isa_codes<Ops> && isa_tables<Ops> &&
+    isa_tables<Ops, typename Ops::template table_product<true>>;
 
 /// operations<Isa>, or an error that says why there are none.
 template <class Isa>

@@ -28,23 +28,21 @@ inline constexpr int panel_step =
 
 /// One chunk of `Tokens` tokens and some half blocks, from panels, added to sums[token][Blocks * 16].
 template <class Kernel, int Tokens, int Blocks>
-GPTQ_INLINE void panel_chunk(panel_source<typename Kernel::ops, Kernel::bits> const (&source)[Blocks],
-                             std::int8_t const* x, index_t stride, digit_sums const* sums,
-                             float const* scales, index_t columns,
+GPTQ_INLINE void panel_chunk(typename Kernel::panel const (&source)[Blocks], std::int8_t const* x,
+                             index_t stride, digit_sums const* sums, float const* scales, index_t columns,
                              group_values<typename Kernel::ops> const (&values)[Blocks],
                              typename Kernel::weights const& w, float* y) {
   using ops = typename Kernel::ops;
   constexpr int planes = Kernel::planes;
   typename ops::words total[Tokens * planes][Blocks];
-  dot_chunk<ops, panel_source<ops, Kernel::bits>, Kernel::columns, planes>(source, x, stride, sums, columns,
-                                                                           total);
+  dot_chunk<ops, typename Kernel::panel, Kernel::columns, planes>(source, x, stride, sums, columns, total);
   unrolled<Tokens>([&]<int T>() __attribute__((always_inline)) {
     unrolled<Blocks>([&]<int B>() __attribute__((always_inline)) {
       typename ops::words of_token[planes];
       unrolled<planes>([&]<int P>()
                            __attribute__((always_inline)) { of_token[P] = total[T * planes + P][B]; });
       float* const here = y + (T * Blocks + B) * half_block_rows;
-      ops::store(here, add_chunk<ops, Kernel::bits, false, Kernel::zero, planes>(
+      ops::store(here, add_chunk<ops, Kernel::bits, false, Kernel::levels, planes>(
                            ops::load(here), of_token, values[B], w, sums + T * planes, scales[T]));
     });
   });
@@ -72,6 +70,7 @@ GPTQ_INLINE void panel(typename Kernel::weights const& w, typename Kernel::activ
   alignas(64) std::uint8_t panels[blocks][panel_bytes<ops, bits>];
   index_t const stride = w.chunks.stride();
   index_t const tokens = range.last - range.first;
+  [[maybe_unused]] auto const table = load_table<Kernel>(w);
   chunk_walk walk(w.chunks, first_chunk);
   std::uint8_t const* tile = tile_start<ops, bits>(w, row_block, first_chunk);
   for (index_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
@@ -89,13 +88,16 @@ GPTQ_INLINE void panel(typename Kernel::weights const& w, typename Kernel::activ
       }
     } else {
       for (int half = 0; half < 2; half += blocks) {
-        panel_source<ops, bits> source[blocks];
+        typename Kernel::panel source[blocks];
         group_values<ops> values[blocks];
         unrolled<blocks>([&]<int B>() __attribute__((always_inline)) {
-          unpack_panel<ops, bits>(tile + (half + B) * half_unit_bytes<bits>, units, panels[B],
-                                  [](typename ops::codes c) { return c; });
+          unpack_panel<ops, bits>(
+              tile + (half + B) * half_unit_bytes<bits>, units,
+              panels[B], [&](typename ops::codes c) __attribute__((always_inline)) {
+                return as_level<Kernel>(table, c);
+              });
           source[B].tile = panels[B];
-          values[B] = load_group<ops, bits, Kernel::zero>(w, row_block, half + B, walk.group);
+          values[B] = load_group<ops, bits, Kernel::levels>(w, row_block, half + B, walk.group);
         });
         auto const work = [&]<int Tokens>(index_t t) __attribute__((always_inline)) {
           panel_chunk<Kernel, Tokens>(source, a.digits + (cell + t) * planes * stride, stride,

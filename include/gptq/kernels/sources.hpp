@@ -64,6 +64,33 @@ struct panel_source {
   }
 };
 
+/// Units of the packed layout whose codes stand for levels of a code book.
+template <class Ops, int Bits, bool Small>
+struct table_source : packed_source<Ops, Bits> {
+  template <int /*Planes*/>
+  using sums = table_sums<Ops, Bits, Small>;
+  struct unit_type {
+    unit<Ops, Bits, false> packed;
+    typename Ops::table table;
+  };
+
+  typename Ops::table table;
+  GPTQ_INLINE unit_type at(index_t unit) const {
+    return {detail::unit<Ops, Bits, false>(this->tile + unit * packed_source<Ops, Bits>::unit_bytes), table};
+  }
+  template <int Step>
+  GPTQ_INLINE static typename Ops::codes codes(unit_type const& u) {
+    return Ops::look_up(u.table, u.packed.template codes<Step>());
+  }
+};
+
+/// A panel of levels.
+template <class Ops, int Bits, bool Small>
+struct level_panel_source : panel_source<Ops, Bits> {
+  template <int /*Planes*/>
+  using sums = table_sums<Ops, Bits, Small>;
+};
+
 /// Moves the codes of a chunk to a byte each, as panel_source reads them.
 template <class Ops, int Bits, class F>
 GPTQ_INLINE void unpack_panel(std::uint8_t const* tile, index_t units, std::uint8_t* panel, F&& change) {

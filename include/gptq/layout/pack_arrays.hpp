@@ -9,7 +9,7 @@
 namespace gptq::detail {
 
 /// codes[out, in], one a byte, and scales and zeros[out, groups], `zeros` null without a stored zero point; padding
-/// is 0. The column order is the caller's to copy.
+/// is 0. Scales are divided by the matrix scale where there is one. The column order is the caller's to copy.
 template <storage_format Format>
 void pack_arrays(std::uint8_t const* codes, float const* scales, std::uint8_t const* zeros,
                  packed_memory<Format> const& to) {
@@ -27,9 +27,11 @@ void pack_arrays(std::uint8_t const* codes, float const* scales, std::uint8_t co
     index_t const row_in_block = row % packed_rows;
     for (index_t group = 0; group < shape.groups(); ++group) {
       index_t const at = row * shape.groups() + group;
+      float scale = scales[at];
+      if constexpr (Format::has_matrix_scale) scale /= to.matrix_scale;
       pack_row<Format::bits>(codes + row * to.in + group * shape.group_columns(), shape.group_columns(group),
                              row_in_block, to.codes + shape.code_offset(block, group));
-      to.scales[shape.scale_offset(block, group) + row_in_block] = typename Format::scale(scales[at]);
+      to.scales[shape.scale_offset(block, group) + row_in_block] = typename Format::scale(scale);
       if constexpr (Format::has_zero_point) {
         set_stream_code<Format::bits>(to.zeros + shape.zero_offset(block, group), row_in_block, zeros[at]);
       }

@@ -19,7 +19,7 @@ inline constexpr std::uint32_t packed_file_version = 1;
 
 /// Where the arrays begin, and where they end.
 struct packed_offsets {
-  std::size_t codes, scales, zeros, order, end;
+  std::size_t codes, scales, zeros, order, matrix_scale, end;
 };
 
 template <storage_format Format>
@@ -32,7 +32,8 @@ constexpr packed_offsets packed_parts(packed_layout<Format> layout, bool has_ord
   at.scales = after(at.codes, layout.code_bytes(), 1);
   at.zeros = after(at.scales, layout.scale_count(), sizeof(typename Format::scale));
   at.order = after(at.zeros, layout.zero_bytes(), 1);
-  at.end = after(at.order, has_order ? layout.in : 0, sizeof(std::int32_t));
+  at.matrix_scale = after(at.order, has_order ? layout.in : 0, sizeof(std::int32_t));
+  at.end = after(at.matrix_scale, Format::has_matrix_scale ? 1 : 0, sizeof(float));
   return at;
 }
 
@@ -59,6 +60,31 @@ inline std::uint64_t packed_checksum(std::byte const* p, std::size_t bytes) noex
   return hash == 0 ? 1 : hash;
 }
 
+/// What byte 17 of a header says of scales: their bytes, and more of those that have one.
+inline constexpr std::uint8_t stored_scale_type(scale_type type) {
+  constexpr std::uint8_t types[] = {2, 4, 8, 9};
+  return types[static_cast<int>(type)];
+}
+
+/// A hash of a code book's levels, as many as it has codes: 32-bit FNV-1a.
+constexpr std::uint32_t hash_levels(level_table const& table) {
+  std::uint32_t hash = 0x811c9dc5u;
+  for (int code = 0; code < table.codes; ++code) {
+    hash = (hash ^ static_cast<std::uint8_t>(table.of_code[code])) * 0x01000193u;
+  }
+  return hash;
+}
+
+/// What a header says of a format's levels: twice the constant zero point, or a code book's hash.
+template <storage_format Format>
+constexpr std::int32_t stored_levels() {
+  if constexpr (Format::is_code_book) {
+    return static_cast<std::int32_t>(hash_levels(*Format::levels.table));
+  } else {
+    return static_cast<std::int32_t>(2.0F * Format::levels.zero);
+  }
+}
+
 /// The header of a matrix whose arrays are there.
 template <storage_format Format>
 void write_packed_header(packed_layout<Format> layout, bool has_order, std::byte* file,
@@ -69,13 +95,16 @@ void write_packed_header(packed_layout<Format> layout, bool has_order, std::byte
   set_header_field(file, 8, packed_file_version);
   set_header_field(file, 12, static_cast<std::uint32_t>(packed_layout_version));
   set_header_field(file, 16, static_cast<std::uint8_t>(Format::bits));
-  set_header_field(file, 17, static_cast<std::uint8_t>(sizeof(typename Format::scale)));
-  set_header_field(file, 18, static_cast<std::uint8_t>(Format::has_zero_point ? 1 : 0));
+  set_header_field(file, 17, stored_scale_type(Format::scales));
+  set_header_field(file, 18,
+                   static_cast<std::uint8_t>(Format::is_code_book     ? 2
+                                             : Format::has_zero_point ? 1
+                                                                      : 0));
   set_header_field(file, 19, static_cast<std::uint8_t>(has_order ? 1 : 0));
   set_header_field(file, 20, static_cast<std::int32_t>(Format::group_size));
   set_header_field(file, 24, static_cast<std::int16_t>(Format::levels.min_code));
   set_header_field(file, 26, static_cast<std::int16_t>(Format::levels.max_code));
-  set_header_field(file, 28, static_cast<std::int32_t>(2.0F * Format::levels.zero));
+  set_header_field(file, 28, stored_levels<Format>());
   set_header_field(file, 32, std::int64_t{layout.out});
   set_header_field(file, 40, std::int64_t{layout.in});
   set_header_field(file, 56, static_cast<std::uint64_t>(at.end - packed_header_bytes));
@@ -94,8 +123,9 @@ void write_packed_bytes(packed_view<Format> const& w, std::byte* file, bool with
   copy(at.scales, at.zeros, w.scales,
        static_cast<std::size_t>(layout.scale_count()) * sizeof(typename Format::scale));
   copy(at.zeros, at.order, w.zeros, static_cast<std::size_t>(layout.zero_bytes()));
-  copy(at.order, at.end, w.order,
+  copy(at.order, at.matrix_scale, w.order,
        w.order == nullptr ? 0 : static_cast<std::size_t>(w.in) * sizeof(std::int32_t));
+  if constexpr (Format::has_matrix_scale) copy(at.matrix_scale, at.end, &w.matrix_scale, sizeof(float));
   write_packed_header(layout, w.order != nullptr, file, with_checksum);
 }
 
@@ -115,13 +145,18 @@ std::optional<Header> parse_packed_header(std::span<std::byte const> file) noexc
   std::byte const* const p = file.data();
   Header h;
   h.bits = header_field<std::uint8_t>(p, 16);
-  h.scale_bytes = header_field<std::uint8_t>(p, 17);
-  h.has_zero_point = header_field<std::uint8_t>(p, 18) != 0;
+  auto const scales = header_field<std::uint8_t>(p, 17);
+  h.scale_bytes = scales == 8 || scales == 9 ? 1 : scales;
+  h.has_matrix_scale = scales == 9;
+  auto const levels = header_field<std::uint8_t>(p, 18);
+  h.has_zero_point = levels == 1;
+  h.is_code_book = levels == 2;
   h.has_order = header_field<std::uint8_t>(p, 19) != 0;
   h.group_size = header_field<std::int32_t>(p, 20);
   h.min_code = header_field<std::int16_t>(p, 24);
   h.max_code = header_field<std::int16_t>(p, 26);
-  h.zero = static_cast<float>(header_field<std::int32_t>(p, 28)) / 2.0F;
+  h.levels = header_field<std::int32_t>(p, 28);
+  h.zero = h.is_code_book ? 0.0F : static_cast<float>(h.levels) / 2.0F;
   h.out = static_cast<index_t>(header_field<std::int64_t>(p, 32));
   h.in = static_cast<index_t>(header_field<std::int64_t>(p, 40));
   h.bytes = header_field<std::uint64_t>(p, 56);
@@ -156,6 +191,7 @@ fault open_packed_bytes(packed_view<Format>& view, std::span<std::byte const> fi
                              header->out,
                              header->in};
   if (Format::has_zero_point) opened.zeros = reinterpret_cast<std::uint8_t const*>(p + at.zeros);
+  if constexpr (Format::has_matrix_scale) opened.matrix_scale = header_field<float>(p, at.matrix_scale);
   if (header->has_order) opened.order = reinterpret_cast<std::int32_t const*>(p + at.order);
   fault const what = find_fault(opened).what;
   if (what == fault::none) view = opened;

@@ -50,6 +50,12 @@ void pack_layer(quantized_layer<Format> const& layer, packed_memory<Format> cons
     throw error(to.order == nullptr ? "pack: no memory for the layer's column order"
                                     : "pack: memory for a column order, which the layer does not have");
   }
+  if constexpr (Format::has_matrix_scale) {
+    if (to.matrix_scale != layer.matrix_scale) {
+      throw error("pack: memory with a matrix scale of " + std::to_string(to.matrix_scale) +
+                  ", the layer's is " + std::to_string(layer.matrix_scale));
+    }
+  }
   std::copy(layer.order.begin(), layer.order.end(), to.order);
   pack_arrays(layer.codes.data(), layer.scales.data(), layer.zeros.data(), to);
 }
@@ -60,6 +66,7 @@ quantized_layer<Format> unpack_layer(packed_view<Format> const& view) {
   quantized_layer<Format> layer;
   layer.out = view.out;
   layer.in = view.in;
+  if constexpr (Format::has_matrix_scale) layer.matrix_scale = view.matrix_scale;
   layer.codes.resize(static_cast<std::size_t>(view.out * view.in));
   layer.scales.resize(static_cast<std::size_t>(view.out * shape.groups()));
   layer.zeros.resize(Format::has_zero_point ? layer.scales.size() : 0);

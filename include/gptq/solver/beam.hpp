@@ -18,6 +18,7 @@ class beam_strip {
  public:
   beam_strip(layer_state& state, index_t first, index_t end, int beam)
       : s_(state),
+        table_(state.format.levels.table),
         half_step_(state.format.levels.is_half_step()),
         lowest_(static_cast<float>(state.format.levels.min_code)),
         highest_(static_cast<float>(state.format.levels.max_code)),
@@ -49,9 +50,22 @@ class beam_strip {
     float code;
   };
 
+  // A code book's codes are its levels here, and its zero point is 0.
   float nearest(float x, float divisor, float zero) const {
+    if (table_ != nullptr) return table_->nearest(x / divisor);
     return half_step_ ? detail::nearest_code<true>(x, divisor, zero, lowest_, highest_)
                       : detail::nearest_code<false>(x, divisor, zero, lowest_, highest_);
+  }
+
+  /// The next code in a direction, or in the other one where there is none.
+  float beside(float code, bool above) const {
+    if (table_ != nullptr) return table_->beside(code, above);
+    float const outwards = above ? 1.0F : -1.0F;
+    bool const inside = code + outwards >= lowest_ && code + outwards <= highest_;
+    return code + (inside ? outwards : -outwards);
+  }
+  std::uint8_t stored(float code) const {
+    return table_ != nullptr ? table_->code(code) : static_cast<std::uint8_t>(static_cast<int>(code));
   }
 
   /// Keeps `extended_` sorted, ties in order of arrival.
@@ -101,9 +115,8 @@ class beam_strip {
       extend({cost(i, code), static_cast<int>(i), code});
       // The level on the other side of x, or the next one inwards where there is none. It rarely is among the
       // best: it comes after all of the nearest ones.
-      float const outwards = (x > g.scale * (code - zero)) == (g.scale > 0.0F) ? 1.0F : -1.0F;
-      bool const inside = code + outwards >= lowest_ && code + outwards <= highest_;
-      others_[i] = code + (inside ? outwards : -outwards);
+      bool const above = (x > g.scale * (code - zero)) == (g.scale > 0.0F);
+      others_[i] = beside(code, above);
     }
     for (std::size_t i = 0; i < alive_.size(); ++i) {
       extend({cost(i, others_[i]), static_cast<int>(i), others_[i]});
@@ -135,14 +148,15 @@ class beam_strip {
     for (index_t c = 0; c < width_; ++c) {
       candidate const& x = history_[static_cast<std::size_t>(c) * beam_ + static_cast<std::size_t>(parent)];
       index_t const column = s_.column(a0_ + c);
-      codes[column] = static_cast<std::uint8_t>(static_cast<int>(x.code));
-      s_.work.data()[row * s_.columns() + a0_ + c] -= s_.format.levels.decode(
-          static_cast<int>(x.code), s_.result.grid_at(row, column / s_.format.group_columns));
+      codes[column] = stored(x.code);
+      s_.work.data()[row * s_.columns() + a0_ + c] -=
+          s_.format.levels.decode(codes[column], s_.result.grid_at(row, column / s_.format.group_columns));
       parent = x.parent;
     }
   }
 
   layer_state& s_;
+  detail::level_table const* table_;  ///< a code book's
   bool half_step_;
   float lowest_;
   float highest_;

@@ -151,10 +151,11 @@ inline solution round_all(linalg::view weight, format_values const& format, quan
 
 inline bool all_inputs_dead(hessian const& h) { return damped_hessian(h).live_columns() == 0; }
 
-GPTQ_SOLVER_FUNCTION solution solve(matrix&& weight, hessian const& h, format_values const& format,
+GPTQ_SOLVER_FUNCTION solution solve(matrix&& weight, hessian const& h, format_values const& given,
                                     quantize_options const& options, recipe const& steps,
                                     hessian const* held_out, shared_factors* factors) {
   stopwatch const total;
+  format_values const format = with_matrix_scale(given, weight);
   if (all_inputs_dead(h)) {
     solution result = round_all(weight, format, options, &h, held_out);
     result.report.dead_columns = weight.cols();
@@ -192,7 +193,7 @@ GPTQ_SOLVER_FUNCTION solution round_checked(linalg::view weight, format_values c
                                             quantize_options const& options, hessian const* h,
                                             hessian const* held_out) {
   check_all(weight, format, options, h, held_out);
-  return round_all(weight, format, options, h, held_out);
+  return round_all(weight, with_matrix_scale(format, weight), options, h, held_out);
 }
 
 GPTQ_SOLVER_FUNCTION matrix decode(std::span<std::uint8_t const> codes, std::span<float const> scales,

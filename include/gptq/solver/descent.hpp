@@ -18,6 +18,7 @@
 
 #include <Eigen/Core>
 
+#include <gptq/grids/level_rounding.hpp>
 #include <gptq/linalg/products.hpp>
 #include <gptq/linalg/strips.hpp>
 #include <gptq/solver/solution.hpp>
@@ -55,7 +56,7 @@ inline grid_change best_grid(group_sums const& s, grid from, format_values const
     if (!(square > 0.0)) continue;
     double const slope = s.level_slope + level * s.one_slope;
     double const along = s.level_level + (s.center + level) * s.level_one + s.center * level * s.one_one;
-    to.scale = detail::stored_scale(static_cast<float>((slope + old * along) / square), format.grids.scales);
+    to.scale = format.grids.stored(static_cast<float>((slope + old * along) / square));
     if (!std::isfinite(to.scale) || to.scale == 0.0F) continue;
     double const stretch = static_cast<double>(to.scale) - old;
     double const shift = static_cast<double>(to.scale) * level - old * s.center;
@@ -167,30 +168,7 @@ class coordinate_descent::strip_pass {
   }
 
   void run(bool codes, bool grids) {
-    index_t const size = all_.format_.group_columns;
-    bool const half_step = all_.format_.levels.is_half_step();
-    for (index_t c0 = 0; c0 < width_;) {
-      index_t const group = (first_ + c0) / size;
-      index_t const c1 = std::min((group + 1) * size - first_, width_);
-      load(group, c0, c1);
-      add(gradient_, -1.0F, moved_, c0, c1, 0, c0);
-      if (codes) {
-        for (index_t s0 = c0; s0 < c1; s0 += 32) {
-          index_t const s1 = std::min(s0 + 32, c1);
-          add(gradient_, -1.0F, moved_, s0, s1, c0, s0);
-          for (index_t c = s0; c < s1; ++c) {
-            add(gradient_, -1.0F, moved_, c, c + 1, s0, c);
-            half_step ? choose_codes<true>(c) : choose_codes<false>(c);
-          }
-        }
-      }
-      if (grids) {
-        if (codes) finish_gradient(c0, c1);
-        fit(c0, c1);
-      }
-      store(group, c0, c1);
-      c0 = c1;
-    }
+    detail::with_rounding(all_.format_.levels, [&](auto const& rounding) { run(codes, grids, rounding); });
   }
 
   /// By how much decoded weights have risen.
@@ -198,6 +176,33 @@ class coordinate_descent::strip_pass {
   double gained(index_t r) const { return gained_[r]; }
 
  private:
+  template <class Rounding>
+  void run(bool codes, bool grids, Rounding const& rounding) {
+    index_t const size = all_.format_.group_columns;
+    for (index_t c0 = 0; c0 < width_;) {
+      index_t const group = (first_ + c0) / size;
+      index_t const c1 = std::min((group + 1) * size - first_, width_);
+      load(group, c0, c1, rounding);
+      add(gradient_, -1.0F, moved_, c0, c1, 0, c0);
+      if (codes) {
+        for (index_t s0 = c0; s0 < c1; s0 += 32) {
+          index_t const s1 = std::min(s0 + 32, c1);
+          add(gradient_, -1.0F, moved_, s0, s1, c0, s0);
+          for (index_t c = s0; c < s1; ++c) {
+            add(gradient_, -1.0F, moved_, c, c + 1, s0, c);
+            choose_codes(c, rounding);
+          }
+        }
+      }
+      if (grids) {
+        if (codes) finish_gradient(c0, c1);
+        fit(c0, c1);
+      }
+      store(group, c0, c1, rounding);
+      c0 = c1;
+    }
+  }
+
   /// target[c0..c1] += alpha source[d0..d1] M
   void add(linalg::strip& target, float alpha, linalg::strip const& source, index_t c0, index_t c1,
            index_t d0, index_t d1) const {
@@ -214,7 +219,8 @@ class coordinate_descent::strip_pass {
     }
   }
 
-  void load(index_t group, index_t c0, index_t c1) {
+  template <class Rounding>
+  void load(index_t group, index_t c0, index_t c1, Rounding const& rounding) {
     for (index_t r = 0; r < linalg::strip_rows; ++r) {
       grid const g = r < rows_ ? all_.result_.grid_at(first_row_ + r, group) : grid{};
       scale_[r] = g.scale;
@@ -222,25 +228,24 @@ class coordinate_descent::strip_pass {
     }
     for (index_t r = 0; r < rows_; ++r) {
       std::uint8_t const* const codes = all_.result_.codes.data() + (first_row_ + r) * all_.columns_ + first_;
-      for (index_t c = c0; c < c1; ++c) levels_(r, c) = static_cast<float>(codes[c]) - zero_[r];
+      for (index_t c = c0; c < c1; ++c) levels_(r, c) = rounding.loaded(codes[c]) - zero_[r];
     }
   }
 
-  void store(index_t group, index_t c0, index_t c1) {
+  template <class Rounding>
+  void store(index_t group, index_t c0, index_t c1, Rounding const& rounding) {
     for (index_t r = 0; r < rows_; ++r) {
       all_.result_.set_grid(first_row_ + r, group, {scale_[r], static_cast<int>(zero_[r])});
       std::uint8_t* const codes = all_.result_.codes.data() + (first_row_ + r) * all_.columns_ + first_;
       for (index_t c = c0; c < c1; ++c) {
-        codes[c] = static_cast<std::uint8_t>(static_cast<int>(levels_(r, c) + zero_[r]));
+        codes[c] = rounding.stored(levels_(r, c) + zero_[r]);
       }
     }
   }
 
   /// The best codes of one column, everything else as it is.
-  template <bool HalfStep>
-  void choose_codes(index_t c) {
-    auto const lowest = static_cast<float>(all_.format_.levels.min_code);
-    auto const highest = static_cast<float>(all_.format_.levels.max_code);
+  template <class Rounding>
+  void choose_codes(index_t c, Rounding const rounding) {
     float const curvature = metric_(c, c);
     if (!(curvature > 0.0F)) return;
     float const* const slope = gradient_.column(c);
@@ -249,8 +254,7 @@ class coordinate_descent::strip_pass {
     float changes[linalg::strip_rows];
     for (index_t r = 0; r < linalg::strip_rows; ++r) {
       float const target = scale_[r] * level[r] + slope[r] / curvature;
-      float const code =
-          detail::nearest_code<HalfStep>(target, detail::safe_divisor(scale_[r]), zero_[r], lowest, highest);
+      float const code = rounding.nearest(target, detail::safe_divisor(scale_[r]), zero_[r]);
       float const by = scale_[r] * (code - zero_[r] - level[r]);
       float const change = by * (by * curvature - 2.0F * slope[r]);
       bool const better = change < 0.0F;
@@ -368,17 +372,20 @@ inline void coordinate_descent::fit_large_group_rows(index_t group, index_t firs
   bool const whole_row = count == columns_;
   matrix levels(rows, count);  // less their center
   std::vector<float> center(static_cast<std::size_t>(rows));
-  linalg::for_strips(rows, threads_, [&](index_t r0, index_t n) {
+  auto const load = [&](index_t r0, index_t n, auto const& rounding) {
     for (index_t r = r0; r < r0 + n; ++r) {
       std::uint8_t const* const codes = result_.codes.data() + (first_row + r) * columns_ + first;
       float const zero = format_.levels.zero_point(result_.grid_at(first_row + r, group));
       float* const row = levels.data() + r * count;
       float sum = 0.0F;
-      for (index_t c = 0; c < count; ++c) sum += row[c] = static_cast<float>(codes[c]) - zero;
+      for (index_t c = 0; c < count; ++c) sum += row[c] = rounding.loaded(codes[c]) - zero;
       if (!format_.levels.has_zero_point) continue;
       center[static_cast<std::size_t>(r)] = std::round(sum / static_cast<float>(count));
       for (index_t c = 0; c < count; ++c) row[c] -= center[static_cast<std::size_t>(r)];
     }
+  };
+  linalg::for_strips(rows, threads_, [&](index_t r0, index_t n) {
+    detail::with_rounding(format_.levels, [&](auto const& rounding) { load(r0, n, rounding); });
   });
   matrix inside(rows, count);
   std::fill_n(inside.data(), inside.size(), 0.0F);

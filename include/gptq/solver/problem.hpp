@@ -2,6 +2,7 @@
 // that.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
@@ -37,7 +38,8 @@ format_values describe(index_t in, quantize_options const& options) {
   values.levels = Format::levels;
   values.group_columns = Format::group_columns(in);
   values.groups = Format::groups(in);
-  values.grids = {options.grid, options.mse, options.quality == quality::reference, Format::scales};
+  values.grids = {options.grid, options.mse, options.quality == quality::reference && !Format::is_code_book,
+                  Format::scales};
   values.bits = Format::bits;
   values.whole_row = Format::group_size == whole_row;
   if constexpr (requires(std::span<float const> w) {
@@ -47,6 +49,10 @@ format_values describe(index_t in, quantize_options const& options) {
   }
   return values;
 }
+
+/// The same with what scales of type e4m3 are multiples of: the power of two with which those of these weights are at
+/// most half of the largest e4m3, so that weights may still grow while columns are swept.
+GPTQ_SOLVER_FUNCTION format_values with_matrix_scale(format_values format, linalg::view weight);
 
 /// What a quality consists of.
 struct recipe {
@@ -71,6 +77,21 @@ GPTQ_SOLVER_FUNCTION void check_options(quantize_options const& options, code_le
 GPTQ_SOLVER_FUNCTION void check_scale(float scale, index_t row, index_t group);
 
 #if !defined(GPTQ_SOLVER_ELSEWHERE)
+
+GPTQ_SOLVER_FUNCTION format_values with_matrix_scale(format_values format, linalg::view weight) {
+  if (format.grids.scales != scale_type::e4m3) return format;
+  float amax = 0.0F;
+  for (index_t row = 0; row < weight.rows; ++row) {
+    for (index_t column = 0; column < weight.columns; ++column) {
+      amax = std::max(amax, std::abs(weight(row, column)));
+    }
+  }
+  code_levels const& levels = format.levels;
+  float const top = levels.has_zero_point ? static_cast<float>(levels.max_code - levels.min_code) / 2.0F
+                                          : std::min(-levels.lowest(), levels.highest());
+  if (amax > 0.0F) format.grids.matrix_scale = std::exp2(std::ceil(std::log2(amax / top / 224.0F)));
+  return format;
+}
 
 GPTQ_SOLVER_FUNCTION recipe recipe_for(quality q) {
   switch (q) {
@@ -98,7 +119,7 @@ GPTQ_SOLVER_FUNCTION grid format_values::find(std::span<float const> weights) co
     throw error("quantize: the scheme's find_grid gave the zero point " + std::to_string(g.zero) +
                 ", which does not fit into " + std::to_string(bits) + " bits");
   }
-  g.scale = detail::stored_scale(g.scale, grids.scales);
+  g.scale = grids.stored(g.scale);
   return g;
 }
 

@@ -20,12 +20,14 @@ struct solution {
   std::vector<float> scales;
   std::vector<std::uint8_t> zeros;
   std::vector<std::int32_t> order;
+  float matrix_scale = 1.0F;  ///< what scales of type e4m3 are multiples of
   quantize_report report;
 
   solution(index_t rows, index_t columns, format_values const& format)
       : codes(static_cast<std::size_t>(rows * columns)),
         scales(static_cast<std::size_t>(rows * format.groups)),
         zeros(format.levels.has_zero_point ? scales.size() : 0),
+        matrix_scale(format.grids.matrix_scale),
         groups_(format.groups) {}
 
   void set_grid(index_t row, index_t group, grid g) {
@@ -50,6 +52,7 @@ quantized_layer<Format> as_layer(solution&& s, index_t out, index_t in) {
   layer.in = in;
   layer.codes = std::move(s.codes);
   layer.scales = std::move(s.scales);
+  layer.matrix_scale = s.matrix_scale;
   layer.zeros = std::move(s.zeros);
   layer.order = std::move(s.order);
   layer.report = s.report;

@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <vector>
 
+#include <gptq/grids/level_rounding.hpp>
 #include <gptq/linalg/strips.hpp>
 #include <gptq/solver/beam.hpp>
 #include <gptq/solver/grid_search.hpp>
@@ -97,38 +98,48 @@ class sweep_strip {
   }
 
   void quantize_segment(index_t c0, index_t c1) {
-    bool const half_step = s_.format.levels.is_half_step();
+    detail::with_rounding(s_.format.levels,
+                          [&](auto const& rounding) { quantize_segment(c0, c1, rounding); });
+  }
+
+  template <class Rounding>
+  void quantize_segment(index_t c0, index_t c1, Rounding const& rounding) {
     for (index_t s1 = c1; s1 > c0;) {
       index_t const s0 = std::max(c0, s1 - 32);
       add(now_, 1.0F, difference_, s0, s1, c1);
       for (index_t c = s1 - 1; c >= s0; --c) {
         add(now_, 1.0F, difference_, c, c + 1, s1);
         load_grids(s_.order.group(b_.reach - 1 - c, s_.format.group_columns));
-        half_step ? quantize_column<true>(c) : quantize_column<false>(c);
+        quantize_column(c, rounding);
       }
       s1 = s0;
     }
   }
 
-  template <bool HalfStep>
-  void quantize_column(index_t c) {
-    auto const lowest = static_cast<float>(s_.format.levels.min_code);
-    auto const highest = static_cast<float>(s_.format.levels.max_code);
+  template <class Rounding>
+  void quantize_column(index_t c, Rounding const rounding) {
     float const diagonal = s_.f->diagonal(a0_ + c);
     float const* const now = now_.column(c);
     float* const difference = difference_.column(c);
     std::uint8_t* const codes = codes_.data() + c * linalg::strip_rows;
     double* const losses = s_.losses.data() + first_row_;
     float errors[linalg::strip_rows];
+    [[maybe_unused]] float chosen[linalg::strip_rows];
     for (index_t r = 0; r < rows_; ++r) {
       float const scale = scale_[r];
       float const zero = zero_[r];
-      float const code =
-          detail::nearest_code<HalfStep>(now[r], detail::safe_divisor(scale), zero, lowest, highest);
+      float const code = rounding.nearest(now[r], detail::safe_divisor(scale), zero);
       float const decoded = scale * (code - zero);
       errors[r] = (now[r] - decoded) * diagonal;
       difference[r] -= decoded;
-      codes[r] = static_cast<std::uint8_t>(static_cast<int>(code));
+      if constexpr (Rounding::by_table) {
+        chosen[r] = code;
+      } else {
+        codes[r] = rounding.stored(code);
+      }
+    }
+    if constexpr (Rounding::by_table) {
+      for (index_t r = 0; r < rows_; ++r) codes[r] = rounding.stored(chosen[r]);
     }
     for (index_t r = 0; r < rows_; ++r) losses[r] += double{errors[r]} * double{errors[r]};
   }

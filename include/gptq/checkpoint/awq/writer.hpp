@@ -18,7 +18,8 @@ namespace gptq::checkpoint::detail {
 template <storage_format Format>
 awq_tensors write_awq(quantized_layer<Format> const& layer) {
   static_assert(Format::bits == 4, "AWQ checkpoints hold codes of 4 bits");
-  static_assert(!Format::levels.is_half_step(), "AWQ checkpoints hold integer zero points");
+  static_assert(!Format::levels.is_half_step() && !Format::is_code_book,
+                "AWQ checkpoints hold integer zero points");
   check(layer);
   if (!layer.order.empty()) {
     throw error("AWQ checkpoint: it keeps columns in their order: quantize with static groups");

@@ -25,7 +25,7 @@ namespace gptq::checkpoint::detail {
 /// Whether a type's levels are enough for a scheme's.
 inline bool holds(code_functions const& codes, code_levels const& levels) {
   int const zero = codes.has_minimum ? 0 : static_cast<int>(levels.zero);
-  return (codes.has_minimum || !(levels.has_zero_point || levels.is_half_step())) &&
+  return !levels.is_code_book() && (codes.has_minimum || !(levels.has_zero_point || levels.is_half_step())) &&
          levels.min_code - zero >= codes.lowest && levels.max_code - zero <= codes.highest;
 }
 
@@ -62,7 +62,9 @@ inline void check_holds(ggml_type type, code_levels const& levels, int group_siz
   std::string const name(entry(type).name);
   if (!holds(codes, levels)) {
     std::string reason;
-    if (!codes.has_minimum && levels.has_zero_point) {
+    if (levels.is_code_book()) {
+      reason = "its levels are a distance of the scale apart, the scheme's are a table";
+    } else if (!codes.has_minimum && levels.has_zero_point) {
       reason = "it has no zero points";
     } else if (!codes.has_minimum && levels.is_half_step()) {
       reason = "its zero is one of the codes, the scheme's lies between two";
@@ -119,6 +121,7 @@ inline void check_code_matrix(ggml_tensor const& tensor) {
 template <storage_format Format>
 void pack_blocks(ggml_tensor const& tensor, packed_memory<Format> const& packed) {
   static_assert(Format::group_size == 32, "to_packed: each block of 32 weights has a scale of its own");
+  static_assert(!Format::is_code_book, "to_packed: blocks of these types hold no code books");
   check_code_matrix(tensor);
   code_functions const& functions = find_codes(tensor.type);
   constexpr code_levels levels = Format::levels;

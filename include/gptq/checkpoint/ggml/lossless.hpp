@@ -39,6 +39,7 @@ template <storage_format Format>
 block_or_reason make_block(quantized_layer<Format> const& layer, code_functions const& functions, index_t row,
                            index_t first) {
   constexpr code_levels levels = Format::levels;
+  static_assert(!Format::is_code_book, "repack: blocks of these types hold no code books");
   grid const g = layer.grid(row, layer.group(first));
   float const zero = levels.zero_point(g);
   int const steps = levels.is_half_step() && !functions.has_minimum ? 2 : 1;  // to a unit of the scale

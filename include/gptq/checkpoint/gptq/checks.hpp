@@ -97,6 +97,7 @@ std::vector<std::int32_t> check_gptq(gptq_view const& tensors, gptq_version vers
   static_assert(Format::has_zero_point || Format::levels.min_code == 0,
                 "sym: true is fixed_zero: symmetric has no lowest level, which checkpoints may use");
   static_assert(!Format::levels.is_half_step(), "GPTQ checkpoints hold integer zero points");
+  static_assert(!Format::is_code_book, "GPTQ checkpoints hold no code books");
   index_t const in = tensors.in;
   index_t const out = tensors.out;
   if (in <= 0 || out <= 0 || in > largest_extent || out > largest_extent || in * bits % 32 != 0 ||

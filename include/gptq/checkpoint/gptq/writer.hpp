@@ -20,6 +20,7 @@ gptq_tensors write_gptq(quantized_layer<Format> const& layer, gptq_version versi
   constexpr int bits = Format::bits;
   static_assert(!Format::levels.is_half_step(),
                 "GPTQ checkpoints hold integer zero points: a half-step scheme does not fit (GGUF Q4_1 can)");
+  static_assert(!Format::is_code_book, "GPTQ checkpoints hold no code books");
   check(layer);
   index_t const in = layer.in;
   index_t const out = layer.out;
