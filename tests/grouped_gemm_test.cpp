@@ -73,7 +73,7 @@ struct results {
   }
   index_t count() const { return static_cast<index_t>(products.size()); }
   bool operator==(results const& other) const {
-    return std::memcmp(y.data(), other.y.data(), y.size() * sizeof(T)) == 0;
+    return y.empty() || std::memcmp(y.data(), other.y.data(), y.size() * sizeof(T)) == 0;
   }
 };
 
