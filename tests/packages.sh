@@ -4,7 +4,8 @@
 #   tests/packages.sh debian                 debian/: dpkg-buildpackage, lintian, a program with what it contains
 #   tests/packages.sh conan                  conanfile.py, in an environment of its own in build/packages
 #   tests/packages.sh vcpkg                  ports/gptq; needs vcpkg at $VCPKG_ROOT, and is left out without
-# Installs what is missing with apt, and Conan with pip into build/packages.
+#   tests/packages.sh python                 python/: a wheel, its tests
+# Installs what is missing with apt, and Python packages with pip into build/packages.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source=$PWD
@@ -104,10 +105,22 @@ vcpkg() {
   git diff --exit-code -- ports/gptq/vcpkg.json
 }
 
-if (($# == 0)); then set -- debian conan vcpkg; fi
+python() {
+  phase "Python: a wheel, its tests"
+  .ci/install cmake ninja-build g++ libeigen3-dev nlohmann-json3-dev python3-venv python3-dev
+  environment python build pytest numpy nanobind scikit-build-core mypy
+  rm -rf "$work/wheel" "$work/wheel-build"
+  "${offline[@]}" "$work/python/bin/pip" wheel -q --no-build-isolation --no-deps --no-index -w "$work/wheel" ./python \
+    -C build-dir="$work/wheel-build" -C cmake.define.GPTQ_PYTHON_TESTS=ON
+  "$work/python/bin/pip" install -q --force-reinstall --no-deps --no-index "$work"/wheel/*.whl
+  "$work/python/bin/python" -m mypy --package gptq
+  GPTQ_SAME_IN_CPP=$work/wheel-build/same_in_cpp "$work/python/bin/python" -m pytest -q python/tests
+}
+
+if (($# == 0)); then set -- debian conan vcpkg python; fi
 for package in "$@"; do
   case "$package" in
-    debian | conan | vcpkg) "$package" ;;
+    debian | conan | vcpkg | python) "$package" ;;
     *) sed -n '2,8s/^# \{0,1\}//p' tests/packages.sh; exit 2 ;;
   esac
 done
