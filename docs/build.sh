@@ -12,7 +12,7 @@ mkdir -p $site/pages $site/html
 # In the order of the menu.
 pages="README.md docs/first-layer.md docs/from-hugging-face.md docs/port-your-engine.md docs/which-scheme.md docs/zero-point.md
   docs/kernels.md docs/numerics.md docs/file-formats.md docs/faq.md docs/glossary.md docs/architecture.md
-  $(cd docs && ls recipes/*.md | sed 's|^|docs/|') examples/models/README.md bench/README.md tests/README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md"
+  $(cd docs && ls recipes/*.md | sed 's|^|docs/|') examples/models/README.md python/README.md bench/README.md tests/README.md CONTRIBUTING.md SECURITY.md CHANGELOG.md"
 inputs=""
 for page in $pages; do
   flat=$site/pages/${page//\//_}
