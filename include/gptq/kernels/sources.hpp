@@ -69,6 +69,10 @@ template <class Ops, int Bits, bool Small>
 struct table_source : packed_source<Ops, Bits> {
   template <int /*Planes*/>
   using sums = table_sums<Ops, Bits, Small>;
+  // With a table there are fewer registers for both halves.
+  template <int Planes>
+  static constexpr bool share_digits = Ops::wide ? Ops::template shared_digits<Bits, Planes> : false;
+
   struct unit_type {
     unit<Ops, Bits, false> packed;
     typename Ops::table table;
