@@ -522,7 +522,10 @@ if arguments.fixtures:
     write_fixtures(arguments.fixtures)
     sys.exit()
 
-trained = Trained(mixed_text("training", 600_000) + (ROOT / "examples/data/kjv-bytes/calibration.txt").read_text(), 4000)
+training = mixed_text("training", 600_000) + (ROOT / "examples/data/kjv-bytes/calibration.txt").read_text()
+if arguments.gguf:
+    training = training.replace("\0", "")  # for llama.cpp a token ends there, and is then another's double
+trained = Trained(training, 4000)
 data = (ROOT / "examples/data/kjv-bytes/evaluation.txt").read_text()
 source = "".join(p.read_text() for p in sorted((ROOT / "include/gptq").rglob("*.hpp"))[:20])
 texts = [mixed_text("evaluation", 1_100_000) + data + source, *short_texts("short", 600)]
