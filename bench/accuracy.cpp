@@ -83,9 +83,15 @@ class decoded_linear final : public lm::packed_linear {
  public:
   explicit decoded_linear(matrix weight) : weight_(std::move(weight)) {}
   gptq::format_spec format() const override { return {}; }
-  lm::packed_parts parts() const override { return {}; }
-  void dequantize(float* weight) const override {
-    std::copy(weight_.data(), weight_.data() + weight_.size(), weight);
+  lm::packed_parts parts() const override {  // the shape alone
+    lm::packed_parts shape;
+    shape.out = weight_.rows();
+    shape.in = weight_.cols();
+    return shape;
+  }
+  void dequantize(gptq::row_range rows, float* weight) const override {
+    auto const part = weight_.middleRows(rows.first, rows.last - rows.first);
+    std::copy(part.data(), part.data() + part.size(), weight);
   }
 
  private:

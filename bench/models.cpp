@@ -85,6 +85,7 @@ void decode(lm::model const& m, arguments const& args) {
   double bytes = 0.0;
   double linear_bytes = 0.0;
   for (auto const& product : products) linear_bytes += static_cast<double>(product.weight.bytes());
+  std::vector<std::byte> const output(m.output_bytes(), std::byte{1});  // as much as the output layer takes
   std::vector<double> predicted;
   std::vector<double> measured;
   std::vector<double> shares;  // of a round's: the machine's speed changes from one to the next
@@ -96,14 +97,14 @@ void decode(lm::model const& m, arguments const& args) {
 
     // As a token does: all linear layers, then the rest, whatever of it the caches still have.
     spin_pool pool(threads);
-    double const others = (bytes - linear_bytes) / static_cast<double>(m.output_bytes().size());
+    double const others = (bytes - linear_bytes) / static_cast<double>(output.size());
     double least = std::numeric_limits<double>::infinity();
     for (roofline::reader const reader : roofline::readers<void>) {
       std::vector<double> seconds;
       for (int repeat = 0; repeat < 5; ++repeat) {
         double const gemv = gemv_seconds(pool);
         seconds.push_back(gemv +
-                          others * roofline::seconds_of([&] { read(pool, m.output_bytes(), reader); }));
+                          others * roofline::seconds_of([&] { read(pool, output, reader); }));
       }
       least = std::min(least, median(std::move(seconds)));
     }
