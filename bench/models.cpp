@@ -103,8 +103,7 @@ void decode(lm::model const& m, arguments const& args) {
       std::vector<double> seconds;
       for (int repeat = 0; repeat < 5; ++repeat) {
         double const gemv = gemv_seconds(pool);
-        seconds.push_back(gemv +
-                          others * roofline::seconds_of([&] { read(pool, output, reader); }));
+        seconds.push_back(gemv + others * roofline::seconds_of([&] { read(pool, output, reader); }));
       }
       least = std::min(least, median(std::move(seconds)));
     }
