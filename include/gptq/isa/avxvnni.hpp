@@ -43,15 +43,7 @@ struct operations<isa::avxvnni> : ymm_operations {
 
   /// Levels of any size with 128 more, as codes of 8 bits.
   template <bool /*Small*/>
-  struct table_product {
-    using accumulator = operations::accumulator;
-    static constexpr int offset = 128;
-    static constexpr bool offset_in_words = false;
-    static constexpr int block_columns = 128;
-    GPTQ_INLINE static accumulator start(digit_sums const& sums) { return operations::start<7, 0>(sums, 0); }
-    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
-    GPTQ_INLINE static words to_words(accumulator a) { return operations::to_words<0>(a); }
-  };
+  using table_product = product_as_codes<operations, 128, false, 128>;
 };
 
 }  // namespace gptq::detail

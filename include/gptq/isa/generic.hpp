@@ -252,15 +252,7 @@ struct operations<isa::generic> {
   }
 
   /// Small levels with 16 more: 16 columns of them add up to at most 8 * 31 * 128 < 2^15.
-  struct small_levels {
-    using accumulator = operations::accumulator;
-    static constexpr int offset = 16;
-    static constexpr bool offset_in_words = true;
-    static constexpr int block_columns = 16;
-    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return zero(); }
-    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
-    GPTQ_INLINE static words to_words(accumulator a) { return operations::to_words<0>(a); }
-  };
+  using small_levels = product_as_codes<operations, 16, true, 16>;
 
   /// Any levels, up to 127: two products are at most 2 * 127 * 128 < 2^15.
   struct any_levels {

@@ -51,15 +51,7 @@ struct operations<isa::neon> : q_operations {
   }
 
   /// Small levels: 64 columns of them add up to at most 16 * 15 * 128 < 2^15, as of codes.
-  struct small_levels {
-    using accumulator = operations::accumulator;
-    static constexpr int offset = 0;
-    static constexpr bool offset_in_words = false;
-    static constexpr int block_columns = 64;
-    GPTQ_INLINE static accumulator start(digit_sums const& /*sums*/) { return zero(); }
-    GPTQ_INLINE static accumulator dot(accumulator a, codes c, digits x) { return operations::dot(a, c, x); }
-    GPTQ_INLINE static words to_words(accumulator a) { return operations::to_words<0>(a); }
-  };
+  using small_levels = product_as_codes<operations, 0, false, 64>;
   /// Any levels, up to 127: products of 8 of them with digits, at most 127 * 128 each, move on to int32 in pairs.
   struct any_levels {
     struct accumulator {

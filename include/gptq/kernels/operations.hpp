@@ -107,6 +107,28 @@ concept isa_codes = requires(typename Ops::codes c, typename Ops::digits d, type
   { Ops::template to_words<0>(a) } -> std::same_as<typename Ops::words>;
 };
 
+/// A table_product whose levels, raised by `Offset`, are multiplied and added up as codes are.
+/// @tparam Ops  operations<Isa>
+template <class Ops, int Offset, bool OffsetInWords, int BlockColumns>
+struct product_as_codes {
+  static_assert(OffsetInWords || Offset == 0 || Offset == 128);
+  using accumulator = typename Ops::accumulator;
+  static constexpr int offset = Offset;
+  static constexpr bool offset_in_words = OffsetInWords;
+  static constexpr int block_columns = BlockColumns;
+  GPTQ_INLINE static accumulator start(digit_sums const& sums) {
+    if constexpr (Offset == 128) {
+      return Ops::template start<7, 0>(sums, 0);
+    } else {
+      return Ops::zero();
+    }
+  }
+  GPTQ_INLINE static accumulator dot(accumulator a, typename Ops::codes c, typename Ops::digits x) {
+    return Ops::dot(a, c, x);
+  }
+  GPTQ_INLINE static auto to_words(accumulator a) { return Ops::template to_words<0>(a); }
+};
+
 /// Code books: codes become levels, and their products with digits.
 template <class Ops, class Product = typename Ops::template table_product<false>>
 concept isa_tables = requires(std::int8_t const* levels, typename Ops::table t, typename Ops::codes c,
