@@ -37,6 +37,8 @@ struct arguments {
   number activations = number::bfloat16;
   bool true_sequential = false;
   bool act_order = false;
+  gptq::quality quality = gptq::quality::plain;
+  index_t held_out = 0;
   bool loss = false;
 };
 
@@ -150,11 +152,11 @@ void run(arguments const& args) {
 
   lm::device::calibration how;
   how.format = gptq::to_spec<q4>();
-  how.options.quality = gptq::quality::plain;
+  how.options.quality = args.quality;
   how.options.act_order = args.act_order;
   how.activations = args.activations;
   how.true_sequential = args.true_sequential;
-  how.calibrating = args.windows;
+  how.calibrating = args.windows - args.held_out;
   double factor = 0.0, sweep = 0.0, loss = 0.0;
   std::size_t packed_bytes = 0;
   how.finish = [](lm::device::linear_result& r) {
@@ -188,7 +190,7 @@ void run(arguments const& args) {
   print("attention", of(activity::attention), total, args.layers);
   print("Hessians", of(activity::hessian), total, args.layers);
   print("factorization", factor, total, args.layers);
-  print("sweep", sweep, total, args.layers);
+  print("sweeps, descent", sweep, total, args.layers);
   print("solving, besides these", of(activity::solving) - factor - sweep, total, args.layers);
   print("samples, codes back", of(activity::measuring), total, args.layers);
   print("waiting for weights", of(activity::waiting), total, args.layers);
@@ -224,6 +226,11 @@ int main(int argc, char** argv) {
           {"float32", number::float32}, {"float16", number::float16}, {"bfloat16", number::bfloat16}}));
   app.add_flag("--true-sequential", args.true_sequential, "One forward pass");
   app.add_flag("--act-order", args.act_order);
+  app.add_option("--quality", args.quality, "plain, fast or best [plain]")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, gptq::quality>{
+          {"plain", gptq::quality::plain}, {"fast", gptq::quality::fast}, {"best", gptq::quality::best}}));
+  app.add_option("--held-out", args.held_out, "Of the windows, those that choices are made by")
+      ->capture_default_str();
   app.add_flag("--loss", args.loss, "Measure the loss on the text, too");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -2,10 +2,11 @@
 //
 //   bench_cuda_quantize [--json FILE]
 //
-// 4 bits without a zero point in groups of 128, with act-order. The weights and activations are random, on
-// the device. A time is the median of several runs on the host's clock, from the call to the finished result
-// on the device; the measurement of the output error is left out. `factor` is what passes before the first
-// column, by the device's clock: the Cholesky factorization, and before it the order of the columns.
+// 4 bits without a zero point in groups of 128, with act-order; of quality plain, and of fast. The weights
+// and activations are random, on the device. A time is the median of several runs on the host's clock, from
+// the call to the finished result on the device; the measurement of the output error is left out. `factor` is
+// what passes before the first column, by the device's clock: the Cholesky factorization, and before it the
+// order of the columns.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -90,7 +91,8 @@ void quantize(cuda::context& ctx, index_t out, index_t in, report& all) {
     }
   }
   auto const weight = random_array<float>(ctx, out, in, 0.0F, 3);
-  cuda::quantize_options options{.act_order = true, .measure_output_error = false};
+  cuda::quantize_options options{
+      .quality = gptq::quality::plain, .act_order = true, .measure_output_error = false};
   double loss[2] = {}, time[2] = {};
   std::vector<double> factors;
   for (int const which : {0, 1}) {
@@ -103,15 +105,21 @@ void quantize(cuda::context& ctx, index_t out, index_t in, report& all) {
   }
   std::sort(factors.begin(), factors.end());
   double const factor = factors[factors.size() / 2];
-  std::printf("%6td x %6td  %9.2f  %9.2f  %9.2f  %5.0f %%  %9.1e\n", out, in, time[0], time[1], factor,
-              100.0 * factor / time[0], loss[1] / loss[0] - 1.0);
+  options.quality = gptq::quality::fast;
+  options.tf32 = false;
+  double fast_loss = 0.0;
+  double const fast_time = milliseconds(ctx, repetitions, [&] {
+    fast_loss = cuda::quantize<q4>({{weight.data(), out}}, h, options).report(0).loss;
+  });
+  std::printf("%6td x %6td  %9.2f  %9.2f  %9.2f  %5.0f %%  %9.1e  %9.2f  %9.3f\n", out, in, time[0], time[1],
+              factor, 100.0 * factor / time[0], loss[1] / loss[0] - 1.0, fast_time, fast_loss / loss[0]);
   std::fflush(stdout);
   char entry[400];
   std::snprintf(
       entry, sizeof entry,
       R"({"case": "quantize", "out": %td, "in": %td, "ms_float32": %.4f, "ms_tf32": %.4f, "ms_factor": %.4f, )"
-      R"("loss_float32": %.6e, "loss_tf32": %.6e})",
-      out, in, time[0], time[1], factor, loss[0], loss[1]);
+      R"("ms_fast": %.4f, "loss_float32": %.6e, "loss_tf32": %.6e, "loss_fast": %.6e})",
+      out, in, time[0], time[1], factor, fast_time, loss[0], loss[1], fast_loss);
   all.add(entry);
 }
 
@@ -148,7 +156,8 @@ int main(int argc, char** argv) {
     report all;
     hessian<gptq::bfloat16>(ctx, "bfloat16", all);
     hessian<float>(ctx, "float32", all);
-    std::printf("\n   out x in      float32 ms    TF32 ms  factor ms  share   TF32's loss\n");
+    std::printf(
+        "\n   out x in      float32 ms    TF32 ms  factor ms  share   TF32's loss    fast ms  fast's loss\n");
     quantize(ctx, 4096, 4096, all);
     quantize(ctx, 4096, 14336, all);
     quantize(ctx, 8192, 28672, all);

@@ -19,8 +19,10 @@ std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
 Eigen::Map<gptq::matrix const> weight_matrix(layer_input const& input) {
   return {input.weight.data(), input.out, input.in};
 }
-Eigen::Map<Eigen::MatrixXf const> sum_matrix(layer_input const& input) {
-  return {input.sum.data(), input.in, input.in};
+gptq::hessian hessian_from(layer_input const& input, std::vector<float> const& sum) {
+  // H of one sequence is 2 S, which is exact.
+  return gptq::hessian::from_sum(Eigen::Map<Eigen::MatrixXf const>(sum.data(), input.in, input.in),
+                                 static_cast<double>(input.tokens), 1);
 }
 float sum_at(layer_input const& input, index_t i, index_t j) {
   return input.sum[at(std::min(i, j) * input.in + std::max(i, j))];
@@ -83,10 +85,10 @@ std::vector<float> sum_on_cpu(std::vector<float> const& activations, index_t in)
 template <class Format>
 gptq::quantized_layer<Format> quantize_on_cpu(layer_input const& input,
                                               gptq::quantize_options const& options) {
-  // H of one sequence is 2 S, which is exact.
-  return gptq::quantize<Format>(
-      weight_matrix(input), gptq::hessian::from_sum(sum_matrix(input), static_cast<double>(input.tokens), 1),
-      options);
+  gptq::hessian const h = hessian_from(input, input.sum);
+  if (input.held_out.empty()) return gptq::quantize<Format>(weight_matrix(input), h, options);
+  gptq::hessian const held_out = hessian_from(input, input.held_out);
+  return gptq::quantize<Format>(weight_matrix(input), h, options, &held_out);
 }
 
 template <class Format>

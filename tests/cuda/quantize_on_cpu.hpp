@@ -25,9 +25,10 @@ using cuda_formats =
 struct layer_input {
   index_t out;
   index_t in;
-  index_t tokens;             ///< in one sequence
-  std::vector<float> weight;  ///< [out, in]
-  std::vector<float> sum;     ///< S of hessian.hpp, of which the lower triangle by columns is there
+  index_t tokens;               ///< in one sequence
+  std::vector<float> weight;    ///< [out, in]
+  std::vector<float> sum;       ///< S of hessian.hpp, of which the lower triangle by columns is there
+  std::vector<float> held_out;  ///< likewise, of as many other tokens; empty: none
 };
 
 /// S of activations[tokens, in].

@@ -98,13 +98,15 @@ class host_accelerator final : public lm::device::operations<host_accelerator> {
   std::unique_ptr<lm::device::quantized> quantize(gptq::format_spec const& format,
                                                   std::span<lm::device::weight const> weights,
                                                   lm::device::hessian const& h,
-                                                  gptq::quantize_options const& options) override {
+                                                  gptq::quantize_options const& options,
+                                                  lm::device::hessian const* held_out) override {
     auto const& sum = static_cast<host_hessian const&>(h).h;
+    auto const* const others = held_out == nullptr ? nullptr : &static_cast<host_hessian const*>(held_out)->h;
     auto result = std::make_unique<host_quantized>();
     gptq::with_format<formats>(format, [&]<class Format>() {
       for (lm::device::weight const& w : weights) {
-        auto layer =
-            gptq::quantize<Format>(Eigen::Map<matrix const>(w.data, w.out, sum.in_features()), sum, options);
+        auto layer = gptq::quantize<Format>(Eigen::Map<matrix const>(w.data, w.out, sum.in_features()), sum,
+                                            options, others);
         result->weights.push_back(gptq::dequantize(layer));
         result->reports.push_back(layer.report);
         result->layers.push_back({layer.codes, layer.scales, layer.zeros, layer.order});
@@ -142,8 +144,8 @@ class host_accelerator final : public lm::device::operations<host_accelerator> {
   };
   struct host_quantized final : lm::device::quantized {
     gptq::quantize_report const& report(std::size_t layer) const override { return reports[layer]; }
-    std::int32_t const* order() const override {
-      return layers.front().order.empty() ? nullptr : layers.front().order.data();
+    std::int32_t const* order(std::size_t layer) const override {
+      return layers[layer].order.empty() ? nullptr : layers[layer].order.data();
     }
     void dequantize(std::size_t layer, numbers to, float const* minus) const override {
       matrix w = weights[layer];

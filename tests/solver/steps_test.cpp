@@ -222,7 +222,7 @@ TEST_CASE("a zero point moves by one, and never beyond what is stored", "[descen
   sums.one_one = 8.0;
   auto const moved = [&](int zero, double slope) {
     sums.one_slope = slope;
-    return gptq::solver::best_grid(sums, {1.0F, zero}, f).to.zero;
+    return gptq::solver::best_grid(sums, {1.0F, zero}, f.rules()).to.zero;
   };
   CHECK(moved(2, -8.0) == 3);
   CHECK(moved(3, -8.0) == 3);

@@ -150,7 +150,7 @@ class quantized {
   virtual ~quantized() = default;
   virtual gptq::quantize_report const& report(std::size_t layer) const = 0;
   /// Original column of each stored one, on the device; null: themselves.
-  virtual std::int32_t const* order() const = 0;
+  virtual std::int32_t const* order(std::size_t layer) const = 0;
   /// The weights that the codes stand for, [out, in], in the original order of columns; less `minus`[out, in]
   /// where that is not null.
   virtual void dequantize(std::size_t layer, numbers to, float const* minus = nullptr) const = 0;
@@ -243,10 +243,14 @@ class accelerator {
   virtual void multiply(batched_product const& p) = 0;
 
   virtual std::unique_ptr<hessian> new_hessian(index_t in, number type) = 0;
+  /// @param held_out  of other tokens; may be null: the error on them is reported, and choices are made by
+  ///                  it, as
+  ///                  gptq::quantize does
   /// Throws gptq::error when a layer cannot be quantized. Waits.
   virtual std::unique_ptr<quantized> quantize(gptq::format_spec const& format,
                                               std::span<weight const> weights, hessian const& h,
-                                              gptq::quantize_options const& options) = 0;
+                                              gptq::quantize_options const& options,
+                                              hessian const* held_out) = 0;
   /// tr(W S W') for w[out, in]; waits.
   virtual double quadratic_form(float const* w, index_t out, index_t in, hessian const& h) = 0;
 };

@@ -242,12 +242,9 @@ class calibrator {
       first_row += l.weight.rows;
     }
     on_.enter(activity::solving);
-    std::shared_ptr<quantized const> layers = solve(weights, linears, *inputs.calibration);
+    std::shared_ptr<quantized const> layers = solve(weights, linears, inputs);
     on_.enter(activity::measuring);
-    for (std::size_t i = 0; i < results.size(); ++i) {
-      results[i].report = layers->report(i);
-      if (inputs.held_out) measure_held_out(results[i], *layers, i, weights[i], *inputs.held_out);
-    }
+    for (std::size_t i = 0; i < results.size(); ++i) results[i].report = layers->report(i);
     first_row = 0;
     for (std::size_t i = 0; i < results.size(); ++i) {
       numbers const replaced = layer_->weights(s).from(first_row * in);
@@ -273,23 +270,14 @@ class calibrator {
   }
 
   std::unique_ptr<quantized> solve(std::span<weight const> weights, std::vector<linear_source> const& linears,
-                                   hessian const& h) {
+                                   stage_inputs const& inputs) {
     try {
-      return on_.quantize(how_.format, weights, h, how_.options);
+      return on_.quantize(how_.format, weights, *inputs.calibration, how_.options, inputs.held_out.get());
     } catch (gptq::error const& e) {
       std::string names;
       for (linear_source const& l : linears) names += (names.empty() ? "" : ", ") + l.name;
       throw gptq::error(names + ": " + e.what());
     }
-  }
-
-  void measure_held_out(linear_result& r, quantized const& layers, std::size_t i, weight const& w,
-                        hessian const& held_out) {
-    array<float> const difference(on_, r.out * r.in);
-    layers.dequantize(i, {difference.data(), number::float32}, w.data);
-    r.report.held_out_error = on_.quadratic_form(difference.data(), r.out, r.in, held_out) /
-                              on_.quadratic_form(w.data, r.out, r.in, held_out);
-    r.report.held_out_snr_db = -10.0 * std::log10(r.report.held_out_error);
   }
 
   /// Puts a layer's decoded weights into `replaced`, and measures what inputs in int8 add to its error: as a
@@ -302,7 +290,7 @@ class calibrator {
     array<float> const y(on_, tokens * r.out);
     on_.convert(x, {inputs.sample.data(), number::float32}, tokens * r.in);
     index_t const group = how_.format.group_size == gptq::whole_row ? r.in : index_t{how_.format.group_size};
-    on_.int8_error(change, inputs.sample.data(), layers.order(), tokens, r.in, group);
+    on_.int8_error(change, inputs.sample.data(), layers.order(i), tokens, r.in, group);
     layers.dequantize(i, difference, w.data);
     layers.dequantize(i, replaced);
     product p{.x = x,

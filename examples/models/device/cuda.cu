@@ -233,7 +233,8 @@ class cuda_accelerator final : public operations<cuda_accelerator> {
     return std::make_unique<gpu_hessian>(ctx_, in);
   }
   std::unique_ptr<quantized> quantize(gptq::format_spec const& format, std::span<weight const> weights,
-                                      hessian const& h, gptq::quantize_options const& options) override;
+                                      hessian const& h, gptq::quantize_options const& options,
+                                      hessian const* held_out) override;
   double quadratic_form(float const* w, index_t out, index_t in, hessian const& h) override {
     device_array<float> product(ctx_, out * in);
     device_array<double> sums(ctx_, out);
@@ -309,19 +310,23 @@ template <class Format>
 class gpu_quantized final : public quantized {
  public:
   gpu_quantized(cuda_accelerator& on, gptq::cuda::context& ctx, gptq::cuda::quantized_layers<Format>&& layers)
-      : on_(on), layers_(std::move(layers)), order_(ctx, static_cast<index_t>(layers_.order().size())) {
-    if (order_.size() > 0) order_.upload(layers_.order().data());
+      : on_(on), layers_(std::move(layers)) {
+    for (index_t i = 0; i < layers_.size(); ++i) {
+      auto& order = orders_.emplace_back(ctx, static_cast<index_t>(layers_.order(i).size()));
+      if (order.size() > 0) order.upload(layers_.order(i).data());
+    }
   }
 
   gptq::quantize_report const& report(std::size_t layer) const override {
     return layers_.report(static_cast<index_t>(layer));
   }
-  std::int32_t const* order() const override { return order_.size() > 0 ? order_.data() : nullptr; }
+  std::int32_t const* order(std::size_t layer) const override {
+    return orders_[layer].size() > 0 ? orders_[layer].data() : nullptr;
+  }
   void dequantize(std::size_t layer, numbers to, float const* minus) const override {
     auto const i = static_cast<index_t>(layer);
-    coded_rows const from{layers_.codes(i), layers_.scales(i),
-                          layers_.zeros(i), order_.size() > 0 ? order_.data() : nullptr,
-                          layers_.in(),     Format::group_columns(layers_.in()),
+    coded_rows const from{layers_.codes(i), layers_.scales(i), layers_.zeros(i),
+                          order(layer),     layers_.in(),      Format::group_columns(layers_.in()),
                           Format::levels};
     with_number(to.type, [&]<class T>() {
       on_.run_rows(layers_.out(i), layers_.in(), 0,
@@ -333,7 +338,7 @@ class gpu_quantized final : public quantized {
     auto const out = static_cast<std::size_t>(layers_.out(i)), in = static_cast<std::size_t>(layers_.in());
     auto const grids = out * static_cast<std::size_t>(Format::groups(layers_.in()));
     host_layer copy{std::vector<std::uint8_t>(out * in), std::vector<float>(grids),
-                    std::vector<std::uint8_t>(Format::has_zero_point ? grids : 0), layers_.order()};
+                    std::vector<std::uint8_t>(Format::has_zero_point ? grids : 0), layers_.order(i)};
     take(copy.codes, layers_.codes(i)), take(copy.scales, layers_.scales(i)),
         take(copy.zeros, layers_.zeros(i));
     return copy;
@@ -350,19 +355,21 @@ class gpu_quantized final : public quantized {
 
   cuda_accelerator& on_;
   gptq::cuda::quantized_layers<Format> layers_;
-  device_array<std::int32_t> order_;
+  std::vector<device_array<std::int32_t>> orders_;  ///< of each layer; empty: itself
 };
 
 std::unique_ptr<quantized> cuda_accelerator::quantize(gptq::format_spec const& format,
                                                       std::span<weight const> weights, hessian const& h,
-                                                      gptq::quantize_options const& options) {
+                                                      gptq::quantize_options const& options,
+                                                      hessian const* held_out) {
   std::vector<gptq::cuda::weight_view> views;
   for (weight const& w : weights) views.push_back({w.data, w.out});
   return gptq::with_format<formats>(format, [&]<class Format>() -> std::unique_ptr<quantized> {
     return std::make_unique<gpu_quantized<Format>>(
         *this, ctx_,
-        gptq::cuda::quantize<Format>(views, static_cast<gpu_hessian const&>(h).h,
-                                     gptq::cuda::quantize_options::from(options)));
+        gptq::cuda::quantize<Format>(
+            views, static_cast<gpu_hessian const&>(h).h, gptq::cuda::quantize_options::from(options),
+            held_out == nullptr ? nullptr : &static_cast<gpu_hessian const*>(held_out)->h));
   });
 }
 

@@ -35,9 +35,8 @@ struct product_options {
 /// For quantize(): gptq::quantize_options, with the same names and meanings, less what only a CPU has
 /// (block_size, threads), and with what only a GPU has.
 struct quantize_options {
-  /// plain is what there is on the GPU: the published algorithm without its defects. quantize() refuses the
-  /// others by name: gptq::quantize has them.
-  gptq::quality quality = gptq::quality::plain;
+  /// All but reference, which quantize() refuses by name: gptq::quantize has it.
+  gptq::quality quality = gptq::quality::fast;
   grid_rule grid = grid_rule::published;
   bool mse = false;
   bool act_order = false;
@@ -49,8 +48,7 @@ struct quantize_options {
   /// the loss stays within 0.1 % then, but not all codes do.
   bool tf32 = false;
 
-  /// What the CPU's options say, but for the two that only a CPU has. Their default quality is fast, which
-  /// quantize() refuses.
+  /// What the CPU's options say, but for the two that only a CPU has.
   static quantize_options from(gptq::quantize_options const& o) {
     return {o.quality, o.grid, o.mse, o.act_order, o.static_groups, o.damping, o.measure_output_error};
   }

@@ -47,7 +47,7 @@ struct code_levels {
     return is_code_book() ? table->least() : is_half_step() ? 0.5F : 0.0F;
   }
   /// Whether there are levels without their negatives, so that a scale's sign makes a difference.
-  constexpr bool is_lopsided() const {
+  GPTQ_HOST_DEVICE constexpr bool is_lopsided() const {
     if (is_code_book()) return table->is_lopsided();
     return !has_zero_point && static_cast<float>(min_code + max_code) != 2.0F * zero;
   }

@@ -49,7 +49,7 @@ struct level_table {
     return magnitude;
   }
   /// Whether a level has no negative.
-  constexpr bool is_lopsided() const {
+  GPTQ_HOST_DEVICE constexpr bool is_lopsided() const {
     for (int k = 0; k < ranks; ++k) {
       if (ascending[k] != -ascending[ranks - 1 - k]) return true;
     }

@@ -21,51 +21,10 @@
 #include <gptq/grids/level_rounding.hpp>
 #include <gptq/linalg/products.hpp>
 #include <gptq/linalg/strips.hpp>
+#include <gptq/solver/grid_steps.hpp>
 #include <gptq/solver/solution.hpp>
 
 namespace gptq::solver {
-
-/// Products of a group's levels l, less their center, of ones and of the gradient g in the metric. Levels
-/// that are all much the same, and the change of such ones, would be lost in the rounding of l M l'.
-struct group_sums {
-  double center = 0.0;
-  double level_level = 0.0;  ///< l M l'
-  double level_one = 0.0;    ///< l M 1'
-  double one_one = 0.0;      ///< 1 M 1'
-  double level_slope = 0.0;  ///< l g'
-  double one_slope = 0.0;    ///< 1 g'
-};
-
-struct grid_change {
-  grid to;
-  double change = 0.0;  ///< of the row's loss
-};
-
-/// The best scale, and the best of the zero points next to its own, for a group's codes as they are.
-inline grid_change best_grid(group_sums const& s, grid from, format_values const& format) {
-  grid_change best{from};
-  auto const old = static_cast<double>(from.scale);
-  int const reach = format.levels.has_zero_point && format.own_grid == nullptr ? 1 : 0;
-  for (int by = -reach; by <= reach; ++by) {
-    grid to{from.scale, from.zero + by};
-    if (reach > 0 && (to.zero < 0 || to.zero >= 1 << format.bits)) continue;
-    // Levels l + center become l + level, and the scale s becomes t: decoded weights rise by
-    // v = (t - s) l + (t level - s center), and the loss changes by v M v' - 2 v g'.
-    double const level = s.center - by;
-    double const square = s.level_level + level * (2.0 * s.level_one + level * s.one_one);
-    if (!(square > 0.0)) continue;
-    double const slope = s.level_slope + level * s.one_slope;
-    double const along = s.level_level + (s.center + level) * s.level_one + s.center * level * s.one_one;
-    to.scale = format.grids.stored(static_cast<float>((slope + old * along) / square));
-    if (!std::isfinite(to.scale) || to.scale == 0.0F) continue;
-    double const stretch = static_cast<double>(to.scale) - old;
-    double const shift = static_cast<double>(to.scale) * level - old * s.center;
-    double const change = stretch * (stretch * s.level_level - 2.0 * s.level_slope) +
-                          shift * (shift * s.one_one + 2.0 * stretch * s.level_one - 2.0 * s.one_slope);
-    if (change < best.change) best = {to, change};
-  }
-  return best;
-}
 
 /// Sums of the rows of a metric block, by columns: what its products with ones are.
 inline Eigen::VectorXf row_sums(linalg::view metric) {
@@ -296,7 +255,7 @@ class coordinate_descent::strip_pass {
           sums.one_slope += static_cast<double>(gradient_(r, c));
         }
       }
-      grid_change const best = best_grid(sums, {scale_[r], static_cast<int>(zero_[r])}, all_.format_);
+      grid_change const best = best_grid(sums, {scale_[r], static_cast<int>(zero_[r])}, all_.format_.rules());
       if (best.change < 0.0) change_grid(r, best, c0, c1);
     }
   }
@@ -422,7 +381,7 @@ inline void coordinate_descent::fit_large_group_rows(index_t group, index_t firs
         }
       }
       grid const from = result_.grid_at(first_row + r, group);
-      grid_change const best = best_grid(sums, from, format_);
+      grid_change const best = best_grid(sums, from, format_.rules());
       if (!(best.change < 0.0)) continue;
       gained[static_cast<std::size_t>(first_row + r)] -= best.change;
       auto const by = static_cast<float>(best.to.zero - from.zero);

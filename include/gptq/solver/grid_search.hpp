@@ -7,11 +7,11 @@
 // round. Scales that are powers of two are tried one by one.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <span>
 
 #include <gptq/grid.hpp>
+#include <gptq/solver/grid_steps.hpp>
 #include <gptq/solver/problem.hpp>
 
 namespace gptq::solver {
@@ -59,58 +59,11 @@ float fitted_scale(std::span<float const> weights, float const* metric, grid g, 
 template <class Rounding>
 grid search_grid(std::span<float const> weights, float const* metric, format_values const& format,
                  Rounding const& rounding) {
-  constexpr int steps = 16;
-  constexpr int fits = 2;
   code_levels const& levels = format.levels;
-  auto const stored = [&](float scale) { return format.grids.stored(scale); };
-  auto const error_with = [&](grid g) { return weighted_error(weights, metric, g, levels, rounding); };
-  grid best = format.find(weights);
-  detail::range const full = detail::weight_range(weights);
-  if (full.low == full.high) return best;  // zeros
-  float least = error_with(best);
-  auto const consider = [&](grid candidate) {
-    if (!std::isfinite(candidate.scale)) return false;
-    float const error = error_with(candidate);
-    if (!(error < least)) return false;
-    least = error;
-    best = candidate;
-    return true;
-  };
-  grid const first = best;
-  bool const has_sign = format.grids.scales != scale_type::e8m0;
-  if (!has_sign && !levels.has_zero_point) {  // there are few of them in reach
-    for (float const times : {0.125F, 0.25F, 0.5F, 2.0F}) consider({stored(times * first.scale), first.zero});
-    return best;
-  }
-  bool const lopsided = has_sign && levels.is_lopsided();
-  // The fewer the levels, the more of the range is worth giving up.
-  float const shrink = 1.4F / static_cast<float>(format.bits);
-  int at = 0;
-  float side = 1.0F;
-  auto const consider_step = [&](int i, float sign) {
-    float const keep = 1.0F - shrink * static_cast<float>(i) / steps;
-    // A scheme's own way to find grids says where its zero point is.
-    grid candidate = format.own_grid != nullptr
-                         ? grid{stored(keep * first.scale), first.zero}
-                         : detail::grid_for_range({keep * full.low, keep * full.high}, levels, format.grids);
-    candidate.scale *= sign;
-    if (!consider(candidate)) return;
-    at = i;
-    side = sign;
-  };
-  for (int i = 0; i < steps; i += 2) {
-    consider_step(i, 1.0F);
-    if (lopsided) consider_step(i, -1.0F);
-  }
-  int const coarse = at;
-  if (coarse > 0) consider_step(coarse - 1, side);
-  consider_step(coarse + 1, side);
-  for (int i = 0; i < fits; ++i) {
-    grid candidate = best;
-    candidate.scale = stored(fitted_scale(weights, metric, best, levels, rounding));
-    if (candidate.scale == 0.0F || !consider(candidate)) break;
-  }
-  return best;
+  return search_from(
+      format.find(weights), detail::weight_range(weights), format.rules(),
+      [&](grid g) { return weighted_error(weights, metric, g, levels, rounding); },
+      [&](grid g) { return fitted_scale(weights, metric, g, levels, rounding); });
 }
 
 /// The grid of a group of weights; `metric` has one number > 0 a weight.

@@ -123,12 +123,12 @@ class layer_solver {
     before.restore_better(s_);
   }
 
-  /// Coordinate descent from where the sweeps ended, until a pass gains less than a thousandth.
+  /// Coordinate descent from where the sweeps ended, until a pass gains too little.
   void descend() {
     if (steps_.passes == 0) return;
     s_.to_original_order();
     for (int pass = 0; pass < steps_.passes; ++pass) {
-      if (improve(true) < 1e-3) break;
+      if (improve(true) < least_gain_of_a_pass) break;
     }
   }
 

@@ -14,6 +14,8 @@
 #include <gptq/grid.hpp>
 #include <gptq/hessian.hpp>
 #include <gptq/options.hpp>
+#include <gptq/solver/grid_steps.hpp>
+#include <gptq/solver/recipe.hpp>
 
 namespace gptq::solver {
 
@@ -29,6 +31,8 @@ struct format_values {
 
   /// The grid of a group by the rule of the options, or the scheme's own.
   grid find(std::span<float const> weights) const;
+  /// What decides which other grids are tried.
+  grid_rules rules() const { return {levels, grids, bits, own_grid != nullptr}; }
 };
 
 /// The values of a format for rows of `in` columns.
@@ -54,22 +58,6 @@ format_values describe(index_t in, quantize_options const& options) {
 /// most half of the largest e4m3, so that weights may still grow while columns are swept.
 GPTQ_SOLVER_FUNCTION format_values with_matrix_scale(format_values format, linalg::view weight);
 
-/// What a quality consists of.
-struct recipe {
-  bool search = false;  ///< grids in the sweep's metric, static groups and act-order, instead of the options'
-  bool group_aware =
-      false;       ///< with these, another sweep in group-aware order; each row keeps the better one
-  int rounds = 0;  ///< scales fitted to the codes and another sweep with them; whatever is better stays
-  int beam = 1;    ///< candidates a row in the last of these sweeps
-  int passes = 0;  ///< coordinate descent on codes and grids, at most
-  bool choose_damping = false;  ///< by the error on held-out tokens, where there are some
-  /// What is taken instead, where it has the smaller error on held-out tokens: 1: the published default; 2:
-  /// the better one of it and the published best, whose search takes long.
-  int guards = 0;
-};
-
-GPTQ_SOLVER_FUNCTION recipe recipe_for(quality q);
-
 /// All of these throw gptq::error, naming what is wrong and where. `which` says what a Hessian is for.
 GPTQ_SOLVER_FUNCTION void check_weight(linalg::view weight, index_t in);
 GPTQ_SOLVER_FUNCTION void check_hessian(hessian const& h, index_t in, char const* which);
@@ -91,25 +79,6 @@ GPTQ_SOLVER_FUNCTION format_values with_matrix_scale(format_values format, linal
                                           : std::min(-levels.lowest(), levels.highest());
   if (amax > 0.0F) format.grids.matrix_scale = std::exp2(std::ceil(std::log2(amax / top / 224.0F)));
   return format;
-}
-
-GPTQ_SOLVER_FUNCTION recipe recipe_for(quality q) {
-  switch (q) {
-    case quality::reference:
-    case quality::plain:
-      return {};
-    case quality::fast:
-      return {.search = true, .group_aware = true, .passes = 2, .guards = 1};
-    case quality::best:
-      return {.search = true,
-              .group_aware = true,
-              .rounds = 2,
-              .beam = 6,
-              .passes = 4,
-              .choose_damping = true,
-              .guards = 2};
-  }
-  throw error("quantize: quality is " + std::to_string(static_cast<int>(q)) + ", which there is not");
 }
 
 GPTQ_SOLVER_FUNCTION grid format_values::find(std::span<float const> weights) const {

@@ -28,10 +28,9 @@
 
 namespace gptq::solver {
 
-/// Feedback moves weights, those of columns that count for next to nothing furthest: in the metric of the
-/// sweep these count for a tenth of the average, or their range would be given away.
+/// The least that a column counts for in the metric of the sweep.
 inline float least_metric(factor const& f) {
-  return 0.1F * f.diagonal.squaredNorm() / static_cast<float>(f.diagonal.size());
+  return least_share_of_metric * f.diagonal.squaredNorm() / static_cast<float>(f.diagonal.size());
 }
 
 /// A run of positions that is swept column by column, between two products of block size.

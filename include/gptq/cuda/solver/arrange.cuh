@@ -42,4 +42,42 @@ __global__ void store_codes(std::uint8_t const* by_position, int const* order, s
   for (index_t c = threadIdx.x; c < columns; c += Threads) codes[row * columns + c] = stored_row[c];
 }
 
+/// What a sweep made of the rows, and what is kept of them in original column order.
+struct sweep_result {
+  float const* difference;                ///< [rows, ld] reversed
+  std::uint8_t const* codes_by_position;  ///< [rows, ld]
+  int const* order;                       ///< original column of each position
+  float const* scales;                    ///< [rows, groups]
+  std::uint8_t const* zeros;              ///< likewise, or null
+  double const* losses;                   ///< [rows]
+};
+struct kept_result {
+  float* difference;    ///< [rows, ld]
+  std::uint8_t* codes;  ///< [rows, columns]
+  float* scales;
+  std::uint8_t* zeros;
+  double* losses;
+};
+
+/// Keeps the rows of a sweep: all, or those that lose less than what is kept. A block a row.
+template <int Threads = 256>
+__global__ void keep_rows(sweep_result swept, kept_result kept, index_t columns, index_t ld, index_t groups,
+                          bool all) {
+  index_t const row = blockIdx.x;
+  double const loss = swept.losses[row];
+  bool const better = all || loss < kept.losses[row];
+  __syncthreads();  // before it is overwritten
+  if (!better) return;
+  for (index_t p = threadIdx.x; p < columns; p += Threads) {
+    index_t const column = swept.order[p];
+    kept.difference[row * ld + column] = swept.difference[row * ld + ld - 1 - p];
+    kept.codes[row * columns + column] = swept.codes_by_position[row * ld + p];
+  }
+  for (index_t i = row * groups + threadIdx.x; i < (row + 1) * groups; i += Threads) {
+    kept.scales[i] = swept.scales[i];
+    if (kept.zeros != nullptr) kept.zeros[i] = swept.zeros[i];
+  }
+  if (threadIdx.x == 0) kept.losses[row] = loss;
+}
+
 }  // namespace gptq::cuda::detail

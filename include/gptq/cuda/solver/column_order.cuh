@@ -1,23 +1,22 @@
-// The order in which columns are quantized.
+// In which order columns are quantized, and what that means for their groups: the twin of solver/order.hpp.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
-#include <cmath>
 #include <cstdint>
-#include <cuda_runtime.h>
 #include <numeric>
 #include <span>
-#include <string>
+#include <utility>
 #include <vector>
 
-#include <gptq/cuda/error.cuh>
 #include <gptq/cuda/memory.cuh>
+#include <gptq/cuda/solver/hessian_diagonal.cuh>
 #include <gptq/cuda/solver/problem.cuh>
 
 namespace gptq::cuda::detail {
 
-/// Sorts `order`, 0, 1, ..., by values[order], stably. By digits, since the device waits for it.
+/// Sorts `order` by values[order], the largest first, stably. By digits, since the device waits for it.
 inline void sort_descending(std::span<float const> values, std::vector<std::int32_t>& order) {
   std::vector<std::uint32_t> keys(values.size());  // they grow as values fall; the same for 0 and -0
   for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -38,54 +37,75 @@ inline void sort_descending(std::span<float const> values, std::vector<std::int3
   }
 }
 
-[[noreturn]] inline void throw_not_finite(index_t row, index_t column, float value) {
-  throw error("quantize: entry (" + std::to_string(row) + ", " + std::to_string(column) +
-              ") of the hessian is " + std::to_string(value));
-}
-
-/// The positions of a sweep, and what decides them.
+/// The positions of a sweep.
 struct column_order {
-  device_array<float> diagonal;  ///< [columns] of S; where all inputs are dead, ones
-  index_t dead_columns = 0;
-  bool all_dead = false;
-  double dead_diagonal = 0.0;                ///< what a dead input counts as: the mean of the others
-  std::vector<std::int32_t> columns;         ///< original column of each position
-  std::vector<std::int32_t> groups;          ///< of each position; here, because copies may be made later
+  std::vector<std::int32_t> columns;  ///< original column of each position
+  std::vector<std::int32_t> groups;   ///< of each position
+  bool grids_on_the_way = false;      ///< a group's grid is found when the sweep reaches it, not beforehand
+  bool stored = false;    ///< groups are runs of positions, not of original columns: the layer has the order
+  bool searched = false;  ///< grids are searched for in the sweep's metric
   device_array<std::int32_t> columns_there;  ///< the same on the device
   device_array<std::int32_t> groups_there;
 
-  explicit column_order(problem const& p) : diagonal(p.ctx, p.columns) {
-    check(cudaMemcpy2DAsync(diagonal.data(), sizeof(float), p.h.sum(), at(p.columns + 1) * sizeof(float),
-                            sizeof(float), at(p.columns), cudaMemcpyDeviceToDevice, p.ctx.stream()),
-          "copying a diagonal");
-    std::vector<float> host(at(p.columns));
-    diagonal.download(host.data());
-    double sum = 0.0;
+  /// What the options ask for.
+  static column_order chosen(problem const& p, hessian_diagonal const& diagonal) {
+    column_order order(p);
+    if (p.options.act_order) sort_descending(diagonal.values, order.columns);
+    order.grids_on_the_way = !p.options.static_groups && p.format.groups > 1;
+    order.stored = p.options.act_order && order.grids_on_the_way && !diagonal.all_dead;
+    order.upload(p);
+    return order;
+  }
+
+  /// The largest diag(H) first, and grids that are found beforehand.
+  static column_order by_diagonal(problem const& p, hessian_diagonal const& diagonal) {
+    column_order order(p);
+    sort_descending(diagonal.values, order.columns);
+    order.searched = true;
+    order.upload(p);
+    return order;
+  }
+
+  /// Groups that count for most first, and within them columns that do; a group that is shorter comes last.
+  static column_order group_aware(problem const& p, hessian_diagonal const& diagonal) {
+    column_order order(p);
+    index_t const size = p.format.group_columns;
+    std::vector<float> largest(at(p.format.groups));  // diag(H) of each group
     for (index_t i = 0; i < p.columns; ++i) {
-      float const d = host[at(i)];
-      if (!std::isfinite(d)) throw_not_finite(i, i, d);
-      if (d == 0.0F) ++dead_columns;
-      sum += static_cast<double>(d) * p.h.scale();
+      largest[at(i / size)] = std::max(largest[at(i / size)], diagonal.values[at(i)]);
     }
-    all_dead = dead_columns == p.columns;
-    // A dead input counts as an average one, so that no choice of unit for the activations matters.
-    dead_diagonal = all_dead ? 1.0 : sum / static_cast<double>(p.columns - dead_columns);
-    // Nothing is passed on then, and no weight becomes zero: all are rounded to nearest.
-    if (all_dead) {
-      std::vector<float> const ones(at(p.columns), 1.0F);
-      diagonal.upload(ones.data());
-      p.ctx.synchronize();  // the copy may be made later
+    if (p.columns % size != 0) largest.back() = -1.0F;
+    std::vector<std::int32_t> groups(at(p.format.groups));
+    std::iota(groups.begin(), groups.end(), 0);
+    sort_descending(largest, groups);
+    std::vector<index_t> next(at(p.format.groups));  // position of a group's next column
+    index_t first = 0;
+    for (std::int32_t const group : groups) {
+      next[at(group)] = first;
+      first += std::min(size, p.columns - group * size);
     }
-    columns.resize(at(p.columns));
+    std::vector<std::int32_t> sorted = order.columns;
+    sort_descending(diagonal.values, sorted);
+    for (std::int32_t const column : sorted) order.columns[at(next[at(column / size)]++)] = column;
+    order.grids_on_the_way = true;
+    order.searched = true;
+    order.upload(p);
+    return order;
+  }
+
+ private:
+  explicit column_order(problem const& p) : columns(at(p.columns)), groups(at(p.columns)) {
     std::iota(columns.begin(), columns.end(), 0);
-    if (p.options.act_order) sort_descending(host, columns);
+  }
+
+  /// The vectors stay: copies may be made later.
+  void upload(problem const& p) {
+    for (index_t i = 0; i < p.columns; ++i) {
+      groups[at(i)] =
+          static_cast<std::int32_t>((stored ? i : index_t{columns[at(i)]}) / p.format.group_columns);
+    }
     columns_there = device_array<std::int32_t>(p.ctx, p.columns);
     columns_there.upload(columns.data());
-    groups.resize(at(p.columns));
-    for (index_t i = 0; i < p.columns; ++i) {
-      groups[at(i)] = static_cast<std::int32_t>((p.dynamic_groups() ? i : index_t{columns[at(i)]}) /
-                                                p.format.group_columns);
-    }
     groups_there = device_array<std::int32_t>(p.ctx, p.columns);
     groups_there.upload(groups.data());
   }

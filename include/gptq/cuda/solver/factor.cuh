@@ -11,6 +11,7 @@
 #include <gptq/cuda/memory.cuh>
 #include <gptq/cuda/solver/column_order.cuh>
 #include <gptq/cuda/solver/find_faults.cuh>
+#include <gptq/cuda/solver/hessian_diagonal.cuh>
 #include <gptq/cuda/solver/problem.cuh>
 #include <gptq/solver/damping.hpp>
 
@@ -52,8 +53,14 @@ class factorization {
  public:
   /// In float32 its rounding errors are the largest of all and decide ties; tensor cores factorize float64 as
   /// fast, where there are such. Throws gptq::error where H is not positive definite even with damping 1.
-  factorization(problem const& p, column_order const& order, device_array<faults> const& found)
-      : problem_(p), order_(order), found_(found), matrix_(p.ctx, p.ld * p.ld), ladder_(p.options.damping) {
+  factorization(problem const& p, hessian_diagonal const& diagonal, column_order const& order,
+                device_array<faults> const& found)
+      : problem_(p),
+        diagonal_(diagonal),
+        order_(order),
+        found_(found),
+        matrix_(p.ctx, p.ld * p.ld),
+        ladder_(p.options.damping) {
     matrix_.fill_bytes(0);  // the upper triangle, too, which libraries may read
     index_t const pad = p.ld - p.columns;
     int ratio = 0;
@@ -72,6 +79,8 @@ class factorization {
 
   /// Entry (a, b), a >= b, is at b * ld + a.
   float const* data() const { return matrix_.data(); }
+  /// What data() gave is not needed any more.
+  void release() { matrix_ = device_array<float>(); }
   double damping() const { return ladder_.damping(); }
   int damping_raised() const { return ladder_.raised(); }
   /// What damping has added to the diagonal.
@@ -94,10 +103,10 @@ class factorization {
     device_array<int> info(ctx, 1);
     for (;;) {
       // The mean of the diagonal, dead inputs included.
-      added_diagonal_ = ladder_.damping() * order_.dead_diagonal;
+      added_diagonal_ = ladder_.damping() * diagonal_.average;
       launch(gather_hessian<T>, {.grid = grid_size(p.columns), .block = 256, .stream = ctx.stream()},
              p.h.sum(), order_.columns_there.data(), matrix, p.columns, stride,
-             static_cast<float>(p.h.scale()), order_.dead_diagonal, added_diagonal_, found_.data());
+             static_cast<float>(p.h.scale()), diagonal_.average, added_diagonal_, found_.data());
       check(cusolverDnXpotrf(ctx.solver(), ctx.solver_parameters(), CUBLAS_FILL_MODE_LOWER, p.columns, type,
                              matrix, stride, type, device_workspace.data(), device_bytes,
                              host_workspace.data(), host_bytes, info.data()),
@@ -109,14 +118,15 @@ class factorization {
       if (!ladder_.raise()) {
         throw error("quantize: the Hessian of " + std::to_string(p.columns) +
                     " inputs is not positive definite with damping " + std::to_string(ladder_.damping()) +
-                    " (mean of the diagonal " + std::to_string(order_.dead_diagonal) + "; " +
-                    std::to_string(order_.dead_columns) + " dead inputs; " + std::to_string(p.h.tokens()) +
+                    " (mean of the diagonal " + std::to_string(diagonal_.average) + "; " +
+                    std::to_string(diagonal_.dead_columns) + " dead inputs; " + std::to_string(p.h.tokens()) +
                     " tokens)");
       }
     }
   }
 
   problem const& problem_;
+  hessian_diagonal const& diagonal_;
   column_order const& order_;
   device_array<faults> const& found_;
   device_array<float> matrix_;

@@ -7,8 +7,8 @@
 
 #include <gptq/cuda/error.cuh>
 #include <gptq/cuda/memory.cuh>
-#include <gptq/cuda/solver/column_order.cuh>
 #include <gptq/cuda/solver/faults.cuh>
+#include <gptq/cuda/solver/hessian_diagonal.cuh>
 #include <gptq/cuda/solver/problem.cuh>
 
 namespace gptq::cuda::detail {

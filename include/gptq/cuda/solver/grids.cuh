@@ -4,6 +4,7 @@
 #include <gptq/config.hpp>
 #include <gptq/cuda/solver/faults.cuh>
 #include <gptq/grid.hpp>
+#include <gptq/solver/grid_steps.hpp>
 
 namespace gptq::cuda::detail {
 
@@ -14,10 +15,18 @@ using gptq::detail::safe_divisor;
 inline constexpr unsigned all_lanes = 0xffffffffu;
 
 /// The same sum in each of `Lanes` neighbouring lanes.
+/// @param taking_part  of the warp
 template <int Lanes, class T>
-__device__ T sum_over_lanes(T value) {
-  for (int step = Lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(all_lanes, value, step);
+__device__ T sum_over_lanes(T value, unsigned taking_part = all_lanes) {
+  for (int step = Lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(taking_part, value, step);
   return value;
+}
+
+/// The `Lanes` neighbouring lanes that this one belongs to.
+template <int Lanes>
+__device__ unsigned own_lanes() {
+  static_assert(Lanes == 16 || Lanes == 32);
+  return Lanes == 32 ? all_lanes : 0xffffu << (threadIdx.x % 32 / 16 * 16);
 }
 
 /// find_grid() of grid.hpp. each(f) calls f(weight) for the lane's own weights of the group; all lanes of the
@@ -63,6 +72,53 @@ __device__ grid find_grid(Each const& each, code_levels const& levels, grid_opti
   return zeros && HalfStep ? grid{0.0F, 0} : best;
 }
 
+/// search_grid() of solver/grid_search.hpp. each(f) calls f(weight, metric) for the lane's own weights of the
+/// group; of a warp all lanes take part in the first grid, and those of a group go their own ways from there.
+template <int Lanes, bool HalfStep, class Each>
+__device__ grid search_grid(Each const& each, gptq::solver::grid_rules const& rules) {
+  code_levels const& levels = rules.levels;
+  auto const lowest = static_cast<float>(levels.min_code);
+  auto const highest = static_cast<float>(levels.max_code);
+  auto const each_weight = [&](auto&& use) { each([&](float w, float) { use(w); }); };
+  grid const first = find_grid<Lanes, HalfStep>(each_weight, levels, rules.grids);
+  range full{0.0F, 0.0F};
+  each_weight([&](float w) {
+    full.low = fminf(full.low, w);
+    full.high = fmaxf(full.high, w);
+  });
+  for (int step = Lanes / 2; step > 0; step /= 2) {
+    full.low = fminf(full.low, __shfl_xor_sync(all_lanes, full.low, step));
+    full.high = fmaxf(full.high, __shfl_xor_sync(all_lanes, full.high, step));
+  }
+  unsigned const group = own_lanes<Lanes>();
+  auto const error_with = [&](grid g) {
+    float const zero = levels.zero_point(g);
+    float const divisor = safe_divisor(g.scale);
+    float error = 0.0F;
+    each([&](float w, float metric) {
+      float const e = g.scale * (nearest_code<HalfStep>(w, divisor, zero, lowest, highest) - zero) - w;
+      error += metric * (e * e);
+    });
+    return sum_over_lanes<Lanes>(error, group);
+  };
+  auto const fitted = [&](grid g) {
+    float const zero = levels.zero_point(g);
+    float const divisor = safe_divisor(g.scale);
+    double along = 0.0, square = 0.0;
+    each([&](float w, float metric) {
+      float const level = nearest_code<HalfStep>(w, divisor, zero, lowest, highest) - zero;
+      along += static_cast<double>(metric * level * w);
+      square += static_cast<double>(metric * level * level);
+    });
+    along = sum_over_lanes<Lanes>(along, group);
+    square = sum_over_lanes<Lanes>(square, group);
+    return square > 0.0 ? static_cast<float>(along / square) : 0.0F;
+  };
+  grid const best = gptq::solver::search_from(first, full, rules, error_with, fitted);
+  __syncwarp();
+  return best;
+}
+
 /// Where grids go.
 struct grid_store {
   float* scales;        ///< [rows, groups]
@@ -104,23 +160,42 @@ struct expected_weights {
   }
 };
 
+/// What is found of a run of columns.
+struct group_run {
+  index_t columns;  ///< of a row
+  index_t group_columns;
+  index_t first_group;
+  index_t count;        ///< groups of every row
+  int const* groups;    ///< the group that a run of positions is, by its first one; null: the run's number
+  float const* metric;  ///< of each column, where grids are searched for
+};
+
 /// The grids of the groups first_group..first_group+count of every row, a warp a group.
-template <bool HalfStep, class Weights>
-__global__ void find_grids(Weights weights, grid_store grids, code_levels levels, grid_options options,
-                           index_t rows, index_t columns, index_t group_columns, index_t first_group,
-                           index_t count) {
+template <bool HalfStep, bool Search, class Weights>
+__global__ void find_grids(Weights weights, grid_store grids, gptq::solver::grid_rules rules, index_t rows,
+                           group_run run) {
   index_t const warp = (index_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
-  index_t const row = warp / count;
-  index_t const group = first_group + warp % count;
+  index_t const row = warp / run.count;
+  index_t const group = run.first_group + warp % run.count;
   if (row >= rows) return;
-  index_t const first = group * group_columns;
-  index_t const end = first + group_columns < columns ? first + group_columns : columns;
+  index_t const first = group * run.group_columns;
+  index_t const end = first + run.group_columns < run.columns ? first + run.group_columns : run.columns;
   int const lane = static_cast<int>(threadIdx.x % 32);
-  auto const each = [&](auto&& use) {
-    for (index_t column = first + lane; column < end; column += 32) use(weights(row, column));
-  };
-  grid const g = find_grid<32, HalfStep>(each, levels, options);
-  if (lane == 0) grids.set(row, group, g);
+  grid g;
+  if constexpr (Search) {
+    auto const each = [&](auto&& use) {
+      for (index_t column = first + lane; column < end; column += 32) {
+        use(weights(row, column), run.metric[column]);
+      }
+    };
+    g = search_grid<32, HalfStep>(each, rules);
+  } else {
+    auto const each = [&](auto&& use) {
+      for (index_t column = first + lane; column < end; column += 32) use(weights(row, column));
+    };
+    g = find_grid<32, HalfStep>(each, rules.levels, rules.grids);
+  }
+  if (lane == 0) grids.set(row, run.groups == nullptr ? group : run.groups[first], g);
 }
 
 }  // namespace gptq::cuda::detail

@@ -17,6 +17,8 @@
 #include <gptq/format.hpp>
 #include <gptq/grid.hpp>
 #include <gptq/layer.hpp>
+#include <gptq/solver/grid_steps.hpp>
+#include <gptq/solver/recipe.hpp>
 
 namespace gptq::cuda::detail {
 
@@ -24,14 +26,18 @@ namespace gptq::cuda::detail {
 struct sweep_format {
   code_levels levels;
   grid_options grids;
+  int bits;
   index_t group_columns;
   index_t groups;
+
+  gptq::solver::grid_rules rules() const { return {levels, grids, bits, false}; }
 };
 
 template <storage_format Format>
 sweep_format format_values(index_t in, quantize_options const& options) {
   return {Format::levels,
           {options.grid, options.mse, false, Format::scales},
+          Format::bits,
           Format::group_columns(in),
           Format::groups(in)};
 }
@@ -53,12 +59,9 @@ inline void check_request(std::span<weight_view const> weights, hessian const& h
                            " is beyond what is supported: 2^28 rows, 204800 columns");
   }
   if (h.sequences() == 0) throw invalid_argument("quantize: the hessian has seen no activations");
-  if (options.quality != quality::plain) {
-    char const* const name = options.quality == quality::reference ? "reference"
-                             : options.quality == quality::fast    ? "fast"
-                                                                   : "best";
-    throw invalid_argument(std::string("quantize: quality ") + name +
-                           " is gptq::quantize's; on the GPU there is plain");
+  if (options.quality == quality::reference) {
+    throw invalid_argument(
+        "quantize: quality reference is gptq::quantize's; on the GPU there are plain, fast and best");
   }
   try {
     check_grid_rule(options.grid, levels);
@@ -99,11 +102,6 @@ struct problem {
     for (weight_view const& w : weights) first_rows.push_back(first_rows.back() + w.out);
     rows = first_rows.back();
   }
-
-  bool dynamic_groups() const { return !options.static_groups && format.groups > 1; }
-  bool keeps_order() const { return options.act_order && dynamic_groups(); }
-  /// Whether a group lies within a block, which then finds its grid.
-  bool small_groups() const { return dynamic_groups() && format.group_columns <= block_columns; }
 
   /// Calls visit(weight, its first row).
   template <class Visit>

@@ -16,7 +16,7 @@
 
 #include <gptq/cuda/solver/grids.cuh>
 #include <gptq/grid.hpp>
-#include <gptq/scheme.hpp>
+#include <gptq/solver/grid_steps.hpp>
 
 namespace gptq::cuda::detail {
 
@@ -40,48 +40,41 @@ struct sweep_arguments {
   std::uint8_t* codes;  ///< [rows, ld] by position
   double* losses;       ///< [rows] sums of ((w_now - q) R_jj)^2
   index_t rows;
-  int group_columns;  ///< where groups are found here
-  code_levels levels;
-  grid_options options;
+  int group_columns;    ///< where groups are found here
+  float const* metric;  ///< [K] of each position, where grids are searched for
+  gptq::solver::grid_rules rules;
 };
 
-/// Quantizes the positions first..first+width of every row.
-/// @param find  groups begin where position % group_columns is 0, all of them end within the block, and their
-///              grids are found here; otherwise they are there already
-template <bool HalfStep>
-__global__ void __launch_bounds__(block_rows* row_lanes, 2)
-    sweep_block(sweep_arguments s, index_t first, int width, bool find) {
-  extern __shared__ float4 sweep_memory[];
-  // passed[i][j] = R_ij for i < j, otherwise 0: what position i passes on to j. The first four positions of
-  // each lane lie before the other four, which keeps lanes out of each other's banks.
-  float* const passed = reinterpret_cast<float*>(sweep_memory);
-  float* const pivots = passed + block_columns * factor_stride;  // R_jj, 0 beyond the block
-  float* const inverse_pivots = pivots + block_columns;  // 1 / R_jj, by which f enters w_now; 0 beyond
-  index_t const top = s.ld - 1 - first;
-  int const lane = static_cast<int>(threadIdx.x) % row_lanes;
-  index_t const row = index_t{blockIdx.x} * block_rows + threadIdx.x / row_lanes;
-  int const own = lane * lane_columns;
-  bool const live = row < s.rows && own < width;
-  index_t const place = row * s.ld + top + 1 - own - lane_columns;  // of the lane's positions, reversed
-  float weight[lane_columns];                                       // becomes w - q
-  float feedback[lane_columns];                                     // f; 0 beyond the block
-  auto const load = [&](float const* from, float* to) {
-    float4 const none{0.0F, 0.0F, 0.0F, 0.0F};
-    auto const* const vectors = reinterpret_cast<float4 const*>(from + place);
-    float4 const a = live && from != nullptr ? vectors[0] : none;
-    float4 const b = live && from != nullptr ? vectors[1] : none;
-    to[0] = b.w, to[1] = b.z, to[2] = b.y, to[3] = b.x;
-    to[4] = a.w, to[5] = a.z, to[6] = a.y, to[7] = a.x;
-  };
-  load(s.work, weight);
-  load(s.feedback, feedback);
+/// Where position j of a row of `block_columns` numbers is: the first four positions of each lane lie before
+/// the other four, which keeps lanes out of each other's banks.
+__device__ inline int lane_place(int j) { return (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3); }
 
-  float const* const corner = s.factor + top * (s.ld + 1);  // R_ij is i before it and j rows up
-  if (int const i = static_cast<int>(threadIdx.x); i < block_columns) {
-    pivots[i] = i < width ? corner[-i * (s.ld + 1)] : 0.0F;
-    inverse_pivots[i] = i < width ? 1.0F / pivots[i] : 0.0F;
+/// What positions of a block pass on to each other, in shared memory.
+class block_factor {
+ public:
+  __device__ explicit block_factor(float4* memory) : passed_(reinterpret_cast<float*>(memory)) {}
+
+  /// R_ij of j = 0, 1, ..., in the order of lane_place(), for i < j, otherwise 0: what position i passes on
+  /// to j.
+  __device__ float4 const* row(int i) const {
+    return reinterpret_cast<float4 const*>(passed_ + i * factor_stride);
   }
-  {
+  /// R_jj, 0 beyond the block.
+  __device__ float* pivots() const { return passed_ + block_columns * factor_stride; }
+  /// 1 / R_jj, by which f enters w_now; 0 beyond.
+  __device__ float* inverse_pivots() const { return pivots() + block_columns; }
+  /// The memory behind it.
+  __device__ float* end() const { return inverse_pivots() + block_columns; }
+
+  /// All threads of a block load it, and wait for it.
+  __device__ void load(sweep_arguments const& s, index_t first, int width) const {
+    float const* const corner =
+        s.factor + (s.ld - 1 - first) * (s.ld + 1);  // R_ij is i before it and j rows up
+    if (int const i = static_cast<int>(threadIdx.x); i < block_columns) {
+      float const pivot = i < width ? corner[-i * (s.ld + 1)] : 0.0F;
+      pivots()[i] = pivot;
+      inverse_pivots()[i] = i < width ? 1.0F / pivot : 0.0F;
+    }
     // Many are under way before the first is stored. A warp's are of eight i and four j, which go to
     // different banks.
     constexpr int at_once = 16, j_step = 4;
@@ -99,11 +92,50 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
 #pragma unroll
       for (int k = 0; k < at_once; ++k) {
         int const j = from + k / 2 * j_step, i_k = i + k % 2 * (block_columns / 2);
-        passed[i_k * factor_stride + (j & 4) * (block_columns / 8) + (j >> 3) * 4 + (j & 3)] = values[k];
+        passed_[i_k * factor_stride + lane_place(j)] = values[k];
       }
     }
+    __syncthreads();
   }
-  __syncthreads();
+
+ private:
+  float* passed_;
+};
+
+/// A lane's positions of a row in reversed order, which end at `place`; zeros where there is nothing.
+__device__ inline void load_lane(float const* from, index_t place, bool there, float* to) {
+  float4 const none{0.0F, 0.0F, 0.0F, 0.0F};
+  auto const* const vectors = reinterpret_cast<float4 const*>(from + place);
+  float4 const a = there && from != nullptr ? vectors[0] : none;
+  float4 const b = there && from != nullptr ? vectors[1] : none;
+  to[0] = b.w, to[1] = b.z, to[2] = b.y, to[3] = b.x;
+  to[4] = a.w, to[5] = a.z, to[6] = a.y, to[7] = a.x;
+}
+__device__ inline void store_lane(float const* from, float* to, index_t place) {
+  auto* const vectors = reinterpret_cast<float4*>(to + place);
+  vectors[0] = {from[7], from[6], from[5], from[4]};
+  vectors[1] = {from[3], from[2], from[1], from[0]};
+}
+
+/// Quantizes the positions first..first+width of every row.
+/// @param find  groups begin where position % group_columns is 0, all of them end within the block, and their
+///              grids are found here; otherwise they are there already
+/// @tparam Search  for their grids, in the sweep's metric
+template <bool HalfStep, bool Search>
+__global__ void __launch_bounds__(block_rows* row_lanes, 2)
+    sweep_block(sweep_arguments s, index_t first, int width, bool find) {
+  extern __shared__ float4 sweep_memory[];
+  block_factor const factor(sweep_memory);
+  factor.load(s, first, width);
+  int const lane = static_cast<int>(threadIdx.x) % row_lanes;
+  index_t const row = index_t{blockIdx.x} * block_rows + threadIdx.x / row_lanes;
+  int const own = lane * lane_columns;
+  bool const live = row < s.rows && own < width;
+  index_t const place = row * s.ld + s.ld - first - own - lane_columns;  // of the lane's positions, reversed
+  float weight[lane_columns];                                            // becomes w - q
+  float feedback[lane_columns];                                          // f; 0 beyond the block
+  load_lane(s.work, place, live, weight);
+  load_lane(s.feedback, place, live, feedback);
 
   float inverse_pivot[lane_columns];
   float scale[lane_columns];    // 0 for what is not there: it stays as it is
@@ -121,17 +153,17 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   for (int r = 0; r < lane_columns; ++r) {
     bool const there = live && own + r < width;
     if (!there) feedback[r] = 0.0F;
-    inverse_pivot[r] = inverse_pivots[own + r];
+    inverse_pivot[r] = factor.inverse_pivots()[own + r];
     if (there && !find) {
       index_t const at = row * s.grids.groups + s.groups[first + own + r];
       use_grid(r, s.grids.scales[at],
-               s.levels.zero_point({0.0F, s.grids.zeros == nullptr ? 0 : int{s.grids.zeros[at]}}));
+               s.rules.levels.zero_point({0.0F, s.grids.zeros == nullptr ? 0 : int{s.grids.zeros[at]}}));
     } else {
       use_grid(r, 0.0F, 0.0F);
     }
   }
   auto const pass_on = [&](float value, int i, float* to) {
-    auto const* const from = reinterpret_cast<float4 const*>(passed + i * factor_stride) + lane;
+    float4 const* const from = factor.row(i) + lane;
     float4 const a = from[0];
     float4 const b = from[block_columns / 8];
     to[0] = fmaf(value, a.x, to[0]), to[1] = fmaf(value, a.y, to[1]);
@@ -139,8 +171,8 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     to[4] = fmaf(value, b.x, to[4]), to[5] = fmaf(value, b.y, to[5]);
     to[6] = fmaf(value, b.z, to[6]), to[7] = fmaf(value, b.w, to[7]);
   };
-  auto const lowest = static_cast<float>(s.levels.min_code);
-  auto const highest = static_cast<float>(s.levels.max_code);
+  auto const lowest = static_cast<float>(s.rules.levels.min_code);
+  auto const highest = static_cast<float>(s.rules.levels.max_code);
 
   int next_group = find ? 0 : width;
   for (int owner = 0; owner * lane_columns < width; ++owner) {
@@ -160,20 +192,38 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
           pass_on(-move, from * lane_columns + r, left);
         }
       }
-      auto const each = [&](auto&& use) {
+      grid g;
+      if constexpr (Search) {
+        float metric[lane_columns];
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          if (member && own + r < width) use(fmaf(left[r], inverse_pivot[r], weight[r]));
+          bool const there = member && own + r < width;
+          left[r] = fmaf(left[r], inverse_pivot[r], weight[r]);
+          metric[r] = there ? s.metric[first + own + r] : 0.0F;
         }
-      };
-      grid const g = find_grid<row_lanes, HalfStep>(each, s.levels, s.options);
+        auto const each = [&](auto&& use) {
+#pragma unroll
+          for (int r = 0; r < lane_columns; ++r) {
+            if (member && own + r < width) use(left[r], metric[r]);
+          }
+        };
+        g = search_grid<row_lanes, HalfStep>(each, s.rules);
+      } else {
+        auto const each = [&](auto&& use) {
+#pragma unroll
+          for (int r = 0; r < lane_columns; ++r) {
+            if (member && own + r < width) use(fmaf(left[r], inverse_pivot[r], weight[r]));
+          }
+        };
+        g = find_grid<row_lanes, HalfStep>(each, s.rules.levels, s.rules.grids);
+      }
       if (member) {
 #pragma unroll
         for (int r = 0; r < lane_columns; ++r) {
-          if (own + r < width) use_grid(r, g.scale, s.levels.zero_point(g));
+          if (own + r < width) use_grid(r, g.scale, s.rules.levels.zero_point(g));
         }
       }
-      if (lane == owner && live) s.grids.set(row, (first + owner * lane_columns) / s.group_columns, g);
+      if (lane == owner && live) s.grids.set(row, s.groups[first + owner * lane_columns], g);
     }
     // All lanes do what only the owner's result is taken of.
     float difference[lane_columns], code[lane_columns];
@@ -190,7 +240,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
     if (lane == owner) {
 #pragma unroll
       for (int r = 0; r < lane_columns; ++r) {
-        float const root = fmaf(difference[r], pivots[own + r], feedback[r]);  // (w_now - q) R_jj
+        float const root = fmaf(difference[r], factor.pivots()[own + r], feedback[r]);  // (w_now - q) R_jj
         loss = fmaf(root, root, loss);
         codes[r / 4] |= static_cast<std::uint32_t>(code[r]) << (8 * (r % 4));
         weight[r] = difference[r];
@@ -201,9 +251,7 @@ __global__ void __launch_bounds__(block_rows* row_lanes, 2)
   double const sum = sum_over_lanes<row_lanes>(static_cast<double>(loss));
   if (!live) return;
   if (lane == 0) s.losses[row] += sum;
-  auto* const to = reinterpret_cast<float4*>(s.work + place);
-  to[0] = {weight[7], weight[6], weight[5], weight[4]};
-  to[1] = {weight[3], weight[2], weight[1], weight[0]};
+  store_lane(weight, s.work, place);
   *reinterpret_cast<uint2*>(s.codes + row * s.ld + first + own) = {codes[0], codes[1]};
 }
 
