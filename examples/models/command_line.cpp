@@ -314,10 +314,10 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
   add_threads_option(app, args.how.threads);
   std::string device = "cpu";
   app.add_option("--device", device,
-                 "Where all of it is computed: cpu, or cuda (quality plain, which is then\n"
-                 "the default). Each decoder layer runs twice there, as on the cpu, but\n"
-                 "once with --true-sequential. For layers of experts, --rtn, --propagate\n"
-                 "and --observe activations stay in the host's memory: slower")
+                 "Where all of it is computed: cpu, or cuda (any quality but reference).\n"
+                 "Each decoder layer runs twice there, as on the cpu, but once with\n"
+                 "--true-sequential. For layers of experts, --rtn, --propagate and\n"
+                 "--observe activations stay in the host's memory: slower")
       ->check(one_of({"cpu", "cuda"}))
       ->type_name("NAME")
       ->capture_default_str();
@@ -330,8 +330,10 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       ->type_name("TYPE");
   if (!parse_options(app, argc, argv)) return std::nullopt;
   if (device == "cuda") {
+    if (options.quality == gptq::quality::reference) {
+      throw gptq::error("--quality reference is the CPU's: it cannot go with --device cuda");
+    }
     args.how.accelerator = device::make_cuda_accelerator();
-    if (app.count("--quality") == 0) options.quality = gptq::quality::plain;
   }
   if (args.activations && device != "cuda") throw gptq::error("--activations is about --device cuda");
   bool const reference = options.quality == gptq::quality::reference;

@@ -69,15 +69,22 @@ std::vector<float> gpu::take_hessian() {
 }
 
 gpu_layer gpu::quantize(gptq::format_spec const& format, float const* weight, gptq::index_t out,
-                        gptq::index_t in, float const* sum, double tokens, gptq::index_t sequences,
-                        gptq::quantize_options const& options) {
+                        gptq::index_t in, gpu_sums const& h, gptq::quantize_options const& options,
+                        gpu_sums const* held_out) {
   gptq::cuda::context& ctx = state_->ctx;
-  auto const h = gptq::cuda::hessian::from_sum(ctx, sum, in, tokens, sequences);
+  auto const to_gpu = [&](gpu_sums const& sums) {
+    return gptq::cuda::hessian::from_sum(ctx, sums.sum, in, sums.tokens, sums.sequences);
+  };
+  auto const calibration = to_gpu(h);
+  std::optional<gptq::cuda::hessian> others;
+  if (held_out != nullptr) others.emplace(to_gpu(*held_out));
   auto const on_gpu = gptq::cuda::quantize_options::from(options);
   gptq::cuda::device_array<float> on_device(ctx, out * in);
   on_device.upload(weight);
   return gptq::with_format<formats>(format, [&]<class Format>() -> gpu_layer {
-    auto layer = gptq::cuda::quantize<Format>({{on_device.data(), out}}, h, on_gpu).host(0);
+    auto layer = gptq::cuda::quantize<Format>({{on_device.data(), out}}, calibration, on_gpu,
+                                              others ? &*others : nullptr)
+                     .host(0);
     return {std::move(layer.codes), std::move(layer.scales), std::move(layer.zeros), std::move(layer.order),
             layer.report};
   });

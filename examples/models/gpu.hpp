@@ -21,6 +21,13 @@ struct gpu_layer {
   gptq::quantize_report report;
 };
 
+/// The lower triangle of S[in, in] of some tokens, by columns.
+struct gpu_sums {
+  float const* sum;
+  double tokens;
+  gptq::index_t sequences;
+};
+
 /// A weight [out, in] in a GPU's memory.
 struct gpu_matrix {
   gptq::index_t out;
@@ -49,10 +56,10 @@ class gpu {
   /// S = sum of x x' over what was added since the last call, in float32: [in, in], both triangles.
   std::vector<float> take_hessian();
 
-  /// gptq::cuda::quantize for weight[out, in] and the lower triangle of S.
+  /// gptq::cuda::quantize for weight[out, in]; held_out may be null.
   gpu_layer quantize(gptq::format_spec const& format, float const* weight, gptq::index_t out,
-                     gptq::index_t in, float const* sum, double tokens, gptq::index_t sequences,
-                     gptq::quantize_options const& options);
+                     gptq::index_t in, gpu_sums const& h, gptq::quantize_options const& options,
+                     gpu_sums const* held_out);
 
  private:
   struct state;

@@ -13,8 +13,8 @@ std::shared_ptr<gpu_matrix const> gpu::upload(float const*, gptq::index_t, gptq:
 void gpu::multiply(gpu_matrix const&, float const*, gptq::index_t, float*) {}
 void gpu::add_to_hessian(float const*, gptq::index_t, gptq::index_t) {}
 std::vector<float> gpu::take_hessian() { return {}; }
-gpu_layer gpu::quantize(gptq::format_spec const&, float const*, gptq::index_t, gptq::index_t, float const*,
-                        double, gptq::index_t, gptq::quantize_options const&) {
+gpu_layer gpu::quantize(gptq::format_spec const&, float const*, gptq::index_t, gptq::index_t, gpu_sums const&,
+                        gptq::quantize_options const&, gpu_sums const*) {
   return {};
 }
 

@@ -71,8 +71,12 @@ quantizer::result quantizer::operator()(gptq::matrix&& weight, gptq::hessian con
     if (round_to_nearest) {
       layer = gptq::round_to_nearest<Format>(weight, options, &h, held_out);
     } else if (device) {
-      auto on = device->quantize(format, weight.data(), weight.rows(), weight.cols(), h.sum().data(),
-                                 h.tokens(), h.sequences(), options);
+      auto const sums = [](gptq::hessian const& of) {
+        return gpu_sums{of.sum().data(), of.tokens(), of.sequences()};
+      };
+      gpu_sums const others = held_out != nullptr ? sums(*held_out) : gpu_sums{};
+      auto on = device->quantize(format, weight.data(), weight.rows(), weight.cols(), sums(h), options,
+                                 held_out != nullptr ? &others : nullptr);
       layer = {
           weight.rows(),       weight.cols(), std::move(on.codes), std::move(on.scales), std::move(on.zeros),
           std::move(on.order), on.report};

@@ -329,6 +329,7 @@ TEST_CASE("the program") {
         {model + good + "--quant-directory " + file, "text.txt: cannot be made"},
         {model + good + "--observe --extra-bytes some", "--extra-bytes"},
         {model + good + "--quality reference --scale float16", "--quality reference"},
+        {model + good + "--quality reference --device cuda", "--quality reference is the CPU's"},
         {model + good + "--tune model", "--tune needs --held-out"},
         {model + good + "--tune-steps 3", "are about --tune"},
         {model + good + "--tune layer --held-out 2 --tune-steps 3 --tune-minutes 1", "two budgets"},
