@@ -64,6 +64,13 @@ TEST_CASE("an input error is the sum of (x - x~) x~'", "[input_error]") {
   CHECK((e.sum().cast<double>() - expected).norm() < 1e-5 * expected.norm());
 }
 
+TEST_CASE("an input error is made from its sum", "[input_error]") {
+  Eigen::MatrixXf sum = Eigen::MatrixXf::Random(5, 5);
+  CHECK(gptq::input_error::from_sum(sum).sum() == sum);
+  CHECK_THROWS_AS(gptq::input_error::from_sum(sum.topRows(4)), gptq::error);
+  CHECK_THROWS_AS(gptq::input_error::from_sum(Eigen::MatrixXf()), gptq::error);
+}
+
 TEST_CASE("a compensated weight meets the outputs best", "[input_error]") {
   test::random random(5);
   inputs const seen(800, 70, random);

@@ -8,7 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 packages=(g++ cmake ninja-build ccache libeigen3-dev libopenblas-dev nlohmann-json3-dev catch2 libbenchmark-dev
-  libxsimd-dev libcli11-dev libfmt-dev libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev pkg-config gnuplot-nox)
+  libxsimd-dev libcli11-dev libfmt-dev libtomlplusplus-dev libsentencepiece-dev libpcre2-dev libutf8proc-dev pkg-config gnuplot-nox
+  libopenmpi-dev openmpi-bin iproute2)
 quick=false cuda=false
 case "${1-}" in
   --quick) quick=true ;;

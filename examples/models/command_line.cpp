@@ -244,7 +244,7 @@ std::string name_of(gptq::grid_rule rule) {
       ->first;
 }
 
-std::optional<command_line> parse_command_line(int argc, char** argv) {
+std::optional<command_line> parse_command_line(int argc, char** argv, host_share const& host) {
   command_line args;
   gptq::format_spec& format = args.how.quantize.format;
   gptq::quantize_options& options = args.how.quantize.options;
@@ -328,7 +328,12 @@ std::optional<command_line> parse_command_line(int argc, char** argv) {
       ->transform(translate(
           std::map<std::string, device::number>(device::number_names.begin(), device::number_names.end())))
       ->type_name("TYPE");
+  app.add_flag("--deterministic-reduction", args.how.deterministic_reduction,
+               "Add up Hessians so that any number of ranks (mpirun -n N) makes the same\n"
+               "bytes; takes the memory of a Hessian for each of 16 shares of the windows")
+      ->group("Other");
   if (!parse_options(app, argc, argv)) return std::nullopt;
+  if (args.how.threads == 0) args.how.threads = host.threads;
   if (device == "cuda") {
     if (options.quality == gptq::quality::reference) {
       throw gptq::error("--quality reference is the CPU's: it cannot go with --device cuda");

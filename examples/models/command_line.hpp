@@ -10,6 +10,7 @@
 
 #include "generation.hpp"
 #include "quantization.hpp"
+#include "ranks.hpp"
 #include "tuning.hpp"
 
 namespace lm {
@@ -53,6 +54,7 @@ struct command_line {
 std::string name_of(gptq::grid_rule rule);
 
 /// Nothing after --help, which it prints. Throws gptq::error when an option is wrong.
-std::optional<command_line> parse_command_line(int argc, char** argv);
+/// @param host  what this rank has of it: its threads, unless --threads says otherwise, and which GPU
+std::optional<command_line> parse_command_line(int argc, char** argv, host_share const& host);
 
 }  // namespace lm

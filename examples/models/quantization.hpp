@@ -12,6 +12,8 @@
 
 #include "linear.hpp"
 #include "model.hpp"
+#include "plan.hpp"
+#include "ranks.hpp"
 #include "sample.hpp"
 #include "tokens.hpp"
 
@@ -37,6 +39,10 @@ struct quantization {
   std::optional<double> propagate;
   std::optional<observation> observe;
   int threads = 0;  ///< 0: one a core
+  /// Who does it: each rank runs its share of the windows, and solves what make_plan() gives it.
+  std::shared_ptr<ranks> world = alone();
+  /// Windows are added up in window_shares::fixed shares, so that any number of ranks makes the same bytes.
+  bool deterministic_reduction = false;
   /// Where all of it is computed (device/programs.hpp), with activations of this type; null: on the host.
   std::shared_ptr<device::accelerator> accelerator;
   device::number activations = device::number::float32;
@@ -64,8 +70,8 @@ struct linear_report {
 
 class unfinished_run;
 
-/// What quantize_model() tells of. Every function is optional; where a device does it all, they are called from
-/// several threads, each by one at a time.
+/// What quantize_model() tells of. Every function is optional; where a device does it all, they are called
+/// from several threads, each by one at a time.
 struct quantization_events {
   /// For each linear layer, in the order in which they are quantized.
   std::function<void(linear_report const&)> done = [](auto const&) {};
@@ -74,12 +80,26 @@ struct quantization_events {
   };
   /// Where the time of a device went, which has done it all.
   std::function<void(device::time_account const&)> timed = [](auto const&) {};
-  /// windows.size() times for each decoder layer, from any thread.
+  /// For each decoder layer as often as there are windows of this rank, from any thread.
   std::function<void()> advance = [] {};
 };
 
 /// How many of some windows are left to calibrate on. Throws gptq::error when none is.
 std::size_t calibration_windows(std::size_t windows, quantization const& how);
+
+/// The windows of this rank, those to calibrate on and those that are held out, counted from the first of
+/// all.
+struct own_windows {
+  window_shares calibration;
+  window_shares held_out;
+
+  std::ptrdiff_t count() const { return calibration.mine().count + held_out.mine().count; }
+};
+own_windows find_own_windows(std::size_t windows, quantization const& how);
+
+/// Who solves which linear layer of a decoder layer, by their place in the description. An expert has one
+/// owner.
+solving_plan make_plan(decoder_description const& description, quantization const& how);
 
 /// Replaces every linear layer of every decoder layer by its packed form. The inputs of a decoder layer are
 /// the outputs of the quantized ones before it, on the calibration windows, each of which is one sequence of
@@ -88,9 +108,14 @@ std::size_t calibration_windows(std::size_t windows, quantization const& how);
 /// true_sequential: of four; as much again for held-out windows, and two to four times as much to propagate
 /// errors, which takes the activations of the unquantized model as well), besides what an observation keeps.
 /// @param saved  where decoder layers are kept as they are finished, and taken from if they are there; may be
-///               null. A run that takes some from there ends with the same bits as one that does not.
+///               null, and is on all ranks but the first. A run that takes some from there ends with the same
+///               bits as one that does not, unless the number of ranks is another (deterministic_reduction).
+///
+/// Every rank of how.world has to call it, with the same arguments. The packed layers and the reports are
+/// those of rank 0 alone; each rank keeps its windows' activations, one decoder layer in float32, and of a
+/// stage a Hessian a share. A failure on one rank is thrown as agreed_failure on all of them.
 /// @throws gptq::error naming the linear layer that cannot be quantized, or when no window is left to
-/// calibrate on
+///   calibrate on
 void quantize_model(model& m, std::span<token_window const> windows, quantization const& how,
                     quantization_events const& events, unfinished_run const* saved = nullptr);
 

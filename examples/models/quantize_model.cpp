@@ -1,11 +1,17 @@
 // quantize_model: reads a model, quantizes its linear layers, and says what that cost.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
+#include <numeric>
 #include <optional>
+#include <set>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <gptq/error.hpp>
 
@@ -23,7 +29,9 @@
 #include "progress.hpp"
 #include "quant_directory.hpp"
 #include "quantization.hpp"
+#include "ranks.hpp"
 #include "report.hpp"
+#include "shared_layers.hpp"
 #include "tokens.hpp"
 #include "tuning.hpp"
 
@@ -33,21 +41,37 @@ using lm::command_line;
 using lm::linear_report;
 using lm::text;
 
-double measure_perplexity(lm::model const& m, text const& evaluation, command_line const& args,
-                          char const* what) {
-  auto const steps =
-      static_cast<std::ptrdiff_t>(evaluation.windows.size()) * (m.config().num_hidden_layers + 1);
+double measure_perplexity(lm::model const& m, std::span<lm::token_window const> windows,
+                          command_line const& args, char const* what) {
+  auto const steps = static_cast<std::ptrdiff_t>(windows.size()) * (m.config().num_hidden_layers + 1);
   lm::progress bar(what, steps);
   auto const advance = [&] {
     lm::check_interrupt();
     bar.advance();
   };
   if (args.how.accelerator != nullptr) {
-    return lm::device::perplexity(*args.how.accelerator, args.how.activations, m, evaluation.windows,
-                                  args.how.threads, advance);
+    return lm::device::perplexity(*args.how.accelerator, args.how.activations, m, windows, args.how.threads,
+                                  advance);
   }
-  return lm::perplexity(m, evaluation.windows, lm::arithmetic::float32, args.how.threads, advance,
+  return lm::perplexity(m, windows, lm::arithmetic::float32, args.how.threads, advance,
                         args.how.quantize.device.get());
+}
+
+/// The same with the windows shared out over all ranks.
+double measure_perplexity(lm::model const& m, text const& evaluation, command_line const& args,
+                          char const* what) {
+  lm::ranks& world = *args.how.world;
+  std::span const all(evaluation.windows);
+  if (world.size() == 1) return measure_perplexity(m, all, args, what);
+  auto const [first, count] = lm::window_shares(static_cast<std::ptrdiff_t>(all.size()), world, false).mine();
+  auto const mine = all.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+  double loss = 0.0;
+  lm::agree(world, [&] {
+    if (!mine.empty()) {
+      loss = std::log(measure_perplexity(m, mine, args, what)) * static_cast<double>(mine.size());
+    }
+  });
+  return std::exp(lm::sum(world, loss) / static_cast<double>(all.size()));
 }
 
 constexpr char const* table_row = "{:<34} {:>12} {:>11} {:>10} {:>6} {:>6} {:>8} {:>8}\n";
@@ -79,8 +103,8 @@ std::vector<linear_report> quantize(lm::model& m, text const& calibration, comma
   fmt::print("\n{:<34} {:>12} {:>11} {:>10} {:>6} {:>6} {:>8} {:>8}\n", "linear layer", "out x in", "loss",
              "rel. error", "SNR dB", "int8", "damping", "seconds");
   std::vector<linear_report> reports;
-  lm::progress bar("quantizing ",
-                   static_cast<std::ptrdiff_t>(calibration.windows.size()) * m.config().num_hidden_layers);
+  lm::progress bar("quantizing ", lm::find_own_windows(calibration.windows.size(), args.how).count() *
+                                      m.config().num_hidden_layers);
   lm::quantization_events events;
   events.done = [&](linear_report const& r) {
     lm::check_interrupt();
@@ -198,6 +222,7 @@ nlohmann::ordered_json settings_of(lm::model const& m, text const& calibration, 
   if (args.how.quantize.device != nullptr || args.how.accelerator != nullptr) settings["device"] = "cuda";
   if (args.how.accelerator != nullptr) settings["activations"] = name_of(args.how.activations);
   settings.update(lm::json_of(args.how.quantize.format));
+  if (args.how.deterministic_reduction) settings["reduction"] = "deterministic";
   settings["tune"] = args.tune ? lm::json_of(*args.tune) : nlohmann::ordered_json();
   return settings;
 }
@@ -216,35 +241,136 @@ std::string choose_device(lm::model const& m, command_line& args) {
   return part;
 }
 
+/// Ranks that read different things would come to different calls, and wait for each other forever.
+void compare_settings(lm::ranks& world, nlohmann::ordered_json const& settings) {
+  auto const all = gather(world, settings.dump());
+  for (std::size_t r = 1; r < all.size(); ++r) {
+    if (all[r] == all[0]) continue;
+    std::string differs = "other settings than rank 0";
+    auto const first = nlohmann::ordered_json::parse(all[0]), other = nlohmann::ordered_json::parse(all[r]);
+    for (auto const& [key, value] : first.items()) {
+      auto const its_own = other.value(key, nlohmann::ordered_json());
+      if (its_own != value) differs = fmt::format("{} {}, rank 0 {}", key, its_own.dump(), value.dump());
+    }
+    throw lm::agreed_failure(fmt::format("rank {} has {}: all need the same files and options", r, differs),
+                             2);
+  }
+}
+
+/// Who solves what, for each kind of decoder layer.
+void print_plan(lm::model const& m, lm::quantization const& how) {
+  lm::ranks const& world = *how.world;
+  fmt::print("ranks        {}, {} thread{} each; sums {}\n", world.size(), how.threads,
+             how.threads == 1 ? "" : "s",
+             how.deterministic_reduction ? "as for any number of ranks" : "in the order of the ranks");
+  std::vector<std::string> seen;
+  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
+    lm::decoder_description const& d = m.config().layer(i);
+    lm::solving_plan const plan = lm::make_plan(d, how);
+    double const total = std::accumulate(plan.cost.begin(), plan.cost.end(), 0.0);
+    std::vector<std::string> lines;
+    for (int r = 0; r < world.size(); ++r) {
+      std::string names;
+      std::set<std::int64_t> experts;
+      for (std::size_t place = 0; place < d.linears.size(); ++place) {
+        if (plan.owner[place] != r) continue;
+        if (d.linears[place].expert != lm::no_expert) {
+          experts.insert(d.linears[place].expert);
+        } else {
+          names += (names.empty() ? "" : ", ") +
+                   d.linears[place].name.substr(d.linears[place].name.rfind('.') + 1);
+        }
+      }
+      if (!experts.empty()) names += fmt::format("{}{} experts", names.empty() ? "" : ", ", experts.size());
+      lines.push_back(fmt::format("rank {} solves {:.0f} %: {}", r,
+                                  100.0 * plan.cost[static_cast<std::size_t>(r)] / total,
+                                  names.empty() ? "nothing" : names));
+    }
+    std::string const text = fmt::format("{}", fmt::join(lines, "\n             "));
+    if (std::find(seen.begin(), seen.end(), text) != seen.end()) continue;
+    fmt::print("plan         {}\n", text);
+    seen.push_back(text);
+  }
+}
+
+/// The most that a rank has used, as text for the first one to print.
+std::string memory_of(lm::ranks& world) {
+  std::string text;
+  for (std::string const& bytes : gather(world, fmt::format("{:.0f}", lm::peak_memory_bytes() * 1e-6))) {
+    text += (text.empty() ? "" : ", ") + bytes;
+  }
+  return text;
+}
+
+/// What follows when all is quantized: tunes the model, and writes it.
+void write(lm::model& m, text const& calibration, command_line const& args, lm::unfinished_run const* saved,
+           lm::run_log& log) {
+  tune(m, calibration, args, log);
+  if (!args.quant_directory.empty()) lm::write_quant_directory(args.quant_directory, m);
+  if (saved != nullptr) {
+    if (args.written == lm::output_format::gguf) {
+      lm::write_gguf_model(args.output, m, args.model, args.embeddings);
+    } else if (is_gptq(args.written)) {
+      using gptq::checkpoint::gptq_version;
+      auto const version = args.written == lm::output_format::gptq ? gptq_version::v1 : gptq_version::v2;
+      gptq::quantize_options const& options = args.how.quantize.options;
+      lm::write_gptq_model(args.output, m, args.model, version,
+                           {{"damp_percent", options.damping},
+                            {"static_groups", options.static_groups},
+                            {"true_sequential", args.how.true_sequential}},
+                           args.shard_bytes.value_or(lm::default_shard_bytes));
+    } else {
+      lm::write_packed_model(args.output, m, args.model);
+    }
+    saved->remove();
+  }
+}
+
 void run(command_line args) {
   auto const start = std::chrono::steady_clock::now();
-  lm::model m(args.model);
-  m.require_unquantized();
-  lm::config const& c = m.config();
-  if (args.written == lm::output_format::gguf) {
-    lm::check_gguf(m, args.model, args.how.quantize.format, args.embeddings);
-  }
-  if (args.written == lm::output_format::packed && !args.output.empty() && lm::is_gguf(args.model))
-    lm::json_of(c);
-  if (is_gptq(args.written)) {
-    if (lm::is_gguf(args.model))
-      throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
-    lm::check_gptq(args.how.quantize.format, c);
-  }
-  if (args.tune) lm::check_tuning(c);
-  std::string const on_host = choose_device(m, args);
-  args.window = lm::window_length(c, args.window);
-  text const calibration = lm::read_text(args.calibration, args.model, c, args.window,
-                                         args.samples + static_cast<std::int64_t>(args.how.held_out_windows));
-  std::size_t const calibrating = lm::calibration_windows(calibration.windows.size(), args.how);
+  lm::ranks& world = *args.how.world;
+  bool const first = world.rank() == 0;
+  std::optional<lm::model> loaded;
+  text calibration;
+  std::size_t calibrating = 0;
   std::optional<text> evaluation;
-  if (!args.evaluation.empty()) {
-    evaluation = lm::read_text(args.evaluation, args.model, c, args.window, args.eval_windows);
-  }
   std::optional<prompt> writing;
-  if (!args.prompt.empty()) writing = read_prompt(c, args);
-  lm::run_log log(args.log);  // before the long part: that the answer can be written
-  if (!args.quant_directory.empty()) lm::prepare_quant_directory(args.quant_directory, args.resume);
+  std::optional<lm::run_log> opened;
+  std::string on_host;
+  nlohmann::ordered_json settings;
+  lm::agree(world, [&] {
+    lm::model& m = loaded.emplace(args.model);
+    m.require_unquantized();
+    lm::config const& c = m.config();
+    if (args.written == lm::output_format::gguf) {
+      lm::check_gguf(m, args.model, args.how.quantize.format, args.embeddings);
+    }
+    if (args.written == lm::output_format::packed && !args.output.empty() && lm::is_gguf(args.model))
+      lm::json_of(c);
+    if (is_gptq(args.written)) {
+      if (lm::is_gguf(args.model))
+        throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
+      lm::check_gptq(args.how.quantize.format, c);
+    }
+    if (args.tune) lm::check_tuning(c);
+    on_host = choose_device(m, args);
+    args.window = lm::window_length(c, args.window);
+    calibration = lm::read_text(args.calibration, args.model, c, args.window,
+                                args.samples + static_cast<std::int64_t>(args.how.held_out_windows));
+    calibrating = lm::calibration_windows(calibration.windows.size(), args.how);
+    if (!args.evaluation.empty()) {
+      evaluation = lm::read_text(args.evaluation, args.model, c, args.window, args.eval_windows);
+    }
+    if (!args.prompt.empty()) writing = read_prompt(c, args);
+    opened.emplace(first ? args.log : "");  // before the long part: that the answer can be written
+    if (first && !args.quant_directory.empty())
+      lm::prepare_quant_directory(args.quant_directory, args.resume);
+    settings = settings_of(m, calibration, args);
+  });
+  compare_settings(world, settings);
+  lm::model& m = *loaded;
+  lm::config const& c = m.config();
+  lm::run_log& log = *opened;
 
   fmt::print("model        {}: {} decoder layers, hidden size {}, {:.1f} million parameters\n",
              args.model.string(), c.num_hidden_layers, c.hidden_size,
@@ -265,10 +391,12 @@ void run(command_line args) {
   }
   if (evaluation)
     fmt::print("evaluation   {} windows of {} tokens\n", evaluation->windows.size(), args.window);
+  if (world.size() > 1) print_plan(m, args.how);
   std::fflush(stdout);
-  nlohmann::ordered_json const settings = settings_of(m, calibration, args);
   std::optional<lm::unfinished_run> saved;
-  if (!args.output.empty()) saved.emplace(args.output, settings, args.resume);
+  lm::agree(world, [&] {
+    if (first && !args.output.empty()) saved.emplace(args.output, settings, args.resume);
+  });
   if (saved && saved->finished() > 0) {
     fmt::print("resumed      after {} decoder layers\n", saved->finished());
   }
@@ -281,31 +409,21 @@ void run(command_line args) {
   std::string text_after;
   if (!args.no_float_baseline) {
     if (evaluation) before = measure_perplexity(m, *evaluation, args, "float32    ");
-    if (writing) text_before = continue_text(m, *writing, args);
+    lm::agree(world, [&] {
+      if (first && writing) text_before = continue_text(m, *writing, args);
+    });
   }
   std::vector<linear_report> const reports = quantize(m, calibration, args, saved ? &*saved : nullptr, log);
-  tune(m, calibration, args, log);
-  if (!args.quant_directory.empty()) lm::write_quant_directory(args.quant_directory, m);
-  if (saved) {
-    if (args.written == lm::output_format::gguf) {
-      lm::write_gguf_model(args.output, m, args.model, args.embeddings);
-    } else if (is_gptq(args.written)) {
-      using gptq::checkpoint::gptq_version;
-      auto const version = args.written == lm::output_format::gptq ? gptq_version::v1 : gptq_version::v2;
-      gptq::quantize_options const& options = args.how.quantize.options;
-      lm::write_gptq_model(args.output, m, args.model, version,
-                           {{"damp_percent", options.damping},
-                            {"static_groups", options.static_groups},
-                            {"true_sequential", args.how.true_sequential}},
-                           args.shard_bytes.value_or(lm::default_shard_bytes));
-    } else {
-      lm::write_packed_model(args.output, m, args.model);
-    }
-    saved->remove();
-  }
+  lm::agree(world, [&] {
+    if (first) write(m, calibration, args, saved ? &*saved : nullptr, log);
+  });
+  if (evaluation) lm::broadcast_packed(world, m);
   if (evaluation) after = measure_perplexity(m, *evaluation, args, "evaluating ");
-  if (writing) text_after = continue_text(m, *writing, args);
+  lm::agree(world, [&] {
+    if (first && writing) text_after = continue_text(m, *writing, args);
+  });
 
+  std::string const memory = memory_of(world);
   lm::summary const s = lm::summarize(reports);
   double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   fmt::print("\nloss         {:.6g} in total; the largest is {:.5g} in {}\n", s.loss, s.largest_loss,
@@ -322,7 +440,7 @@ void run(command_line args) {
   if (std::isfinite(before)) fmt::print("perplexity   {:.4f} float32\n", before);
   if (std::isfinite(after)) fmt::print("perplexity   {:.4f} quantized\n", after);
   fmt::print("time         {:.1f} s\n", seconds);
-  fmt::print("memory       {:.0f} MB at most, mapped files included\n", lm::peak_memory_bytes() * 1e-6);
+  fmt::print("memory       {} MB at most, mapped files included\n", memory);
   if (!text_before.empty()) fmt::print("float32      {}\n", text_before);
   if (!text_after.empty()) fmt::print("quantized    {}\n", text_after);
 
@@ -339,20 +457,27 @@ void run(command_line args) {
 /// 0: done; 2: something in the arguments or files is wrong; 130, 143: interrupted; 1: anything else.
 int main(int argc, char** argv) {
   lm::catch_interrupts();
+  std::shared_ptr<lm::ranks> world = lm::alone();
   std::optional<command_line> args;
   try {
-    args = lm::parse_command_line(argc, argv);
-    if (args) run(*args);
+    world = lm::join_ranks(argc, argv);
+    auto const host = lm::find_host_share(*world);
+    lm::agree(*world, [&] { args = lm::parse_command_line(argc, argv, host); });
+    if (args) {
+      args->how.world = world;
+      run(*args);
+    }
     return 0;
-  } catch (lm::interrupted const&) {
-    fmt::print(stderr, "quantize_model: interrupted{}\n",
-               args->output.empty() ? "" : "; what is finished is kept, and --resume goes on with it");
-    return lm::interrupt_status();
-  } catch (gptq::error const& e) {
-    fmt::print(stderr, "quantize_model: {}\n", e.what());
-    return 2;
   } catch (std::exception const& e) {
-    fmt::print(stderr, "quantize_model: {}\n", e.what());
-    return 1;
+    bool const agreed = dynamic_cast<lm::agreed_failure const*>(&e) != nullptr;
+    lm::failure const f = lm::describe(std::current_exception());
+    bool const interrupted = f.status > 128;
+    if (world->rank() == 0 || !(agreed || interrupted)) {
+      bool const kept = interrupted && args && !args->output.empty();
+      fmt::print(stderr, "quantize_model: {}{}\n", f.message,
+                 kept ? "; what is finished is kept, and --resume goes on with it" : "");
+    }
+    if (!agreed && world->size() > 1) world->abort(f.status);  // the others wait for this rank
+    return f.status;
   }
 }

@@ -39,6 +39,12 @@ class input_error {
   explicit input_error(index_t in_features, int threads = 0)
       : sum_(linalg::zeros("input_error", in_features)), threads_(threads) {}
 
+  /// An already accumulated C[in, in], as sum() gives it. Throws gptq::error when it is not square.
+  static input_error from_sum(Eigen::Ref<Eigen::MatrixXf const> const& sum) {
+    if (sum.rows() != sum.cols() || sum.rows() == 0) throw error("input_error: the sum is not square");
+    return input_error(Eigen::MatrixXf(sum), 0);
+  }
+
   /// Adds a sequence: the inputs of the unquantized model, and those of the quantized one, [tokens, in] each;
   /// no tokens add nothing. Throws gptq::error when shapes do not agree, or for a NaN or an infinity, naming
   /// its token and input; nothing is added then.
@@ -51,6 +57,8 @@ class input_error {
   Eigen::MatrixXf const& sum() const { return sum_; }
 
  private:
+  input_error(Eigen::MatrixXf&& sum, int threads) : sum_(std::move(sum)), threads_(threads) {}
+
   Eigen::MatrixXf sum_;
   int threads_;
 };

@@ -357,3 +357,73 @@ TEST_CASE("the program") {
     CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);
   }
 }
+
+#if defined(GPTQ_MPIEXEC)
+TEST_CASE("several ranks of the program") {
+  // As root, with more ranks than cores: what a container needs, and no one else minds.
+  std::string const mpiexec =
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 "
+      "OMPI_MCA_hwloc_base_binding_policy=none '" GPTQ_MPIEXEC "' ";
+  scratch const dir;
+  std::string const data = GPTQ_SOURCE_DIR "/examples/data/kjv-bytes";
+  auto const with_samples = [&](char const* samples) {
+    return "\"$bin/quantize_model\" '" + data + "' --calibration '" + data + "/calibration.txt' --samples " +
+           samples +
+           " --window 64 --quality plain --group-size 32 --threads 1 --no-float-baseline "
+           "--deterministic-reduction ";
+  };
+  std::string const program = with_samples("6");
+  auto const into = [&](char const* name) { return " --output '" + (dir.path / name).string() + "' "; };
+  auto const weights = [&](char const* name) { return contents_of(dir.path / name / "model.safetensors"); };
+  auto const alone = run_command(program + into("one"));
+  REQUIRE(alone.errors == "");
+  REQUIRE(alone.status == 0);
+
+  SECTION("make the same bytes, and say who does what") {
+    auto const printed = dir.path / "printed.txt";
+    auto const two = run_command(mpiexec + "-n 2 " + program + into("two") + " --evaluation '" + data +
+                                     "/evaluation.txt' --eval-windows 3",
+                                 printed);
+    CHECK(two.errors == "");
+    CHECK(two.status == 0);
+    CHECK(weights("two") == weights("one"));
+    std::string const text = contents_of(printed);
+    for (auto const* const part : {"ranks        2, 1 thread each", "rank 0 solves", "rank 1 solves",
+                                   "model.layers.3.mlp.down_proj", "perplexity"}) {
+      CHECK(contains(text, part));
+    }
+    CHECK(text.find("method") == text.rfind("method"));  // one rank prints
+    auto const three = run_command(mpiexec + "-n 3 " + program + into("three"));
+    CHECK(three.errors == "");
+    CHECK(three.status == 0);
+    CHECK(weights("three") == weights("one"));
+  }
+  SECTION("say once what is wrong") {
+    auto const r = run_command(mpiexec + "-n 3 \"$bin/quantize_model\" /nowhere --calibration x");
+    CHECK(r.status == 2);
+    CHECK(contains(r.errors, "/nowhere"));
+    CHECK(r.errors.find("quantize_model: ") == r.errors.rfind("quantize_model: "));
+  }
+  SECTION("need the same files") {
+    auto const r = run_command(mpiexec + "-n 1 " + program + " : -n 1 " + with_samples("5"));
+    CHECK(r.status == 2);
+    CHECK(contains(r.errors, "rank 1 has "));
+  }
+  SECTION("end when one dies, and others go on where it was") {
+    std::string const pid = "'" + (dir.path / "pid").string() + "'";
+    std::string const first_layer = (dir.path / "killed/unfinished/layer-00000.safetensors").string();
+    auto const r =
+        run_command("(until [ -e '" + first_layer + "' ]; do sleep 0.01; done; kill -9 $(cat " + pid +
+                    ")) & " + mpiexec + "-n 1 " + program + into("killed") + " : -n 1 sh -c 'echo $$ > " +
+                    (dir.path / "pid").string() + "; exec \"$0\" \"$@\"' " + program + into("killed"));
+    CHECK(r.status != 0);
+    CHECK(contains(r.errors, "signal 9"));
+    CHECK(fs::exists(first_layer));
+    CHECK_FALSE(fs::exists(dir.path / "killed/config.json"));
+    auto const resumed = run_command(mpiexec + "-n 3 " + program + into("killed") + " --resume");
+    CHECK(resumed.errors == "");
+    CHECK(resumed.status == 0);
+    CHECK(weights("killed") == weights("one"));
+  }
+}
+#endif

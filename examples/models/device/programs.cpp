@@ -97,6 +97,7 @@ std::string unsupported_part(config const& c, quantization const& how) {
   if (how.quantize.round_to_nearest) return "--rtn";
   if (how.propagate) return "--propagate";
   if (how.observe) return "--observe";
+  if (how.world->size() > 1) return "several ranks";
   return unsupported_part(c);
 }
 
