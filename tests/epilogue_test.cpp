@@ -1,6 +1,12 @@
 // Epilogues: bit for bit the products of gemv and gemm, and then each step by itself.
+#include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include <gptq/epilogue.hpp>
@@ -241,6 +247,73 @@ TEST_CASE("a step of one's own sees every result once, at its place", "[epilogue
     }
     CHECK(wrong == 0);
   });
+}
+
+// Not run unless asked for: epilogue_test "[random]", for GPTQ_TEST_SECONDS (60), from GPTQ_TEST_SEED on (1).
+TEST_CASE("random products with steps, without end", "[.][random]") {
+  auto const number = [](char const* name, std::uint32_t otherwise) {
+    char const* const text = std::getenv(name);
+    return text == nullptr ? otherwise : static_cast<std::uint32_t>(std::strtoul(text, nullptr, 10));
+  };
+  std::uint32_t const begin = number("GPTQ_TEST_SEED", 1);
+  std::uint32_t seed = begin;
+  auto const end = std::chrono::steady_clock::now() + std::chrono::seconds(number("GPTQ_TEST_SECONDS", 60));
+  for (; std::chrono::steady_clock::now() < end; ++seed) {
+    test::random random(seed);
+    index_t const rows = 1 + random.below(random.below(4) == 0 ? 2500 : 200);
+    index_t const columns = random.below(300);
+    index_t const tokens = 1 + random.below(random.below(4) == 0 ? 140 : 8);
+    index_t const first = random.below(static_cast<int>(rows) + 1);
+    index_t const last = first + random.below(static_cast<int>(rows - first) + 1);
+    index_t const stride = rows + random.below(9);
+    gptq::packed_matrix<q4> w(rows, columns);
+    for (index_t i = 0; i < w.layout().code_bytes(); ++i)
+      w.codes()[i] = static_cast<std::uint8_t>(random.below(256));
+    for (index_t i = 0; i < w.layout().zero_bytes(); ++i)
+      w.zeros()[i] = static_cast<std::uint8_t>(random.below(256));
+    for (index_t i = 0; i < w.layout().scale_count(); ++i) w.scales()[i] = float16(0.1F * random.uniform());
+    auto const x = random.normals(at(tokens * columns + 1)), bias = random.normals(at(rows)),
+               residual = random.normals(at(tokens * stride));
+    float const factor = random.uniform(), low = -random.uniform();
+    std::vector<char> memory(gptq::workspace_bytes(w.layout(), tokens) + 1);
+    auto const a = gptq::prepare(w.view(), x.data(), tokens, memory.data());
+    std::vector<float> product(at(tokens * rows));
+    gptq::gemm(w.view(), a, product.data());
+
+    index_t wrong = 0;
+    auto const run = [&]<class T>(T, auto const& expected, auto const&... steps) {
+      std::vector<T> y(at(tokens * stride), T(-7.0F));
+      if (tokens == 1 && seed % 3 == 0) {
+        gptq::gemv(w.view(), x.data(), gptq::output{y.data(), stride}, {first, last}, steps...);
+      } else {
+        gptq::gemm(w.view(), a, gptq::output{y.data(), stride}, {first, last}, steps...);
+      }
+      for (index_t t = 0; t < tokens; ++t) {
+        for (index_t r = 0; r < stride; ++r) {
+          bool const inside = first <= r && r < last;
+          T const want = inside ? T(expected(product[at(t * rows + r)], t, r)) : T(-7.0F);
+          wrong += std::memcmp(&want, &y[at(t * stride + r)], sizeof(T)) != 0;
+        }
+      }
+    };
+    auto const biased = [&](float v, index_t, index_t r) { return v + bias[at(r)]; };
+    auto const limited = [&](float v, index_t, index_t) { return std::min(std::max(v, low), factor); };
+    auto const all = [&](float v, index_t t, index_t r) {
+      float const scaled = v * factor;
+      float const added = scaled + residual[at(t * stride + r)];
+      return limited(biased(added, t, r), t, r);
+    };
+    gptq::add_bias const bias_step{bias.data()};
+    gptq::clamp_to const limits{low, factor};
+    gptq::add_residual const residual_step{residual.data(), stride};
+    if (seed % 4 == 0) run(0.0F, biased, bias_step);
+    if (seed % 4 == 1) run(float16(), limited, limits);
+    if (seed % 4 == 2) run(bfloat16(), all, gptq::scale_by{factor}, residual_step, bias_step, limits);
+    if (seed % 4 == 3) run(0.0F, all, gptq::scale_by{factor}, residual_step, bias_step, limits);
+    CAPTURE(seed, rows, columns, tokens, first, last, stride);
+    REQUIRE(wrong == 0);
+  }
+  std::printf("epilogue: %u random products, seeds %u to %u\n", seed - begin, begin, seed - 1);
 }
 
 TEST_CASE("tokens that lie apart", "[epilogue]") {

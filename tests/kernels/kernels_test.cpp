@@ -2,6 +2,7 @@
 // gemv.hpp and kernels.hpp document, over random shapes, between guard pages. kernels_isa.cpp holds the
 // kernels.
 #include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -512,6 +513,31 @@ TEST_CASE("random products", "[kernels]") {
       check_shape(kernel, format, out, in, gemm ? 1 + random.below(20) : 1, seed);
     }
   });
+}
+
+// Not run unless asked for: kernels_<isa>_test "[random]", for GPTQ_TEST_SECONDS (60), from GPTQ_TEST_SEED on (1).
+TEST_CASE("random products without end", "[.][random]") {
+  auto const number = [](char const* name, std::uint32_t otherwise) {
+    char const* const text = std::getenv(name);
+    return text == nullptr ? otherwise : static_cast<std::uint32_t>(std::strtoul(text, nullptr, 10));
+  };
+  std::uint32_t const begin = number("GPTQ_TEST_SEED", 1);
+  std::uint32_t seed = begin;
+  auto const end = std::chrono::steady_clock::now() + std::chrono::seconds(number("GPTQ_TEST_SECONDS", 60));
+  for (; std::chrono::steady_clock::now() < end; ++seed) {
+    test::random random(seed);
+    auto const i = static_cast<std::size_t>(random.below(static_cast<int>(formats().size())));
+    test::kernel const& kernel = under_test.kernels[i];
+    // Mostly small, where every remainder is met; now and then as long as what is prepared in several rounds.
+    bool const is_long = random.below(50) == 0, is_wide = !is_long && random.below(50) == 0;
+    index_t const out = 1 + random.below(is_wide ? 300 : 70);
+    index_t const in = 1 + random.below(is_long ? 16000 : 500);
+    bool const many = random.below(20) == 0 && !is_long;
+    index_t const tokens = kernel.gemm == nullptr ? 1 : 1 + random.below(many ? 300 : is_long ? 4 : 20);
+    check_shape(kernel, formats()[i], out, in, tokens, seed);
+  }
+  std::printf("%s: %u random products, seeds %u to %u\n", under_test.name.data(), seed - begin, begin,
+              seed - 1);
 }
 
 TEST_CASE("every number of tokens", "[kernels]") {
