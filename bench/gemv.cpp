@@ -55,7 +55,7 @@ void width(benchmark::State& state, subject const& two, subject const& three, su
 }  // namespace
 
 int main(int argc, char** argv) {
-  auto const subjects = bench::all_subjects({1});
+  auto const subjects = bench::all_subjects({1}, bench::take_models(argc, argv, bench::usual_shapes));
   for (subject const& s : subjects) {
     bench::add("gemv/" + s.name(), [&s](benchmark::State& state) { bench::time(state, s); });
   }

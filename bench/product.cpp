@@ -91,8 +91,7 @@ std::string subject::name() const {
   return std::string(run.scheme) + '/' + std::to_string(run.bits) + '/' + group + '/' + situation();
 }
 
-std::vector<subject> all_subjects(std::vector<index_t> const& tokens) {
-  constexpr std::pair<index_t, index_t> shapes[] = {{4096, 4096}, {11008, 4096}, {4096, 11008}};
+std::vector<subject> all_subjects(std::vector<index_t> const& tokens, std::vector<shape> const& shapes) {
   std::vector<int> threads{1};
   if (spin_pool::cores() > 1) threads.push_back(spin_pool::cores());
   std::vector<subject> all;

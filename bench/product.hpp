@@ -17,6 +17,7 @@
 #include <gptq/layout/aligned.hpp>
 
 #include "kernels.hpp"
+#include "shapes.hpp"
 #include "spin_pool.hpp"
 
 namespace bench {
@@ -38,9 +39,12 @@ struct subject {
   double weights() const { return static_cast<double>(out) * static_cast<double>(in); }
 };
 
-/// All kernels in this program that this CPU can run, for every shape, on one thread and on all cores, hot
-/// and cold.
-std::vector<subject> all_subjects(std::vector<index_t> const& tokens);
+/// All kernels in this program that this CPU can run, for every one of these shapes, on one thread and on all
+/// cores, hot and cold.
+std::vector<subject> all_subjects(std::vector<index_t> const& tokens, std::vector<shape> const& shapes);
+
+/// The shapes where no model is named.
+inline std::vector<shape> const usual_shapes = {{4096, 4096}, {11008, 4096}, {4096, 11008}};
 
 /// Random packed matrices of a shape: one, or with `cold` so many that no cache holds what comes next.
 /// They lie in memory that is allocated once in the life of the program, in huge pages as an inference engine

@@ -143,7 +143,7 @@ def main():
     options += [option for tokens in arguments.tokens or [] for option in ("--tokens", tokens)]
     with tempfile.TemporaryDirectory() as directory:
         ours = os.path.join(directory, "ours.json")
-        subprocess.run([arguments.bench, "--json", ours, *options], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([arguments.bench, "--all-columns", "--json", ours, *options], check=True, stdout=subprocess.DEVNULL)
         with open(ours) as file:
             results = json.load(file)
         marlin = Marlin(arguments.marlin, directory) if arguments.marlin else None

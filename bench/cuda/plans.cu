@@ -59,7 +59,9 @@ double measure(machine const& m, char const* scheme, index_t out, index_t in, in
         m.stream, std::max(w.count(), 24), [&](int i) { product(w[i]); }, 9);
   };
   auto const launch = [&](cuda::prepacked_view<Format> const& matrix, detail::gemv_plan const& plan) {
-    return detail::gemv_launcher<Format, __half, 1, __half>(matrix, x, m.y, m.stream, true, m.gpu)(plan);
+    detail::gemv_launcher<Format, __half, 1, detail::results<__half>> const launcher(
+        matrix, x, detail::plain_results(m.y, matrix.out), m.stream, true, m.gpu);
+    return launcher(plan);
   };
 
   double const chosen = time([&](auto const& matrix) {
@@ -82,8 +84,9 @@ double measure(machine const& m, char const* scheme, index_t out, index_t in, in
   }
   auto const older = [&]<int RowTiles, int Tiles>() {
     plans.push_back({time([&](auto const& matrix) {
-                       detail::launch_gemv<Format, __half, 1, __half, RowTiles, Tiles>(
-                           matrix, x, m.y, {.stream = m.stream, .overlap = true}, m.gpu);
+                       detail::launch_gemv<Format, __half, 1, RowTiles, Tiles>(
+                           matrix, x, detail::plain_results(m.y, matrix.out),
+                           {.stream = m.stream, .overlap = true}, m.gpu);
                      }),
                      "older devices', " + std::to_string(RowTiles)});
   };

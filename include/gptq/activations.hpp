@@ -35,6 +35,22 @@ GPTQ_INLINE constexpr int digit_planes(precision p) {
 /// Columns of a chunk, at most.
 inline constexpr index_t max_chunk_columns = 128;
 
+/// Activations of several tokens: x[token, column] at data[token * stride + column].
+/// @tparam T  float, float16 or bfloat16
+template <class T>
+struct input {
+  T const* data;
+  index_t stride;
+};
+
+/// The same with tokens from a list: x[token, column] at data[token_ids[token] * stride + column].
+template <class T>
+struct gathered_input {
+  T const* data;
+  index_t stride;
+  std::int32_t const* token_ids;
+};
+
 /// How `in` columns in groups of `group_columns` are cut into chunks.
 struct chunk_layout {
   index_t in = 0;

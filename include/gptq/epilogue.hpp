@@ -8,92 +8,16 @@
 //   gptq::gated_gemm(gate, up, a, gptq::output{y}, {0, gate.out}, gptq::silu{});          // silu(gate x) * (up x)
 //
 // Results are, bit for bit, those of gemv() and gemm(), each step done to all of them in float32, in the order of the
-// arguments, and at last rounded to the type of y. A step of your own is anything that can be called as
-//
-//   step(float* values, index_t token, index_t first_row, index_t count)    // values of rows first_row, ...
-//
-// and changes the values in place; it has to be noexcept. What is not asked for costs nothing: gemv() and gemm()
-// without steps are other functions. y may be what a step reads (add_residual{y}), row by row.
+// arguments, and at last rounded to the type of y. The steps: steps.hpp, which says how to write one. What is not asked
+// for costs nothing: gemv() and gemm() without steps are other functions. y may be what a step reads (add_residual{y}),
+// row by row.
 #pragma once
-
-#include <cstdint>
-#include <type_traits>
 
 #include <gptq/gemm.hpp>
 #include <gptq/kernels/slabs.hpp>
+#include <gptq/steps.hpp>
 
 namespace gptq {
-
-/// Where results go: y[token, row] at data[token * stride + row]; a stride of 0 stands for the rows of the matrix.
-/// @tparam T  float, float16 or bfloat16
-template <class T>
-struct output {
-  T* data;
-  index_t stride = 0;
-};
-template <class T>
-output(T*) -> output<T>;
-template <class T>
-output(T*, index_t) -> output<T>;
-
-/// v + values[row]
-struct add_bias {
-  float const* values;
-  GPTQ_INLINE void operator()(float* v, index_t /*token*/, index_t row, index_t count) const noexcept {
-    for (index_t i = 0; i < count; ++i) v[i] += values[row + i];
-  }
-};
-
-/// v + values[token, row], float, float16 or bfloat16, `stride` apart: 0 for one token, or the same for all.
-template <class T>
-struct add_residual {
-  T const* values;
-  index_t stride = 0;
-  GPTQ_INLINE void operator()(float* v, index_t token, index_t row, index_t count) const noexcept {
-    for (index_t i = 0; i < count; ++i) v[i] += static_cast<float>(values[token * stride + row + i]);
-  }
-};
-template <class T>
-add_residual(T*) -> add_residual<std::remove_const_t<T>>;
-template <class T>
-add_residual(T*, index_t) -> add_residual<std::remove_const_t<T>>;
-
-/// v * factor
-struct scale_by {
-  float factor;
-  GPTQ_INLINE void operator()(float* v, index_t /*token*/, index_t /*row*/, index_t count) const noexcept {
-    for (index_t i = 0; i < count; ++i) v[i] *= factor;
-  }
-};
-
-/// v, but at least `low` and at most `high`; NaN stays NaN.
-struct clamp_to {
-  float low, high;
-  GPTQ_INLINE void operator()(float* v, index_t /*token*/, index_t /*row*/, index_t count) const noexcept {
-    for (index_t i = 0; i < count; ++i) v[i] = v[i] < low ? low : v[i] > high ? high : v[i];
-  }
-};
-
-/// v, but at least 0; NaN stays NaN.
-struct relu {
-  GPTQ_INLINE void operator()(float* v, index_t /*token*/, index_t /*row*/, index_t count) const noexcept {
-    for (index_t i = 0; i < count; ++i) v[i] = v[i] < 0.0F ? 0.0F : v[i];
-  }
-};
-
-/// v / (1 + exp(-v)), with the C library's expf.
-struct silu {
-  GPTQ_INLINE void operator()(float* v, index_t /*token*/, index_t /*row*/, index_t count) const noexcept {
-    for (index_t i = 0; i < count; ++i) v[i] = v[i] / (1.0F + __builtin_expf(-v[i]));
-  }
-};
-
-/// v/2 (1 + erf(v / sqrt 2)), with the C library's erff.
-struct gelu {
-  GPTQ_INLINE void operator()(float* v, index_t /*token*/, index_t /*row*/, index_t count) const noexcept {
-    for (index_t i = 0; i < count; ++i) v[i] = 0.5F * v[i] * (1.0F + __builtin_erff(v[i] * 0.70710678F));
-  }
-};
 
 /// Y = X W' and then `steps`, for `rows`; other rows of y are left alone.
 template <precision Precision, class Isa = isa::native, storage_format Format, class T, class... Steps>

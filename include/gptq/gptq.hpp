@@ -39,4 +39,5 @@
 #include <gptq/quantize.hpp>
 #include <gptq/reference.hpp>
 #include <gptq/scheme.hpp>
+#include <gptq/steps.hpp>
 #include <gptq/thread_pool.hpp>

@@ -17,22 +17,6 @@
 
 namespace gptq {
 
-/// Activations of several tokens: x[token, column] at data[token * stride + column].
-/// @tparam T  float, float16 or bfloat16
-template <class T>
-struct input {
-  T const* data;
-  index_t stride;
-};
-
-/// The same with tokens from a list: x[token, column] at data[token_ids[token] * stride + column].
-template <class T>
-struct gathered_input {
-  T const* data;
-  index_t stride;
-  std::int32_t const* token_ids;
-};
-
 /// Prepares x[tokens, in] (float, float16 or bfloat16; row-major; any alignment) for `w` and every matrix of
 /// the same columns, group size and order; rounds it as `Precision` says. `workspace` has workspace_bytes()
 /// bytes, best aligned to 64, at least to 4. Only `share` of the tokens is worked on, a thread's share of the

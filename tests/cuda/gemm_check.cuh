@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <gptq/cuda/gemm.cuh>
+#include <gptq/cuda/gemv.cuh>
 
 #include "product_check.cuh"
 
@@ -25,15 +26,33 @@ auto by(cuda::detail::gemm_method method, cublasHandle_t blas) {
     auto const plan = cuda::detail::plan_gemm<X, Y>(method, w, n, gpu);
     device_vector<std::uint8_t> const workspace(plan.operand_bytes + plan.rest_bytes);
     cuda::detail::run_gemm(
-        plan, w, x, n, y, {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
+        plan, w, gptq::input<X>{x, w.in}, n, cuda::detail::plain_results(y, w.out),
+        {.workspace = workspace.data(), .workspace_bytes = workspace.size(), .blas = blas});
   };
 }
 
-/// As gemm() decides for more than 16 columns.
+/// 16 columns a block.
+template <class X, class Y>
+auto by_column_groups() {
+  return [gpu = cuda::device::current()](auto const& w, X const* x, index_t n, Y* y) {
+    gptq::input<X> const from{x, w.in};
+    device_vector<std::uint8_t> const workspace(cuda::detail::operand_bytes<X>(w, n));
+    cuda::product_options const options{.workspace = workspace.data(), .workspace_bytes = workspace.size()};
+    if constexpr (cuda::detail::parts<X> == 1) {
+      cuda::detail::launch_column_groups(w, cuda::detail::readable_operands(w, from, n, options),
+                                         cuda::detail::plain_results(y, w.out), options, gpu);
+    } else {
+      cuda::gemv(w, x, n, y, options);
+    }
+  };
+}
+
+/// As gemm() decides for more than 16 columns, but for small products.
 template <class X, class Y>
 auto as_chosen(cublasHandle_t blas) {
   return [blas](auto const& w, X const* x, index_t n, Y* y) {
-    auto const method = cuda::detail::choose_method<X, Y>(w, n, blas != nullptr, cuda::device::current());
+    auto const method = cuda::detail::choose_method<X, cuda::detail::results<Y>>(w, n, blas != nullptr,
+                                                                                 cuda::device::current());
     by<X, Y>(method, blas)(w, x, n, y);
   };
 }
@@ -54,17 +73,20 @@ void check_gemm(random& random) {
   auto const warps = by<X, Y>(gemm_method::warps, nullptr);
   auto const warpgroups = by<X, Y>(gemm_method::warpgroups, nullptr);
   bool const have_warpgroups =
-      cuda::detail::warpgroups_run<Format, cuda::detail::operand<X>, Y>(cuda::device::current());
+      cuda::detail::warpgroups_run<Format, cuda::detail::operand<X>, cuda::detail::results<Y>>(
+          cuda::device::current());
   auto const chosen = as_chosen<X, Y>(nullptr);
+  auto const groups = by_column_groups<X, Y>();
   // The last has more chunks for a block than its ring has stages.
   for_each_size({{16, 128}, {40, 264}, {50, 320}, {150, 1000}, {260, 4104}, {24, 20488}},
                 [&](index_t out, index_t in, index_t tokens) {
                   if (tokens * cuda::detail::parts<X> <= 16) return;  // gemv's
                   bool const permuted = random.below(3) == 0;
                   if (have_warpgroups) {
-                    check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, warps, warpgroups);
+                    check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, groups, warps,
+                                                warpgroups);
                   } else {
-                    check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, warps);
+                    check_product<Format, X, Y>(out, in, tokens, permuted, random, chosen, groups, warps);
                   }
                 });
 }

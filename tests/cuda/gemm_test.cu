@@ -37,7 +37,7 @@ TEST_CASE("gemm asks for its workspace") {
   using q4 = format<gptq::symmetric, 4, 128>;
   auto* const p = reinterpret_cast<std::uint32_t*>(256);
   cuda::prepacked_view<q4> const w{
-      .codes = p, .scales = reinterpret_cast<gptq::float16*>(p), .out = 128, .in = 4096};
+      .codes = p, .scales = reinterpret_cast<gptq::float16*>(p), .out = 8192, .in = 4096};
   auto* const x = reinterpret_cast<__half*>(p);
   CHECK(cuda::workspace_bytes<__half, __half>(w, 64) > 0);
   CHECK_THROWS_AS(cuda::gemm(w, x, 64, x), cuda::invalid_argument);

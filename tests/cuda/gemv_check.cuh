@@ -33,9 +33,10 @@ void check_gemv(random& random) {
 template <class Format, class X, class Y>
 void check_shares(random& random) {
   using cuda::detail::operand;
+  using results = cuda::detail::results<Y>;
   cuda::device gpu = cuda::device::current();
   if (gpu.capability < 90 ||
-      !cuda::detail::compiled_for(cuda::detail::gemv_sm90<Format, operand<X>, 1, Y, 2, 1, 1>,
+      !cuda::detail::compiled_for(cuda::detail::gemv_sm90<Format, operand<X>, 1, results, 2, 1, 1>,
                                   cuda::detail::gemv_sm90_threads)) {
     return;
   }
@@ -47,8 +48,8 @@ void check_shares(random& random) {
         check_product<Format, X, Y>(
             out, in, tokens, false, random, [&](auto const& w, X const* x, index_t n, Y* y) {
               cuda::detail::operands<operand<X>> const columns{x, static_cast<int>(n), w.in, w.in};
-              cuda::detail::gemv_launcher<Format, operand<X>, 1, Y> const launcher(w, columns, y, nullptr,
-                                                                                   false, gpu);
+              cuda::detail::gemv_launcher<Format, operand<X>, 1, results> const launcher(
+                  w, columns, cuda::detail::plain_results(y, w.out), nullptr, false, gpu);
               std::vector<unsigned char> first(static_cast<std::size_t>(n * w.out) * sizeof(Y)),
                   other(first.size());
               bool launched = false;

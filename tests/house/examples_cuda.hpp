@@ -4,7 +4,10 @@
 #include <cstddef>
 
 #include <gptq/cuda/dequantize.cuh>
+#include <gptq/cuda/epilogue.cuh>
+#include <gptq/cuda/experts.cuh>
 #include <gptq/cuda/gemm.cuh>
+#include <gptq/cuda/prepare.cuh>
 #include <gptq/cuda/quantize.cuh>
 
 using q4 = gptq::format<gptq::symmetric, 4, 128>;
@@ -35,6 +38,23 @@ extern float const* host;
 namespace cuda_dequantize_cuh {
 extern __half* weights;
 }
+
+namespace cuda_gemm_cuh {
+extern void* space;
+extern std::size_t space_bytes;
+}  // namespace cuda_gemm_cuh
+
+namespace cuda_epilogue_cuh {
+extern gptq::cuda::prepacked_view<q4> gate, up;
+extern float const* bias;
+extern gptq::index_t stride, y_stride;
+}  // namespace cuda_epilogue_cuh
+
+namespace cuda_experts_cuh {
+extern gptq::cuda::prepacked_view<q4> stack;
+extern std::int32_t const* expert_ids;
+extern int experts, top_k;
+}  // namespace cuda_experts_cuh
 
 namespace cuda_hessian_cuh {
 extern gptq::cuda::context ctx;

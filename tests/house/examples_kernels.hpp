@@ -36,6 +36,12 @@ extern gptq::bfloat16* y16;
 extern gptq::index_t stride;
 }  // namespace epilogue_hpp
 
+namespace steps_hpp {
+using epilogue_hpp::a;
+using epilogue_hpp::bias;
+using epilogue_hpp::stride;
+}  // namespace steps_hpp
+
 namespace grouped_gemm_hpp {
 extern gptq::packed_view<q4> q, k, v;
 extern float *y_q, *y_k, *y_v;

@@ -9,6 +9,7 @@
 #include <string>
 
 #include <gptq/cuda/error.cuh>
+#include <gptq/cuda/kernels/known_kernels.cuh>
 
 namespace gptq::cuda {
 
@@ -41,8 +42,11 @@ void launch(void (*kernel)(Parameters...), launch_config const& config, Argument
 // ---- implementation -------------------------------------------------------------------------------------
 
 inline device device::current() {
+  // What a thread has been told once, it remembers: asking takes as long as a launch.
+  thread_local device last{.id = -1, .capability = 0, .multiprocessors = 0, .shared_memory = 0};
   device d{};
-  check(cudaGetDevice(&d.id), "asking for the current device");
+  d.id = detail::current_device();
+  if (d.id == last.id) return last;
   auto const attribute = [&](cudaDeviceAttr which) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, d.id), "asking for an attribute of the device");
@@ -57,16 +61,13 @@ inline device device::current() {
                              std::to_string(d.capability / 10) + "." + std::to_string(d.capability % 10) +
                              ", and 8.0 is the least that is supported");
   }
-  return d;
+  return last = d;
 }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), launch_config const& config, Arguments const&... arguments) {
-  if (config.shared_memory > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(config.shared_memory)),
-          "raising a kernel's limit of shared memory");
-  }
+  if (config.shared_memory > 48 * 1024)
+    detail::allow_shared_memory(kernel, static_cast<int>(config.shared_memory));
   cudaLaunchConfig_t launch{};
   launch.gridDim = config.grid;
   launch.blockDim = config.block;

@@ -39,13 +39,13 @@ std::size_t gemv_workspace_bytes(prepacked_view<Format> const& w, index_t tokens
 template <device_format Format, device_number X, device_number Y>
 void gemv(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y,
           product_options const& options = {}) {
-  detail::run_gemv(w, x, tokens, y, options);
+  detail::run_gemv(w, input<X>{x, w.in}, tokens, detail::plain_results(y, w.out), options);
 }
 
 /// One token.
 template <device_format Format, device_number X, device_number Y>
 void gemv(prepacked_view<Format> const& w, X const* x, Y* y, product_options const& options = {}) {
-  detail::run_gemv(w, x, 1, y, options);
+  detail::run_gemv(w, input<X>{x, w.in}, 1, detail::plain_results(y, w.out), options);
 }
 
 }  // namespace gptq::cuda

@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include <gptq/config.hpp>
-#include <gptq/cuda/error.cuh>
+#include <gptq/cuda/kernels/known_kernels.cuh>
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define GPTQ_BULK_COPIES 1
@@ -23,9 +23,7 @@ GPTQ_HOST_DEVICE constexpr int bulk_copy_bound(int threads) { return GPTQ_BULK_C
 /// Whether the kernel, of `threads` threads, will run here as what it was written for, and not as nothing.
 template <class... Parameters>
 bool compiled_for(void (*kernel)(Parameters...), int threads) {
-  cudaFuncAttributes attributes{};
-  check(cudaFuncGetAttributes(&attributes, kernel), "asking for a kernel's attributes");
-  return attributes.maxThreadsPerBlock >= threads;
+  return most_threads(kernel) >= threads;
 }
 
 #if GPTQ_BULK_COPIES

@@ -74,7 +74,7 @@ void launch_dequantize(prepacked_view<Format> const& w, index_t first_row_tile, 
 
 template <class Format, class T>
 void run_dequantize(prepacked_view<Format> const& w, T* weights, cudaStream_t stream) {
-  check_product(w, weights, 1, weights);
+  check_product(w, weights, w.in, 1, weights, w.out);
   if (reinterpret_cast<std::uintptr_t>(weights) % 16 != 0) {
     throw invalid_argument("gptq::cuda::dequantize: the weights are not aligned to 16 bytes");
   }

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <type_traits>
 
 #include <gptq/cuda/kernels/code_places.cuh>
 #include <gptq/cuda/kernels/numbers.cuh>
+#include <gptq/cuda/kernels/results.cuh>
 #include <gptq/cuda/prepacked.cuh>
 
 namespace gptq::cuda::detail {
@@ -237,6 +239,11 @@ struct raw_chunk {
   template <class Read>
   __device__ __forceinline__ void load(char const* codes, char const* group_scales, char const* group_zeros,
                                        int lane, Read const& read_codes) {
+    load_codes(codes, lane, read_codes);
+    load_groups(group_scales, group_zeros, lane);
+  }
+  template <class Read>
+  __device__ __forceinline__ void load_codes(char const* codes, int lane, Read const& read_codes) {
 #pragma unroll
     for (int part = 0; part < count / 4; ++part) {
       auto const v = read_codes(reinterpret_cast<uint4 const*>(codes + 512 * part + 16 * lane));
@@ -246,12 +253,16 @@ struct raw_chunk {
       auto const v = read_codes(reinterpret_cast<uint2 const*>(codes + 512 + 8 * lane));
       words[4] = v.x, words[5] = v.y;
     }
+  }
+  __device__ __forceinline__ void load_groups(char const* group_scales, char const* group_zeros, int lane) {
 #pragma unroll
-    for (int j = 0; j < s::groups; ++j) {
-      int const at = 8 * j + lane / 4;
-      scales[j] = reinterpret_cast<scale_pair const*>(group_scales)[at];
-      if constexpr (Format::has_zero_point) zeros[j] = reinterpret_cast<zero_pair const*>(group_zeros)[at];
-    }
+    for (int j = 0; j < s::groups; ++j) load_group(group_scales, group_zeros, lane, j);
+  }
+  __device__ __forceinline__ void load_group(char const* group_scales, char const* group_zeros, int lane,
+                                             int j) {
+    int const at = 8 * j + lane / 4;
+    scales[j] = reinterpret_cast<scale_pair const*>(group_scales)[at];
+    if constexpr (Format::has_zero_point) zeros[j] = reinterpret_cast<zero_pair const*>(group_zeros)[at];
   }
 };
 
@@ -266,23 +277,27 @@ struct lane_chunk {
   std::uint32_t zeros[s::groups][2];
 
   __device__ __forceinline__ void unpack(raw_chunk<Format> const& raw) {
+    unpack_codes(raw);
+#pragma unroll
+    for (int j = 0; j < s::groups; ++j) unpack_group(raw, j);
+  }
+  __device__ __forceinline__ void unpack_codes(raw_chunk<Format> const& raw) {
 #pragma unroll
     for (int k = 0; k < raw.count; ++k) words[k] = raw.words[k];
-#pragma unroll
-    for (int j = 0; j < s::groups; ++j) {
-      auto const pair = raw.scales[j];
-      if constexpr (sizeof(typename Format::scale) == 2) {
-        scales[j][0] = __low2float(pair), scales[j][1] = __high2float(pair);
-      } else {
-        scales[j][0] = pair.x, scales[j][1] = pair.y;
-      }
-      if constexpr (Format::has_zero_point && Format::bits == 8) {
-        zeros[j][0] = raw.zeros[j].x, zeros[j][1] = raw.zeros[j].y;
-      } else if constexpr (Format::has_zero_point) {
-        zeros[j][0] = raw.zeros[j] & 15u, zeros[j][1] = raw.zeros[j] >> 4;
-      } else {
-        zeros[j][0] = zeros[j][1] = 0;
-      }
+  }
+  __device__ __forceinline__ void unpack_group(raw_chunk<Format> const& raw, int j) {
+    auto const pair = raw.scales[j];
+    if constexpr (sizeof(typename Format::scale) == 2) {
+      scales[j][0] = __low2float(pair), scales[j][1] = __high2float(pair);
+    } else {
+      scales[j][0] = pair.x, scales[j][1] = pair.y;
+    }
+    if constexpr (Format::has_zero_point && Format::bits == 8) {
+      zeros[j][0] = raw.zeros[j].x, zeros[j][1] = raw.zeros[j].y;
+    } else if constexpr (Format::has_zero_point) {
+      zeros[j][0] = raw.zeros[j] & 15u, zeros[j][1] = raw.zeros[j] >> 4;
+    } else {
+      zeros[j][0] = zeros[j][1] = 0;
     }
   }
   __device__ __forceinline__ void load(char const* codes, char const* group_scales, char const* group_zeros,
@@ -347,12 +362,66 @@ __device__ __forceinline__ float add_warps(float const* sums, int warp_stride, i
   return sum;
 }
 
-/// Writes what a warp has of a row tile, of columns first_column and on, as accumulators of multiply(): to
-/// y[column, row], or to partial[column, row] where that is not null.
-template <class Y, int ColumnTiles>
+/// Transposes an 8 x 8 matrix of 16-bit numbers, of which lane 4g + t has 2t and 2t+1 of row g.
+__device__ __forceinline__ std::uint32_t transposed(std::uint32_t pair) {
+  std::uint32_t d;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(pair));
+  return d;
+}
+
+template <class T>
+__device__ __forceinline__ std::uint32_t paired(T lower, T upper) {
+  std::uint32_t word;
+  T const both[2] = {lower, upper};
+  std::memcpy(&word, both, sizeof(word));
+  return word;
+}
+
+/// What store_sums() does with 16-bit results of whole row tiles: a lane stores four rows of a column at
+/// once, so that what is written are whole sectors of the cache.
+template <class Results, int ColumnTiles>
+__device__ __forceinline__ void store_in_fours(float const (&sums)[ColumnTiles][4], index_t first_row,
+                                               int first_column, int columns, Results const& y) {
+  int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int n = 0; n < ColumnTiles; ++n) {
+    int const column = first_column + 8 * n;
+    typename Results::number values[4] = {};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (column + 2 * t + k % 2 < columns) {
+        values[k] = y.finished(column + 2 * t + k % 2, first_row + g + 8 * (k / 2), sums[n][k]);
+      }
+    }
+    // Now of column g, rows 2t and 2t+1, and 8 more.
+    std::uint32_t const lower = transposed(paired(values[0], values[1])),
+                        upper = transposed(paired(values[2], values[3]));
+    std::uint32_t words[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const from = 4 * g + 2 * (t % 2) + i;
+      std::uint32_t const of_lower = __shfl_sync(0xffffffff, lower, from),
+                          of_upper = __shfl_sync(0xffffffff, upper, from);
+      words[i] = t < 2 ? of_lower : of_upper;
+    }
+    if (column + g < columns) {
+      *reinterpret_cast<uint2*>(y.data + index_t{column + g} * y.stride + first_row + 4 * t) =
+          make_uint2(words[0], words[1]);
+    }
+  }
+}
+
+/// Stores what a warp has of a row tile, of columns first_column and on, as accumulators of multiply(): in y,
+/// or in partial[column, row] where that is not null.
+template <class Results, int ColumnTiles>
 __device__ __forceinline__ void store_sums(float const (&sums)[ColumnTiles][4], index_t first_row,
-                                           index_t rows, int first_column, int columns, Y* y,
+                                           index_t rows, int first_column, int columns, Results const& y,
                                            float* partial) {
+  if constexpr (sizeof(typename Results::number) == 2) {
+    if (partial == nullptr && first_row + tile_rows <= rows && y.in_fours()) {
+      return store_in_fours(sums, first_row, first_column, columns, y);
+    }
+  }
   int const lane = threadIdx.x % 32;
 #pragma unroll
   for (int n = 0; n < ColumnTiles; ++n) {
@@ -362,7 +431,7 @@ __device__ __forceinline__ void store_sums(float const (&sums)[ColumnTiles][4], 
       index_t const column = first_column + 8 * n + 2 * (lane % 4) + k % 2;
       if (row >= rows || column >= columns) continue;
       if (partial == nullptr) {
-        y[column * rows + row] = to<Y>(sums[n][k]);
+        y.store(column, row, sums[n][k]);
       } else {
         partial[column * rows + row] = sums[n][k];
       }

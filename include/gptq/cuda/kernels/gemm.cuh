@@ -12,6 +12,7 @@
 #include <gptq/cuda/kernels/gemm_sm90.cuh>
 #include <gptq/cuda/kernels/gemv.cuh>
 #include <gptq/cuda/kernels/operands.cuh>
+#include <gptq/cuda/kernels/partial_sums.cuh>
 #include <gptq/cuda/options.cuh>
 
 namespace gptq::cuda::detail {
@@ -21,39 +22,9 @@ namespace gptq::cuda::detail {
 inline constexpr index_t blas_columns = 257;
 inline constexpr index_t blas_columns_sm90 = 4096;
 
-/// y[token, row] = the sum of partial[split, token * Parts + part, row] over splits and parts.
-template <class Y, int Parts>
-__global__ void add_partial(float const* partial, int splits, index_t tokens, index_t out, Y* y) {
-  let_successor_start();
-  wait_for_predecessor();
-  index_t const row = index_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  index_t const token = blockIdx.y;
-  if (row >= out) return;
-  float sum = 0.0F;
-  for (int split = 0; split < splits; ++split) {
-#pragma unroll
-    for (int part = 0; part < Parts; ++part) {
-      sum += partial[((split * tokens + token) * Parts + part) * out + row];
-    }
-  }
-  y[token * out + row] = to<Y>(sum);
-}
-
-template <class Y, int Parts>
-void launch_add_partial(float const* partial, int splits, index_t tokens, index_t out, Y* y,
-                        product_options const& options) {
-  constexpr unsigned threads = 256;
-  launch(add_partial<Y, Parts>,
-         {.grid = dim3(static_cast<unsigned>((out + threads - 1) / threads), static_cast<unsigned>(tokens)),
-          .block = threads,
-          .stream = options.stream,
-          .overlap = options.overlap},
-         partial, splits, tokens, out, y);
-}
-
-/// Whether cuBLAS can multiply activations of type X into Y.
-template <class X, class Y>
-inline constexpr bool blas_types = std::is_same_v<X, Y> && !std::is_same_v<X, float>;
+/// Whether cuBLAS can multiply activations of type X into these results.
+template <class X, class Results>
+inline constexpr bool blas_types = std::is_same_v<results<X>, Results> && !std::is_same_v<X, float>;
 
 /// Row tiles that are decoded at once: even splits of at most 256 MiB.
 template <class Format>
@@ -67,10 +38,8 @@ std::size_t slice_bytes(prepacked_view<Format> const& w) {
   return static_cast<std::size_t>(slice_tiles(w) * tile_rows * w.in) * 2;
 }
 
-inline std::size_t aligned_256(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 template <class Format, class X>
-void multiply_by_blas(prepacked_view<Format> const& w, operands<X> const& x, X* y, X* weights,
+void multiply_by_blas(prepacked_view<Format> const& w, operands<X> const& x, results<X> const& y, X* weights,
                       product_options const& options) {
   constexpr cudaDataType type = std::is_same_v<X, __half> ? CUDA_R_16F : CUDA_R_16BF;
   check(cublasSetStream(options.blas, options.stream), "setting a stream");
@@ -82,8 +51,8 @@ void multiply_by_blas(prepacked_view<Format> const& w, operands<X> const& x, X* 
     index_t const rows = std::min(tiles * tile_rows, w.out - first * tile_rows);
     check(cublasGemmEx(options.blas, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(rows), x.columns,
                        static_cast<int>(w.in), &one, weights, type, static_cast<int>(w.in), x.data, type,
-                       static_cast<int>(x.stride), &zero, y + first * tile_rows, type,
-                       static_cast<int>(w.out), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+                       static_cast<int>(x.stride), &zero, y.data + first * tile_rows, type,
+                       static_cast<int>(y.stride), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
           "multiplying");
   }
 }
@@ -91,12 +60,12 @@ void multiply_by_blas(prepacked_view<Format> const& w, operands<X> const& x, X* 
 /// What computes a product of more than 16 columns.
 enum class gemm_method { warps, warpgroups, blas };
 
-template <class X, class Y, class Format>
+template <class X, class Results, class Format>
 gemm_method choose_method(prepacked_view<Format> const& w, index_t tokens, bool blas, device const& gpu) {
-  bool const warpgroups = warpgroups_run<Format, operand<X>, Y>(gpu);
+  bool const warpgroups = warpgroups_run<Format, operand<X>, Results>(gpu);
   index_t const most = warpgroups ? blas_columns_sm90 : blas_columns;
   // Of rows that are no multiple of 64, cuBLAS 13.0 leaves out the end where it splits them out.
-  if (blas && blas_types<X, Y> && w.in % 64 == 0 && tokens * parts<X> >= most) return gemm_method::blas;
+  if (blas && blas_types<X, Results> && w.in % 64 == 0 && tokens * parts<X> >= most) return gemm_method::blas;
   return warpgroups ? gemm_method::warpgroups : gemm_method::warps;
 }
 
@@ -135,10 +104,11 @@ gemm_plan plan_gemm(gemm_method method, prepacked_view<Format> const& w, index_t
   return plan;
 }
 
-template <class Format, class X, class Y>
-void run_gemm(gemm_plan const& plan, prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y,
-              product_options const& options) {
+template <class Format, class X, class Results>
+void run_gemm(gemm_plan const& plan, prepacked_view<Format> const& w, input<X> const& x, index_t tokens,
+              Results const& y, product_options const& options) {
   using T = operand<X>;
+  using Y = typename Results::rounded_to;
   bool const in_place = plan.method != gemm_method::warpgroups && readable(w, x);
   std::size_t const before = in_place ? 0 : plan.operand_bytes;
   if (before + plan.rest_bytes > 0) check_workspace(options, before + plan.rest_bytes);
@@ -161,36 +131,50 @@ void run_gemm(gemm_plan const& plan, prepacked_view<Format> const& w, X const* x
   } else {
     operands<T> const operands = readable_operands(w, x, tokens, options);
     if (plan.method == gemm_method::blas) {
-      if constexpr (blas_types<X, Y>) return multiply_by_blas(w, operands, y, static_cast<X*>(rest), options);
+      if constexpr (blas_types<X, Results>)
+        return multiply_by_blas(w, operands, y, static_cast<X*>(rest), options);
     } else if (plan.block_columns == 32) {
-      launch_gemm<Format, T, Y, 4>(w, operands, y, partial, plan.splits, options);
+      launch_gemm<Format, T, 4>(w, operands, y, partial, plan.splits, options);
     } else {
-      launch_gemm<Format, T, Y, 8>(w, operands, y, partial, plan.splits, options);
+      launch_gemm<Format, T, 8>(w, operands, y, partial, plan.splits, options);
     }
   }
-  if (partial != nullptr) launch_add_partial<Y, parts<X>>(partial, plan.splits, tokens, w.out, y, options);
+  if (partial != nullptr) launch_add_partial<parts<X>>(partial, plan.splits, tokens, w.out, y, options);
+}
+
+/// Whether a product is so small that gemv's kernel, 16 columns at a time, is done before others have been
+/// prepared: by its number of row tiles, chunks and groups of columns. Found on an H200.
+template <class X, class Format>
+bool by_column_groups(prepacked_view<Format> const& w, index_t tokens) {
+  constexpr index_t most = 10000;
+  return parts<X> == 1 && w.layout().row_tiles() * w.layout().chunks() * ((tokens + 15) / 16) <= most;
 }
 
 template <class X, class Y, class Format>
 std::size_t gemm_workspace(prepacked_view<Format> const& w, index_t tokens) {
   if (tokens * parts<X> <= 16 || w.out == 0) return operand_bytes<X>(w, tokens);
   device const gpu = device::current();
-  std::size_t most = 0;
+  std::size_t most = by_column_groups<X>(w, tokens) ? operand_bytes<X>(w, tokens) : 0;
   for (bool const blas : {false, true}) {
-    auto const plan = plan_gemm<X, Y>(choose_method<X, Y>(w, tokens, blas, gpu), w, tokens, gpu);
+    auto const plan = plan_gemm<X, Y>(choose_method<X, results<Y>>(w, tokens, blas, gpu), w, tokens, gpu);
     most = std::max(most, plan.operand_bytes + plan.rest_bytes);
   }
   return most;
 }
 
-template <class Format, class X, class Y>
-void run_gemm(prepacked_view<Format> const& w, X const* x, index_t tokens, Y* y,
+template <class Format, class X, class Results>
+void run_gemm(prepacked_view<Format> const& w, input<X> const& x, index_t tokens, Results const& y,
               product_options const& options) {
   if (tokens * parts<X> <= 16 || w.out == 0 || w.in == 0) return run_gemv(w, x, tokens, y, options);
-  check_product(w, x, tokens, y);
+  check_product(w, x.data, x.stride, tokens, y.data, y.stride);
   device const gpu = device::current();
-  auto const method = choose_method<X, Y>(w, tokens, options.blas != nullptr, gpu);
-  run_gemm(plan_gemm<X, Y>(method, w, tokens, gpu), w, x, tokens, y, options);
+  if constexpr (parts<X> == 1) {
+    if (by_column_groups<X>(w, tokens)) {
+      return launch_column_groups(w, readable_operands(w, x, tokens, options), y, options, gpu);
+    }
+  }
+  auto const method = choose_method<X, Results>(w, tokens, options.blas != nullptr, gpu);
+  run_gemm(plan_gemm<X, typename Results::rounded_to>(method, w, tokens, gpu), w, x, tokens, y, options);
 }
 
 }  // namespace gptq::cuda::detail

@@ -30,9 +30,9 @@ inline constexpr int gemm_depth = std::min(4, 99 * 1024 / gemm_stage_bytes<Forma
 
 /// Block (x, y, z): columns 8 * ColumnTiles * x and on, rows 256 * y and on, split z of the chunks. With one
 /// split the result goes to y, else the sums to partial[split, column, row].
-template <device_format Format, class T, class Y, int ColumnTiles>
+template <device_format Format, class T, class Results, int ColumnTiles>
 __global__ void __launch_bounds__(32 * gemm_warps, gemm_blocks<ColumnTiles>)
-    gemm_kernel(prepacked_view<Format> w, operands<T> x, Y* y, float* partial) {
+    gemm_kernel(prepacked_view<Format> w, operands<T> x, Results y, float* partial) {
   constexpr int depth = gemm_depth<Format, ColumnTiles>, columns = 8 * ColumnTiles;
   constexpr int stage_bytes = gemm_stage_bytes<Format, ColumnTiles>,
                 activation_bytes = columns * chunk_columns * 2;
@@ -142,12 +142,12 @@ __global__ void __launch_bounds__(32 * gemm_warps, gemm_blocks<ColumnTiles>)
   }
 }
 
-template <class Format, class T, class Y, int ColumnTiles>
-void launch_gemm(prepacked_view<Format> const& w, operands<T> const& x, Y* y, float* partial, int splits,
-                 product_options const& options) {
+template <class Format, class T, int ColumnTiles, class Results>
+void launch_gemm(prepacked_view<Format> const& w, operands<T> const& x, Results const& y, float* partial,
+                 int splits, product_options const& options) {
   constexpr int columns = 8 * ColumnTiles;
   launch(
-      gemm_kernel<Format, T, Y, ColumnTiles>,
+      gemm_kernel<Format, T, Results, ColumnTiles>,
       {.grid =
            dim3(static_cast<unsigned>((x.columns + columns - 1) / columns),
                 static_cast<unsigned>((w.out + gemm_rows - 1) / gemm_rows), static_cast<unsigned>(splits)),

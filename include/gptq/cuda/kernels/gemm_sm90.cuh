@@ -62,7 +62,7 @@ inline constexpr int chunks_ahead = [] {
 /// pairs goes to where pair 4i + t would. Unit u of a column c is at u ^ c % 8: see
 /// operand_in_shared_memory().
 template <class X, int Columns>
-__global__ void prepare_stages(X const* x, std::int32_t const* order, index_t in, index_t tokens,
+__global__ void prepare_stages(input<X> x, std::int32_t const* order, index_t in, index_t tokens,
                                bool in_words, operand<X>* stages) {
   let_successor_start();
   wait_for_predecessor();
@@ -71,7 +71,7 @@ __global__ void prepare_stages(X const* x, std::int32_t const* order, index_t in
   index_t const token = index_t{blockIdx.y} * (blockDim.x / 16) + threadIdx.x / 16;
   index_t const column = chunk * chunk_columns + 64 * half + 32 * (unit / 4) + 2 * (unit % 4);
   index_t const end = (tokens * parts<X> + Columns - 1) / Columns * Columns;
-  X const* const from = x + token * in;
+  X const* const from = x.data + token * x.stride;
   X values[8];
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
@@ -138,9 +138,9 @@ struct row_scale {
 
 /// Block (x, y, z) has columns Shape::columns * x and on, rows warpgroup_rows * y and on, split z of the
 /// chunks. Where `partial` is null the result goes to y, else the sums to partial[split, column, row].
-template <device_format Format, class T, class Y, class Shape>
+template <device_format Format, class T, class Results, class Shape>
 __global__ void __launch_bounds__(warpgroup_bound(warpgroup_threads), 1)
-    warpgroup_gemm(prepacked_view<Format> w, T const* stages, int columns, Y* y, float* partial) {
+    warpgroup_gemm(prepacked_view<Format> w, T const* stages, int columns, Results y, float* partial) {
 #if GPTQ_WARPGROUPS
   using ring = warpgroup_ring<Shape>;
   using s = staged<Format>;
@@ -313,21 +313,21 @@ inline constexpr bool rounds_weights = sizeof(X) == 2 && sizeof(Y) == 2 &&
                                         std::is_same_v<X, __nv_bfloat16>);
 
 /// Whether this device runs warpgroup_gemm(), and the program has it for sm_90a.
-template <class Format, class T, class Y>
+template <class Format, class T, class Results>
 bool warpgroups_run(device const& gpu) {
   return gpu.capability == 90 &&
-         compiled_for(warpgroup_gemm<Format, T, Y, warpgroup_shape<8, false>>, warpgroup_threads);
+         compiled_for(warpgroup_gemm<Format, T, Results, warpgroup_shape<8, false>>, warpgroup_threads);
 }
 
 template <class Format, class X>
-void launch_prepare_stages(prepacked_view<Format> const& w, X const* x, index_t tokens, int block_columns,
-                           operand<X>* stages, product_options const& options) {
+void launch_prepare_stages(prepacked_view<Format> const& w, input<X> const& x, index_t tokens,
+                           int block_columns, operand<X>* stages, product_options const& options) {
   auto const launch_for = [&]<int Columns>() {
     constexpr int block_tokens = 16;
     index_t const columns = (tokens * parts<X> + Columns - 1) / Columns * Columns;
     index_t const blocks = (columns + block_tokens * parts<X> - 1) / (block_tokens * parts<X>);
-    bool const in_words =
-        sizeof(X) == 2 && w.order == nullptr && w.in % 2 == 0 && reinterpret_cast<std::uintptr_t>(x) % 4 == 0;
+    bool const in_words = sizeof(X) == 2 && w.order == nullptr && w.in % 2 == 0 && x.stride % 2 == 0 &&
+                          reinterpret_cast<std::uintptr_t>(x.data) % 4 == 0;
     launch(prepare_stages<X, Columns>,
            {.grid = dim3(static_cast<unsigned>(w.layout().chunks()), static_cast<unsigned>(blocks)),
             .block = 16 * block_tokens,
@@ -340,10 +340,10 @@ void launch_prepare_stages(prepacked_view<Format> const& w, X const* x, index_t 
   launch_for.template operator()<128>();
 }
 
-template <class Shape, class Format, class T, class Y>
-void launch_warpgroups(prepacked_view<Format> const& w, T const* stages, int columns, Y* y, float* partial,
-                       int splits, product_options const& options) {
-  launch(warpgroup_gemm<Format, T, Y, Shape>,
+template <class Shape, class Format, class T, class Results>
+void launch_warpgroups(prepacked_view<Format> const& w, T const* stages, int columns, Results const& y,
+                       float* partial, int splits, product_options const& options) {
+  launch(warpgroup_gemm<Format, T, Results, Shape>,
          {.grid = dim3(static_cast<unsigned>((columns + Shape::columns - 1) / Shape::columns),
                        static_cast<unsigned>((w.out + warpgroup_rows - 1) / warpgroup_rows),
                        static_cast<unsigned>(splits)),

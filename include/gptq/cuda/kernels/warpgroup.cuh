@@ -70,6 +70,8 @@ __device__ __forceinline__ void wait_products() {
 // The accumulators of a product, and the names of its operands.
 #define GPTQ_C(n) "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])
 #define GPTQ_C4(n) GPTQ_C(n), GPTQ_C(n + 1), GPTQ_C(n + 2), GPTQ_C(n + 3)
+#define GPTQ_INT_C(n) "+r"(c[n][0]), "+r"(c[n][1]), "+r"(c[n][2]), "+r"(c[n][3])
+#define GPTQ_INT_C4(n) GPTQ_INT_C(n), GPTQ_INT_C(n + 1), GPTQ_INT_C(n + 2), GPTQ_INT_C(n + 3)
 #define GPTQ_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define GPTQ_NAMES_32 GPTQ_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define GPTQ_NAMES_64                                                                                \
@@ -121,10 +123,29 @@ __device__ __forceinline__ void start_product_tf32(float (&c)[16][4], std::uint3
   GPTQ_PRODUCT("n128k8", "tf32", GPTQ_NAMES_64, "%64,%65,%66,%67", "%68", "%69", "", GPTQ_C4(0), GPTQ_C4(4),
                GPTQ_C4(8), GPTQ_C4(12));
 }
+
+/// The same of int8, exactly in int32: 64 x 32 times 32 x 8 * ColumnTiles. Registers are as for 16 bits, each
+/// with four numbers.
+template <int ColumnTiles>
+__device__ __forceinline__ void start_product_int8(std::int32_t (&c)[ColumnTiles][4],
+                                                   std::uint32_t const (&a)[4], std::uint64_t b, bool add) {
+  static_assert(ColumnTiles == 16);
+  asm volatile(
+      "{\n"
+      ".reg .pred adding;\n"
+      "setp.ne.b32 adding, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {" GPTQ_NAMES_64
+      "}, {%64,%65,%66,%67}, %68, adding;\n"
+      "}"
+      : GPTQ_INT_C4(0), GPTQ_INT_C4(4), GPTQ_INT_C4(8), GPTQ_INT_C4(12)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
+}
 #undef GPTQ_PRODUCT
 #undef GPTQ_NAMES_64
 #undef GPTQ_NAMES_32
 #undef GPTQ_NAMES_16
+#undef GPTQ_INT_C4
+#undef GPTQ_INT_C
 #undef GPTQ_C4
 #undef GPTQ_C
 
@@ -138,6 +159,14 @@ __device__ __forceinline__ void leave_undefined(float (&c)[ColumnTiles][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "=f"(c[n][i]));
   }
 }
+template <int ColumnTiles>
+__device__ __forceinline__ void leave_undefined(std::int32_t (&c)[ColumnTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < ColumnTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "=r"(c[n][i]));
+  }
+}
 
 /// Accumulators are read after this and not before: wait_products() does not say so of registers.
 template <int ColumnTiles>
@@ -146,6 +175,14 @@ __device__ __forceinline__ void pin(float (&c)[ColumnTiles][4]) {
   for (int n = 0; n < ColumnTiles; ++n) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(c[n][i])::"memory");
+  }
+}
+template <int ColumnTiles>
+__device__ __forceinline__ void pin(std::int32_t (&c)[ColumnTiles][4]) {
+#pragma unroll
+  for (int n = 0; n < ColumnTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(c[n][i])::"memory");
   }
 }
 
