@@ -39,6 +39,7 @@ struct arguments {
   bool act_order = false;
   gptq::quality quality = gptq::quality::plain;
   index_t held_out = 0;
+  double propagate = 0.0;
   bool loss = false;
 };
 
@@ -157,6 +158,7 @@ void run(arguments const& args) {
   how.activations = args.activations;
   how.true_sequential = args.true_sequential;
   how.calibrating = args.windows - args.held_out;
+  if (args.propagate > 0.0) how.propagate = args.propagate;
   double factor = 0.0, sweep = 0.0, loss = 0.0;
   std::size_t packed_bytes = 0;
   how.finish = [](lm::device::linear_result& r) {
@@ -230,6 +232,8 @@ int main(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(std::map<std::string, gptq::quality>{
           {"plain", gptq::quality::plain}, {"fast", gptq::quality::fast}, {"best", gptq::quality::best}}));
   app.add_option("--held-out", args.held_out, "Of the windows, those that choices are made by")
+      ->capture_default_str();
+  app.add_option("--propagate", args.propagate, "Propagate errors with this strength; 0: do not")
       ->capture_default_str();
   app.add_flag("--loss", args.loss, "Measure the loss on the text, too");
   CLI11_PARSE(app, argc, argv);

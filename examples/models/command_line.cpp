@@ -316,8 +316,9 @@ std::optional<command_line> parse_command_line(int argc, char** argv, host_share
   app.add_option("--device", device,
                  "Where all of it is computed: cpu, or cuda (any quality but reference).\n"
                  "Each decoder layer runs twice there, as on the cpu, but once with\n"
-                 "--true-sequential. For layers of experts, --rtn, --propagate and\n"
-                 "--observe activations stay in the host's memory: slower")
+                 "--true-sequential; and once more with --propagate. For layers of\n"
+                 "experts, --rtn and --observe activations stay in the host's memory,\n"
+                 "which is slower")
       ->check(one_of({"cpu", "cuda"}))
       ->type_name("NAME")
       ->capture_default_str();

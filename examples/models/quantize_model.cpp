@@ -231,6 +231,7 @@ nlohmann::ordered_json settings_of(lm::model const& m, text const& calibration, 
 std::string choose_device(lm::model const& m, command_line& args) {
   if (args.how.accelerator == nullptr) return "";
   std::string part = lm::device::unsupported_part(m.config(), args.how);
+  if (part.empty() && args.how.propagate && args.resume) part = "--resume with --propagate";
   if (part.empty()) {
     args.how.activations = args.activations.value_or(lm::device::exact_activations(m));
     return "";

@@ -6,6 +6,8 @@
 #include <numeric>
 #include <vector>
 
+#include <gptq/input_error.hpp>
+
 #include "catch.hpp"
 #include "device/calibration.hpp"
 #include "models/host_accelerator.hpp"
@@ -414,8 +416,10 @@ gptq::quantized_layer<q4> layer_of(linear_result const& r) {
 }
 
 /// The same by the reference, in float for the library: codes of all linear layers.
+/// @param strengths  with which errors were propagated, are added; may be null
 std::vector<gptq::quantized_layer<q4>> quantized_by_loops(random_model const& m, token_windows const& windows,
-                                                          calibration const& how) {
+                                                          calibration const& how,
+                                                          std::vector<double>* strengths = nullptr) {
   std::vector<gptq::quantized_layer<q4>> all;
   index_t const hidden = m.source.hidden;
   values x;
@@ -424,26 +428,46 @@ std::vector<gptq::quantized_layer<q4>> quantized_by_loops(random_model const& m,
       x.push_back(1.5 * static_cast<double>(m.table[static_cast<std::size_t>(token * hidden + i)]));
     }
   }
+  values exact_x = x;  // in the unquantized model
   for (layer_source const& original : m.layers) {
+    reference_layer exact{original, exact_x, windows.count(), windows.length, &m.source.ropes[0]};
+    auto const exact_inputs = exact.run();
     layer_source s = original;
     for (std::size_t at = 0; at < stages; ++at) {
       // With all stages before it quantized, or none.
       layer_source const& seen = how.true_sequential ? s : original;
       auto const inputs = reference_layer{seen, x, windows.count(), windows.length, &m.source.ropes[0]}.run();
       index_t const in = s.arithmetic.in(stage(static_cast<int>(at)));
-      gptq::hessian h(in);
-      for (index_t w = 0; w < how.calibrating; ++w) {
-        gptq::matrix sequence(windows.length, in);
-        for (index_t i = 0; i < sequence.size(); ++i) {
-          sequence.data()[i] =
-              static_cast<float>(inputs[at][static_cast<std::size_t>(w * windows.length * in + i)]);
+      auto const sequence = [&](auto const& of_stages, index_t w) {
+        gptq::matrix tokens(windows.length, in);
+        for (index_t i = 0; i < tokens.size(); ++i) {
+          tokens.data()[i] =
+              static_cast<float>(of_stages[at][static_cast<std::size_t>(w * windows.length * in + i)]);
         }
-        h.add(sequence);
+        return tokens;
+      };
+      gptq::hessian h(in), held_out(in);
+      gptq::input_error error(in), held_out_error(in);
+      for (index_t w = 0; w < windows.count(); ++w) {
+        bool const calibrates = w < how.calibrating;
+        auto const seen_tokens = sequence(inputs, w);
+        (calibrates ? h : held_out).add(seen_tokens);
+        (calibrates ? error : held_out_error).add(sequence(exact_inputs, w), seen_tokens);
       }
+      bool const some_held_out = how.calibrating < windows.count();
+      gptq::held_out_inputs const others{held_out, held_out_error};
       for (std::size_t l = 0; l < s.linears[at].size(); ++l) {
         host_matrix& w = s.linears[at][l].weight;
-        Eigen::Map<gptq::matrix const> const weight(static_cast<float const*>(w.data), w.rows, w.columns);
-        auto layer = gptq::quantize<q4>(weight, h, how.options);
+        gptq::matrix weight =
+            Eigen::Map<gptq::matrix const>(static_cast<float const*>(w.data), w.rows, w.columns);
+        if (how.propagate) {
+          auto compensated = gptq::compensate(std::move(weight), h, error,
+                                              {.strength = *how.propagate, .damping = how.options.damping},
+                                              some_held_out ? &others : nullptr);
+          weight = std::move(compensated.weight);
+          if (strengths != nullptr) strengths->push_back(compensated.strength);
+        }
+        auto layer = gptq::quantize<q4>(weight, h, how.options, some_held_out ? &held_out : nullptr);
         auto const decoded = std::make_shared<gptq::matrix>(gptq::dequantize(layer));
         w = {decoded->data(), number::float32, w.rows, w.columns, decoded};
         all.push_back(std::move(layer));
@@ -452,6 +476,7 @@ std::vector<gptq::quantized_layer<q4>> quantized_by_loops(random_model const& m,
     reference_layer last{s, x, windows.count(), windows.length, &m.source.ropes[0]};
     last.run();
     x = last.x;
+    exact_x = exact.x;
   }
   return all;
 }
@@ -495,6 +520,37 @@ TEST_CASE("calibration on a device finds the codes of the library on the loops' 
             CHECK((held_out == 0 || got[i].report.held_out_error > 0.3 * got[i].report.output_error));
           }
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("held-out windows choose, and errors are propagated, on a device as in the library") {
+  random_model const m(2);
+  auto const windows = random_windows(9, 24);
+  for (auto const& on : accelerators()) {
+    for (int const run : {0, 1, 2, 3, 4}) {
+      calibration how = plain(windows.count() - (run == 4 ? 0 : 2));
+      how.options.quality = run < 2    ? gptq::quality::fast
+                            : run == 2 ? gptq::quality::best
+                                       : gptq::quality::plain;
+      how.options.act_order = run != 1;
+      how.true_sequential = run % 2 == 1;
+      if (run > 0) how.propagate = run == 4 ? 0.5 : 1.0;
+      INFO(on->name() << ", run " << run);
+      std::vector<double> strengths;
+      auto const want = quantized_by_loops(m, windows, how, &strengths);
+      auto const got = results_of(*on, m, windows, how);
+      CHECK(different(got, want) < 0.05);
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        CHECK(got[i].codes.order == want[i].order);
+        CHECK(got[i].report.fell_back == want[i].report.fell_back);
+        CHECK(got[i].report.damping == want[i].report.damping);
+        CHECK(got[i].report.loss == Approx(want[i].report.loss).epsilon(0.02));
+        CHECK(std::isnan(got[i].report.held_out_error) == (run == 4));
+        CHECK((run == 4 ||
+               got[i].report.held_out_error == Approx(want[i].report.held_out_error).epsilon(0.02)));
+        CHECK(got[i].propagated == Approx(run > 0 ? strengths[i] : 0.0).margin(0.01));
       }
     }
   }

@@ -9,6 +9,8 @@
 #include <mutex>
 #include <stdexcept>
 
+#include <Eigen/Cholesky>
+
 #include <gptq/hessian.hpp>
 #include <gptq/packed.hpp>
 #include <gptq/quantize.hpp>
@@ -92,6 +94,20 @@ class host_accelerator final : public lm::device::operations<host_accelerator> {
     }
   }
 
+  void add_cross_products(float* sum, numbers a, numbers b, index_t tokens, index_t in) override {
+    Eigen::Map<matrix>(sum, in, in) += widen(a, tokens, in, in).transpose() * widen(b, tokens, in, in);
+  }
+  bool divide_by(lm::device::hessian const& h, float added, float* x, index_t rows) override {
+    index_t const n = h.in_features();
+    Eigen::MatrixXf s = Eigen::Map<Eigen::MatrixXf const>(h.sum(), n, n);
+    s.diagonal().array() += added;
+    Eigen::LLT<Eigen::MatrixXf> const factor(s);
+    if (factor.info() != Eigen::Success) return false;
+    Eigen::Map<matrix> m(x, rows, n);
+    m = factor.solve(m.transpose()).transpose().eval();
+    return true;
+  }
+
   std::unique_ptr<lm::device::hessian> new_hessian(index_t in, number) override {
     return std::make_unique<host_hessian>(in);
   }
@@ -135,12 +151,18 @@ class host_accelerator final : public lm::device::operations<host_accelerator> {
         h.add(widen(x.from(s * length * h.in_features()), length, h.in_features(), h.in_features()));
       }
     }
+    index_t in_features() const override { return h.in_features(); }
+    float const* sum() const override {
+      both = h.sum().template selfadjointView<Eigen::Lower>();
+      return both.data();
+    }
     double tokens() const override { return h.tokens(); }
     index_t sequences() const override { return h.sequences(); }
     void download(float* sum) const override {
       std::memcpy(sum, h.sum().data(), sizeof(float) * static_cast<std::size_t>(h.sum().size()));
     }
     gptq::hessian h;
+    mutable Eigen::MatrixXf both;
   };
   struct host_quantized final : lm::device::quantized {
     gptq::quantize_report const& report(std::size_t layer) const override { return reports[layer]; }

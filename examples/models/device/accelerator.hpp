@@ -130,8 +130,11 @@ class hessian {
   virtual ~hessian() = default;
   /// Adds x[sequences * length, in].
   virtual void add(numbers x, index_t sequences, index_t length) = 0;
+  virtual index_t in_features() const = 0;
   virtual double tokens() const = 0;
   virtual index_t sequences() const = 0;
+  /// S on the device, both triangles.
+  virtual float const* sum() const = 0;
   /// [in, in] to the host, both triangles; waits.
   virtual void download(float* sum) const = 0;
 };
@@ -237,10 +240,17 @@ class accelerator {
                           index_t columns, index_t group_columns) = 0;
   /// sums[row] = the sum of a row's products, in float32.
   virtual void dot(double* sums, float const* a, float const* b, index_t rows, index_t columns) = 0;
+  /// to = a - b, rounded once.
+  virtual void subtract(numbers to, numbers a, numbers b, index_t count) = 0;
   virtual void gather(float* to, float const* x, std::int64_t const* at, index_t count) = 0;
 
   virtual void multiply(product const& p) = 0;
   virtual void multiply(batched_product const& p) = 0;
+  /// sum[in, in] += a' b for a and b[tokens, in], of one type.
+  virtual void add_cross_products(float* sum, numbers a, numbers b, index_t tokens, index_t in) = 0;
+  /// Replaces each of `rows` rows by itself times (S + added I)^-1, in float32; false, and nothing of use, where
+  /// that matrix is not positive definite. Waits.
+  virtual bool divide_by(hessian const& h, float added, float* x, index_t rows) = 0;
 
   virtual std::unique_ptr<hessian> new_hessian(index_t in, number type) = 0;
   /// @param held_out  of other tokens; may be null: the error on them is reported, and choices are made by

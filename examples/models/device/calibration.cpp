@@ -6,11 +6,13 @@
 #include <future>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include <gptq/error.hpp>
+#include <gptq/solver/damping.hpp>
 
 namespace lm::device {
 namespace {
@@ -83,11 +85,17 @@ class background {
   std::vector<std::shared_future<void>> tasks_;
 };
 
+/// S of some windows' inputs and, where errors are propagated, C = sum of (x - x~) x~' (gptq/input_error.hpp).
+struct input_sums {
+  std::unique_ptr<hessian> h;
+  array<float> error;  ///< [in, in]; empty: none is propagated
+};
+
 /// What the windows bring to a stage.
 struct stage_inputs {
-  std::unique_ptr<hessian> calibration;
-  std::unique_ptr<hessian> held_out;  ///< null: none is
-  array<float> sample;                ///< [tokens, in]
+  input_sums calibration;
+  std::optional<input_sums> held_out;
+  array<float> sample;  ///< [tokens, in]
   index_t sampled = 0;
 };
 
@@ -100,7 +108,9 @@ class calibrator {
         windows_(windows.count()),
         length_(windows.length),
         pass_(on, how.activations, windows.length, model.ropes),
-        x_(on, model, windows) {}
+        x_(on, model, windows) {
+    if (how.propagate) exact_.emplace(on, model, windows);
+  }
 
   void run() {
     layer_stream layers(on_, how_.activations, model_.layers, model_.load);
@@ -109,6 +119,7 @@ class calibrator {
       index_ = i;
       batch_ = std::min(windows_, pass_.windows_at_a_time(layer_->arithmetic(), how_.batch_bytes));
       if (layer_->source().finished) {
+        if (exact_) throw gptq::error("a finished layer lacks the weights that errors are measured against");
         run_whole_layer();
       } else if (how_.true_sequential) {
         run_sequentially();
@@ -121,26 +132,38 @@ class calibrator {
 
  private:
   void run_sequentially() {
-    number_array input;
+    number_array input, exact_input;
+    originals_ = {};
     for (stage const s : all_stages) {
       index_t const in = layer_->arithmetic().in(s);
       index_t const before =
           s == stage::query_key_value ? 0 : layer_->arithmetic().in(stage(static_cast<int>(s) - 1));
-      number_array next(on_, windows_ * length_ * in, how_.activations);
+      number_array next(on_, windows_ * length_ * in, how_.activations), exact_next;
+      if (exact_) exact_next = number_array(on_, windows_ * length_ * in, how_.activations);
       stage_inputs inputs = new_inputs(s);
       for_each_batch(windows_, batch_, [&](index_t first, index_t count) {
-        numbers const to = next.from(first * length_ * in);
+        index_t const from = first * length_ * before, to = first * length_ * in;
         on_.enter(activity::forward);
-        pass_.run_stage(*layer_, s, count, x_.of(first), input.from(first * length_ * before), to);
-        add(inputs, s, to, first, count);
+        pass_.run_stage(*layer_, s, count, x_.of(first), input.from(from), next.from(to));
+        if (exact_) {
+          with_original_of(s == stage::query_key_value ? s : stage(static_cast<int>(s) - 1), [&] {
+            pass_.run_stage(*layer_, s, count, exact_->of(first), exact_input.from(from),
+                            exact_next.from(to));
+          });
+        }
+        add(inputs, s, next.from(to), exact_ ? exact_next.from(to) : numbers{}, first, count);
       });
-      input = std::move(next);
+      input = std::move(next), exact_input = std::move(exact_next);
       quantize(s, inputs);
     }
     on_.enter(activity::forward);
     for_each_batch(windows_, batch_, [&](index_t first, index_t count) {
-      pass_.finish(*layer_, count, x_.of(first),
-                   input.from(first * length_ * layer_->arithmetic().in(stage::down)));
+      index_t const from = first * length_ * layer_->arithmetic().in(stage::down);
+      pass_.finish(*layer_, count, x_.of(first), input.from(from));
+      if (exact_) {
+        with_original_of(stage::down,
+                         [&] { pass_.finish(*layer_, count, exact_->of(first), exact_input.from(from)); });
+      }
       how_.advance(count);
     });
   }
@@ -153,14 +176,20 @@ class calibrator {
       index_t const size = count * length_ * model_.hidden;
       array<float> const copy(on_, size);
       on_.convert({copy.data(), number::float32}, {x_.of(first), number::float32}, size);
-      number_array input;
+      number_array input, exact_input;
       for (stage const s : all_stages) {
-        number_array next(on_, count * length_ * layer_->arithmetic().in(s), how_.activations);
+        index_t const inputs_size = count * length_ * layer_->arithmetic().in(s);
+        number_array next(on_, inputs_size, how_.activations), exact_next;
         on_.enter(activity::forward);
         pass_.run_stage(*layer_, s, count, copy.data(), input, next);
-        add(inputs[static_cast<std::size_t>(s)], s, next, first, count);
-        input = std::move(next);
+        if (exact_) {
+          exact_next = number_array(on_, inputs_size, how_.activations);
+          pass_.run_stage(*layer_, s, count, exact_->of(first), exact_input, exact_next);
+        }
+        add(inputs[static_cast<std::size_t>(s)], s, next, exact_next, first, count);
+        input = std::move(next), exact_input = std::move(exact_next);
       }
+      if (exact_) pass_.finish(*layer_, count, exact_->of(first), exact_input);
     });
     for (stage const s : all_stages) quantize(s, inputs[static_cast<std::size_t>(s)]);
     run_whole_layer();
@@ -176,21 +205,52 @@ class calibrator {
 
   stage_inputs new_inputs(stage s) {
     index_t const in = layer_->arithmetic().in(s);
+    auto const none = [&] {
+      input_sums sums;
+      sums.h = on_.new_hessian(in, how_.activations);
+      if (!exact_) return sums;
+      sums.error = array<float>(on_, in * in);
+      on_.fill_zero(sums.error.data(), static_cast<std::size_t>(in * in) * sizeof(float));
+      return sums;
+    };
     stage_inputs inputs;
-    inputs.calibration = on_.new_hessian(in, how_.activations);
-    if (how_.calibrating < windows_) inputs.held_out = on_.new_hessian(in, how_.activations);
+    inputs.calibration = none();
+    if (how_.calibrating < windows_) inputs.held_out = none();
     inputs.sample = array<float>(on_, static_cast<index_t>(how_.sample.size()) * in);
     return inputs;
   }
 
-  /// Counts a stage's inputs of windows `first` and on.
-  void add(stage_inputs& inputs, stage s, numbers input, index_t first, index_t count) {
+  /// Calls run() with a stage's weights as they were before they were quantized.
+  template <class Run>
+  void with_original_of(stage s, Run const& run) {
+    number_array const& original = originals_[static_cast<std::size_t>(s)];
+    if (numbers(original).data == nullptr) return run();
+    numbers const quantized = layer_->weights(s);
+    layer_->use(s, original);
+    run();
+    layer_->use(s, quantized);
+  }
+
+  void add(input_sums& sums, numbers input, numbers exact, index_t windows, index_t in) {
+    if (windows == 0) return;
+    sums.h->add(input, windows, length_);
+    if (!exact_) return;
+    index_t const tokens = windows * length_;
+    number_array const error(on_, tokens * in, how_.activations);
+    on_.subtract(error, exact, input, tokens * in);
+    on_.add_cross_products(sums.error.data(), error, input, tokens, in);
+  }
+
+  /// Counts a stage's inputs of windows `first` and on, and what they are in the unquantized model, where errors
+  /// are propagated.
+  void add(stage_inputs& inputs, stage s, numbers input, numbers exact, index_t first, index_t count) {
     index_t const in = layer_->arithmetic().in(s);
     index_t const calibrating = std::clamp(how_.calibrating - first, index_t{0}, count);
     on_.enter(activity::hessian);
-    if (calibrating > 0) inputs.calibration->add(input, calibrating, length_);
+    add(inputs.calibration, input, exact, calibrating, in);
     if (calibrating < count) {
-      inputs.held_out->add(input.from(calibrating * length_ * in), count - calibrating, length_);
+      index_t const rest = calibrating * length_ * in;
+      add(*inputs.held_out, input.from(rest), exact_ ? exact.from(rest) : exact, count - calibrating, in);
     }
     on_.enter(activity::measuring);
     auto const begin = std::lower_bound(how_.sample.begin(), how_.sample.end(), first * length_);
@@ -227,6 +287,11 @@ class calibrator {
       on_.convert({converted.data(), number::float32}, stored, out * in);
       w = converted.data();
     }
+    if (exact_ && how_.true_sequential) {
+      number_array& original = originals_[static_cast<std::size_t>(s)];
+      original = number_array(on_, out * in, how_.activations);
+      on_.convert(original, layer_->weights(s), out * in);
+    }
     std::vector<linear_result> results;
     std::vector<weight> weights;
     std::vector<float> const sample = some(inputs.sample.data(), inputs.sampled * in);
@@ -237,9 +302,18 @@ class calibrator {
       r.in = in;
       r.inputs = sample;
       r.weights = some(w + first_row * in, r.out * in);
-      weights.push_back({w + first_row * in, r.out});
       results.push_back(std::move(r));
       first_row += l.weight.rows;
+    }
+    array<float> compensated;
+    if (exact_) {
+      compensated = compensate(w, out, results, inputs);
+      w = compensated.data();
+    }
+    first_row = 0;
+    for (linear_result const& r : results) {
+      weights.push_back({w + first_row * in, r.out});
+      first_row += r.out;
     }
     on_.enter(activity::solving);
     std::shared_ptr<quantized const> layers = solve(weights, linears, inputs);
@@ -269,10 +343,81 @@ class calibrator {
         how_.done, 2 * stages);
   }
 
+  /// W + strength * W C (S + damping)^-1 of a stage's weights, with a strength for each linear layer, which its
+  /// result gets.
+  array<float> compensate(float const* w, index_t out, std::vector<linear_result>& results,
+                          stage_inputs const& inputs) {
+    index_t const in = results.front().in;
+    hessian const& h = *inputs.calibration.h;
+    array<float> compensated(on_, out * in), correction(on_, out * in), target;
+    on_.convert({compensated.data(), number::float32}, {const_cast<float*>(w), number::float32}, out * in);
+    gptq::solver::damping_ladder ladder(how_.options.damping);
+    float const mean = mean_of_diagonal(h);
+    for (;;) {
+      multiply(correction, w, inputs.calibration.error, out, in);
+      // Without any input there is nothing to make up for, and any diagonal will do.
+      float const added = mean > 0.0F ? static_cast<float>(ladder.damping()) * mean : 1.0F;
+      if (on_.divide_by(h, added, correction.data(), out)) break;
+      if (!ladder.raise()) {
+        throw gptq::error(results.front().name +
+                          ": the Hessian is not positive definite even with damping 1");
+      }
+    }
+    if (inputs.held_out) {
+      target = array<float>(on_, out * in);
+      multiply(target, w, inputs.held_out->error, out, in);
+    }
+    index_t first = 0;  // of a layer's numbers
+    for (linear_result& r : results) {
+      r.propagated = *how_.propagate;
+      float const* const of_layer = correction.data() + first;
+      if (inputs.held_out) {
+        double const square = on_.quadratic_form(of_layer, r.out, in, *inputs.held_out->h);
+        double const along = dot(target.data() + first, of_layer, r.out, in);
+        r.propagated = square > 0.0 ? std::clamp(along / square, 0.0, r.propagated) : 0.0;
+      }
+      on_.add_to_residual(compensated.data() + first, of_layer, nullptr, nullptr, r.out, in, 0.0F,
+                          static_cast<float>(r.propagated));
+      first += r.out * in;
+    }
+    return compensated;
+  }
+
+  /// to = w C
+  void multiply(array<float> const& to, float const* w, array<float> const& c, index_t out, index_t in) {
+    on_.multiply(batched_product{.x = {const_cast<float*>(w), number::float32},
+                                 .w = {c.data(), number::float32},
+                                 .y = {to.data(), number::float32},
+                                 .rows = out,
+                                 .in = in,
+                                 .out = in,
+                                 .batch = 1,
+                                 .x_stride = in,
+                                 .w_stride = in,
+                                 .y_stride = in,
+                                 .x_step = 0,
+                                 .w_step = 0,
+                                 .y_step = 0,
+                                 .transposed = false});
+  }
+
+  float mean_of_diagonal(hessian const& h) {
+    index_t const in = h.in_features();
+    std::vector<std::int64_t> places;
+    for (index_t i = 0; i < in; ++i) places.push_back(i * (in + 1));
+    array<std::int64_t> const at(on_, places);
+    array<float> const diagonal(on_, in);
+    on_.gather(diagonal.data(), h.sum(), at.data(), in);
+    double sum = 0.0;
+    for (float const value : diagonal.host()) sum += static_cast<double>(value);
+    return static_cast<float>(sum / static_cast<double>(in));
+  }
+
   std::unique_ptr<quantized> solve(std::span<weight const> weights, std::vector<linear_source> const& linears,
                                    stage_inputs const& inputs) {
     try {
-      return on_.quantize(how_.format, weights, *inputs.calibration, how_.options, inputs.held_out.get());
+      return on_.quantize(how_.format, weights, *inputs.calibration.h, how_.options,
+                          inputs.held_out ? inputs.held_out->h.get() : nullptr);
     } catch (gptq::error const& e) {
       std::string names;
       for (linear_source const& l : linears) names += (names.empty() ? "" : ", ") + l.name;
@@ -314,9 +459,11 @@ class calibrator {
     if (double const signal = squares(y.data(), tokens, r.out); signal > 0.0) r.int8_error = in_int8 / signal;
   }
 
-  double squares(float const* x, index_t rows, index_t columns) {
+  double squares(float const* x, index_t rows, index_t columns) { return dot(x, x, rows, columns); }
+
+  double dot(float const* a, float const* b, index_t rows, index_t columns) {
     array<double> const sums(on_, rows);
-    on_.dot(sums.data(), x, x, rows, columns);
+    on_.dot(sums.data(), a, b, rows, columns);
     double total = 0.0;
     for (double const sum : sums.host()) total += sum;
     return total;
@@ -329,6 +476,8 @@ class calibrator {
   index_t length_;
   forward_pass pass_;
   residual x_;
+  std::optional<residual> exact_;                 ///< of the unquantized model, where errors are propagated
+  std::array<number_array, stages> originals_{};  ///< weights before they were quantized, likewise
   decoder_layer* layer_ = nullptr;
   index_t index_ = 0;
   index_t batch_ = 1;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,6 +49,7 @@ struct linear_result {
   index_t in = 0;
   host_layer codes;
   gptq::quantize_report report;
+  double propagated = 0.0;  ///< the strength with which the weight was compensated
   /// Of the layer's output on the sample, with inputs in int8 as well, as report.output_error is; NaN where
   /// nothing was sampled.
   double int8_error = gptq::quantize_report::not_measured;
@@ -64,6 +66,9 @@ struct calibration {
   /// the unquantized layer, which is run once more when it is quantized.
   bool true_sequential = false;
   index_t calibrating = 0;  ///< windows; those after them are held out
+  /// Has each weight make up for what the quantized layers before have done to its inputs (gptq/input_error.hpp),
+  /// with this strength, or the best one up to it for held-out windows. Not with a layer that is finished.
+  std::optional<double> propagate;
   std::vector<std::int64_t>
       sample;  ///< tokens whose inputs are looked at, in order, counted over all windows
   /// Some of `count` numbers, in order: what to look at of a matrix.

@@ -92,6 +92,8 @@ class gpu_hessian final : public hessian {
   void add(numbers x, index_t sequences, index_t length) override {
     with_number(x.type, [&]<class T>() { h.add(as<T>(x), sequences * length, sequences); });
   }
+  index_t in_features() const override { return h.in_features(); }
+  float const* sum() const override { return h.sum(); }
   double tokens() const override { return h.tokens(); }
   index_t sequences() const override { return h.sequences(); }
   void download(float* sum) const override { h.download(sum); }
@@ -227,6 +229,42 @@ class cuda_accelerator final : public operations<cuda_accelerator> {
                                         p.x_step, &zero, p.y.data, cuda_type(p.y.type), p.y_stride, p.y_step,
                                         p.batch, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
           "multiplying heads");
+  }
+
+  void add_cross_products(float* sum, numbers a, numbers b, index_t tokens, index_t in) override {
+    float const one = 1.0F;
+    check(cublasGemmEx_64(ctx_.blas(), CUBLAS_OP_N, CUBLAS_OP_T, in, in, tokens, &one, b.data,
+                          cuda_type(b.type), in, a.data, cuda_type(a.type), in, &one, sum, CUDA_R_32F, in,
+                          CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+          "multiplying errors");
+  }
+  bool divide_by(hessian const& h, float added, float* x, index_t rows) override {
+    index_t const n = h.in_features();
+    device_array<float> factor(ctx_, n * n);
+    check(cudaMemcpyAsync(factor.data(), h.sum(), static_cast<std::size_t>(n * n) * sizeof(float),
+                          cudaMemcpyDeviceToDevice, main_),
+          "copying a Hessian");
+    run_rows(n, 1, 0, add_to_diagonal_rows{factor.data(), n, added});
+    std::size_t device_bytes = 0, host_bytes = 0;
+    check(cusolverDnXpotrf_bufferSize(ctx_.solver(), ctx_.solver_parameters(), CUBLAS_FILL_MODE_LOWER, n,
+                                      CUDA_R_32F, factor.data(), n, CUDA_R_32F, &device_bytes, &host_bytes),
+          "sizing a Cholesky factorization");
+    device_array<char> workspace(ctx_, static_cast<index_t>(device_bytes));
+    std::vector<char> host_workspace(host_bytes);
+    device_array<int> info(ctx_, 1);
+    check(cusolverDnXpotrf(ctx_.solver(), ctx_.solver_parameters(), CUBLAS_FILL_MODE_LOWER, n, CUDA_R_32F,
+                           factor.data(), n, CUDA_R_32F, workspace.data(), device_bytes,
+                           host_workspace.data(), host_bytes, info.data()),
+          "factorizing a Hessian");
+    int minor = 0;
+    info.download(&minor);
+    if (minor != 0) return false;
+    // By columns a row is a column, and the matrix symmetric.
+    check(cusolverDnXpotrs(ctx_.solver(), ctx_.solver_parameters(), CUBLAS_FILL_MODE_LOWER, n, rows,
+                           CUDA_R_32F, factor.data(), n, CUDA_R_32F, x, n, info.data()),
+          "solving with a Hessian");
+    synchronize();
+    return true;
   }
 
   std::unique_ptr<hessian> new_hessian(index_t in, number) override {

@@ -95,6 +95,8 @@ class decoder_layer {
   layer_arithmetic const& arithmetic() const { return source_.arithmetic; }
   /// A stage's weights[out, in], to be multiplied with, or to be replaced.
   numbers weights(stage s) const { return weights_[static_cast<std::size_t>(s)]; }
+  /// From now on these are a stage's weights, which have to outlive their use here.
+  void use(stage s, numbers weights) { weights_[static_cast<std::size_t>(s)] = weights; }
   /// They as they are stored, as long as they have not been replaced.
   numbers stored(stage s) const { return places_[static_cast<std::size_t>(s)]; }
   float const* bias(stage s) const { return biases_[static_cast<std::size_t>(s)]; }

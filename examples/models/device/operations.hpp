@@ -313,6 +313,35 @@ struct loss_rows {
 };
 
 template <class T>
+struct subtract_rows {
+  T* to;
+  T const* a;
+  T const* b;
+  index_t columns;
+  index_t count;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
+    index_t const begin = row * columns, end = begin + columns < count ? begin + columns : count;
+    for (index_t i = begin + team.rank(); i < end; i += team.size()) {
+      to[i] = rounded<T>(widened(a[i]) - widened(b[i]));
+    }
+  }
+};
+
+/// A row is an entry of the diagonal.
+struct add_to_diagonal_rows {
+  float* a;
+  index_t n;
+  float value;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
+    if (team.rank() == 0) a[row * n + row] += value;
+  }
+};
+
+template <class T>
 struct gather_row_rows {
   float* to;
   T const* x;
@@ -526,6 +555,12 @@ class operations : public accelerator {
   }
   void dot(double* sums, float const* a, float const* b, index_t rows, index_t columns) override {
     run(rows, columns, dot_rows{a, b, sums, columns});
+  }
+  void subtract(numbers to, numbers a, numbers b, index_t count) override {
+    with_number(to.type, [&]<class T>() {
+      run((count + run_columns - 1) / run_columns, run_columns,
+          subtract_rows<T>{as<T>(to), as<T>(a), as<T>(b), run_columns, count});
+    });
   }
   void gather(float* to, float const* x, std::int64_t const* at, index_t count) override {
     run((count + run_columns - 1) / run_columns, run_columns,

@@ -49,6 +49,7 @@ class collector {
       report.format = packed.packed->format();
       report.packed_bytes = packed.bytes;
       report.quality = r.report;
+      report.propagated = r.propagated;
       if (!std::isnan(r.int8_error)) {
         report.int8_error = r.int8_error;
         report.int8_snr_db = -10.0 * std::log10(r.int8_error);
@@ -95,7 +96,6 @@ class collector {
 
 std::string unsupported_part(config const& c, quantization const& how) {
   if (how.quantize.round_to_nearest) return "--rtn";
-  if (how.propagate) return "--propagate";
   if (how.observe) return "--observe";
   if (how.world->size() > 1) return "several ranks";
   return unsupported_part(c);
@@ -118,6 +118,7 @@ void quantize_model(accelerator& on, number activations, model& m, std::span<tok
   c.options = how.quantize.options;
   c.activations = activations;
   c.true_sequential = how.true_sequential;
+  c.propagate = how.propagate;
   c.calibrating = static_cast<index_t>(calibrating);
   c.sample = spread(c.calibrating * tokens.length, sampled_tokens);
   c.some_of = [](index_t count) { return spread(count, sampled_values); };
