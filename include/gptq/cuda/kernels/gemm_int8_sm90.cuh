@@ -4,8 +4,8 @@
 // A block has two warpgroups that multiply, 64 or 128 rows each, and four warps that copy codes and digits of
 // 128 columns of W into a ring of stages: four, as each row tile's codes are a copy of their own. The sums of
 // a group are integers and exact; they are converted, scaled and added to float32 sums, three instructions
-// each, while the tensor cores have the other warpgroup's products. Barriers that have the warpgroups take
-// turns made it slower.
+// each. These take longer than the products and hardly overlap with those of the other warpgroup, nor do they
+// where barriers have the two take turns (bench/README.md): fewer of them is what would make it faster.
 #pragma once
 
 #include <algorithm>
