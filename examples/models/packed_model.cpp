@@ -87,12 +87,19 @@ void write_packed_model(fs::path const& directory, model const& m, fs::path cons
 
 unfinished_run::unfinished_run(fs::path const& directory, ordered_json const& settings, bool resume)
     : path_(directory / "unfinished") {
-  if (fs::exists(directory / "config.json") || fs::exists(directory / gguf_name)) {
-    throw gptq::error(directory.string() + ": holds a model already");
-  }
+  auto const refuse_finished = [&] {
+    if (fs::exists(directory / "config.json") || fs::exists(directory / gguf_name)) {
+      std::error_code ignored;
+      if (lock_) fs::remove_all(path_, ignored);
+      throw gptq::error(directory.string() + ": holds a model already");
+    }
+  };
+  refuse_finished();
+  make_directory(path_);
+  lock_.emplace(path_ / "lock");
+  refuse_finished();  // by one that has let go of the lock just now
   auto const file = path_ / "settings.json";
   if (!fs::exists(file)) {
-    make_directory(path_);
     write_text(file, settings.dump(1) + "\n");
     return;
   }

@@ -20,6 +20,7 @@
 
 #include <gptq/checkpoint/safetensors.hpp>
 
+#include "lock_file.hpp"
 #include "model.hpp"
 #include "quantization.hpp"
 
@@ -34,14 +35,14 @@ void add_packed(gptq::checkpoint::tensor_map& tensors, std::string const& name, 
 void write_packed_model(std::filesystem::path const& directory, model const& m,
                         std::filesystem::path const& source);
 
-/// The decoder layers that a run has finished, each in a file of its own below directory/unfinished.
+/// The decoder layers that a run has finished, each in a file of its own below directory/unfinished. As long as it is
+/// there no other process can have one of the same directory.
 class unfinished_run {
  public:
   /// @param settings  an object: all that the result depends on
   /// @param resume    whether layers of an earlier run are welcome
-  /// @throws gptq::error when there is such a run and it is not to be resumed, or had other settings; when
-  /// the
-  ///   directory holds a finished model; or when it cannot be written to
+  /// @throws gptq::error when there is such a run and it is not to be resumed, or had other settings; when another
+  ///   process is at it; when the directory holds a finished model; or when it cannot be written to
   unfinished_run(std::filesystem::path const& directory, nlohmann::ordered_json const& settings, bool resume);
 
   /// A decoder layer of an earlier run, as it was reported and packed.
@@ -61,6 +62,7 @@ class unfinished_run {
  private:
   std::filesystem::path file_of(std::int64_t layer) const;
   std::filesystem::path path_;
+  std::optional<lock_file> lock_;
 };
 
 }  // namespace lm

@@ -114,6 +114,14 @@ TEST_CASE("packed models and unfinished runs") {
     CHECK(contains(error_of([&] { lm::unfinished_run(again, other, true); }), "that run had bits 3, not 4"));
     write_file(again / "model.safetensors.part-1", "of one that was killed");
 
+    {
+      lm::unfinished_run const at_it(again, settings, true);
+      for (bool const resume : {false, true}) {
+        CHECK(contains(error_of([&] { lm::unfinished_run(again, settings, resume); }),
+                       "unfinished: another process is writing to it"));
+      }
+    }
+    write_file(again / "unfinished" / "lock", "");  // of one that was killed
     auto const resumed = run(again, true);
     REQUIRE(resumed.size() == 14);
     for (std::size_t i = 0; i < 14; ++i) {

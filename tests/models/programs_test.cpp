@@ -291,6 +291,31 @@ TEST_CASE("the program") {
     CHECK(std::count(r.errors.begin(), r.errors.end(), '\n') == 1);
     CHECK(parts() == 0);
     CHECK_FALSE(fs::exists(out / "config.json"));
+    CHECK_FALSE(fs::exists(out / "unfinished" / "lock"));
+
+    // While one is at it another does not begin, whether it may resume or not.
+    fs::remove_all(out);
+    std::string const begun = "for i in $(seq 600); do test -e '" + out.string() +
+                              "/unfinished/settings.json' && break; sleep 0.1; done; ";
+    auto const second =
+        run_command("\"$bin/quantize_model\" " + much + " 2>/dev/null & first=$!; " + begun +
+                    "\"$bin/quantize_model\" " + much + "; \"$bin/quantize_model\" " + much +
+                    " --resume; status=$?; kill -9 $first; wait $first 2>/dev/null; exit $status");
+    CHECK(second.status == 2);
+    std::string const busy = (out / "unfinished").string() + ": another process is writing to it\n";
+    CHECK(second.errors == "quantize_model: " + busy + "quantize_model: " + busy);
+    CHECK(fs::exists(out / "unfinished" / "lock"));  // killed: the file is there, and nobody has it
+    // Both at the same time: one makes the model, and the other says why it does not.
+    fs::remove_all(out);
+    auto const both =
+        run_command("(\"$bin/quantize_model\" " + quantize + "; echo $? >&2) & (\"$bin/quantize_model\" " +
+                    quantize + "; echo $? >&2); wait");
+    CHECK(contains(both.errors, "0\n"));
+    CHECK(contains(both.errors, "2\n"));
+    CHECK((contains(both.errors, busy) || contains(both.errors, "holds a model already\n")));
+    CHECK(fs::exists(out / "config.json"));
+    CHECK_FALSE(fs::exists(out / "unfinished"));
+    CHECK(parts() == 0);
   }
   SECTION("ends with one line and status 2 when something is wrong") {
     write_file(dir.path / "short.txt", "abc");

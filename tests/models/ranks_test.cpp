@@ -341,8 +341,7 @@ TEST_CASE("ranks go on where others stopped") {
   REQUIRE(whole.reports.size() >= 14);
   scratch const dir;
   CHECK_THROWS_WITH(run(2, dir.path, 10), "rank 0: stopped");
-  lm::unfinished_run const unfinished(dir.path, nlohmann::ordered_json::object(), true);
-  CHECK(unfinished.finished() == 1);
+  CHECK(lm::unfinished_run(dir.path, nlohmann::ordered_json::object(), true).finished() == 1);
   auto const resumed = run(3, dir.path);
   CHECK(resumed.packed == whole.packed);
   CHECK(resumed.reports.size() == whole.reports.size());

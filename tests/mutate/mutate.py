@@ -137,10 +137,13 @@ class Tree:
         self.runtime = self.work / "mutants.o"
         self.log = self.work / "build.log"
 
-    def copy(self):
+    def copy(self, planted_files):
+        """Of all but those that plant() writes."""
         self.work.mkdir(parents=True, exist_ok=True)
         files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
         for name in filter(None, files):
+            if name in planted_files:
+                continue
             target = self.source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             self.write(target, (ROOT / name).read_bytes())
@@ -170,6 +173,7 @@ class Tree:
             if text[m["start"]:m["end"]] != m["original"]:
                 raise SystemExit(f"{file}:{m['line']} has changed since the list was drawn")
         text = planted(text, mutants) if own is None else alone(text, own)
+        (self.source / file).parent.mkdir(parents=True, exist_ok=True)
         self.write(self.source / file, f'#include "{HERE}/mutants.hpp"\n{text}'.encode(), quietly)
 
     def ninja(self, targets, all_errors=True):
@@ -372,7 +376,10 @@ class Run:
             self.tree.plant(mutant["file"], others)
 
     def main(self):
-        self.tree.copy()
+        self.tree.copy({m["file"] for m in self.mutants})
+        for file in {m["file"] for m in self.mutants}:  # CMake wants all of them
+            if not (self.tree.source / file).exists():
+                self.tree.plant(file, [])
         self.tree.configure()
         targets, self.apart = self.build()
         baseline = self.baseline(self.programs(targets))
@@ -540,6 +547,7 @@ def main():
     command.add_argument("--list", default="mutants.json")
     command = commands.add_parser("run")
     command.add_argument("--list", default="mutants.json")
+    command.add_argument("--tree", default=ROOT, help="a checkout of what the list was drawn from, where that has changed")
     command.add_argument("--work", default="build/mutate")
     command.add_argument("--jobs", type=int, default=os.cpu_count())
     command.add_argument("--files", default="", help="a pattern: those in other files are built and not tried")
@@ -550,6 +558,8 @@ def main():
     command.add_argument("--survivors", action="store_true")
     commands.add_parser("self-test")
     options = parser.parse_args()
+    if "tree" in options:
+        globals()["ROOT"] = pathlib.Path(options.tree).resolve()
     if options.command == "draw":
         mutants = draw(options.seed, options.scale)
         pathlib.Path(options.list).write_text(json.dumps(mutants, indent=1) + "\n")
