@@ -17,7 +17,7 @@ install() { .ci/install "${packages[@]}" "$@"; }
 case "${1-}" in
   faults)
     install
-    cmake --preset dev -DGPTQ_COMPONENTS="$components"
+    cmake --preset dev -DGPTQ_COMPONENTS="$components" -DGPTQ_BUILD_BENCHMARKS=OFF
     cmake --build --preset dev --target quantize_model gptq_faults
     python3 tests/faults/resume.py --build build/dev --calls 0 --kills 200
     ;;
@@ -28,7 +28,7 @@ case "${1-}" in
   products)
     install clang
     seconds=${2-3600}
-    cmake --preset dev -DGPTQ_COMPONENTS="$components"
+    cmake --preset dev -DGPTQ_COMPONENTS="$components" -DGPTQ_BUILD_BENCHMARKS=OFF
     isas=()
     for isa in generic avx2 avxvnni avx512bw avx512vnni amx_int8; do
       isas+=("kernels_${isa}_test")
