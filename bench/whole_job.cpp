@@ -1,9 +1,11 @@
 // whole_job: GPTQ of all decoder layers of a LLaMA on a GPU, with random weights: seconds a layer, by stage.
 //
 //   bench_whole_job --layers 32 --true-sequential
+//   bench_whole_job --layers 48 --hidden 2048 --intermediate 768 --key-value-heads 4 --experts 128 --true-sequential
 //
 // Everything but reading and writing files: weights come from the host's memory as bfloat16, results go back
-// there and are packed. The shape is that of Llama 3 8B unless options say otherwise.
+// there and are packed. The shape is that of Llama 3 8B unless options say otherwise, in the second line that of
+// Qwen3-30B-A3B.
 #include <chrono>
 #include <cmath>
 #include <random>
@@ -32,6 +34,8 @@ struct arguments {
   index_t key_value_heads = 8;
   index_t head_dim = 128;
   index_t vocabulary = 32768;
+  index_t experts = 0;  ///< of each layer, with an MLP of this intermediate size each
+  index_t chosen = 8;   ///< experts of a token
   index_t windows = 128;
   index_t length = 2048;
   number activations = number::bfloat16;
@@ -112,12 +116,19 @@ class random_model {
     auto const linear = [&](char const* name, index_t out, index_t in) {
       return lm::device::linear_source{fmt::format("layer {} {}", layer, name), matrix(out, in, ++place), {}};
     };
-    s.linears = {
-        {{linear("q_proj", a.query_size(), a.hidden), linear("k_proj", a.key_value_size(), a.hidden),
-          linear("v_proj", a.key_value_size(), a.hidden)},
-         {linear("o_proj", a.hidden, a.query_size())},
-         {linear("gate_proj", a.intermediate, a.hidden), linear("up_proj", a.intermediate, a.hidden)},
-         {linear("down_proj", a.hidden, a.intermediate)}}};
+    s.linears[0] = {linear("q_proj", a.query_size(), a.hidden),
+                    linear("k_proj", a.key_value_size(), a.hidden),
+                    linear("v_proj", a.key_value_size(), a.hidden)};
+    s.linears[1] = {linear("o_proj", a.hidden, a.query_size())};
+    for (index_t e = 0; e < std::max(args_.experts, index_t{1}); ++e) {
+      s.linears[2].push_back(linear("gate_proj", a.intermediate, a.hidden));
+      s.linears[2].push_back(linear("up_proj", a.intermediate, a.hidden));
+      s.linears[3].push_back(linear("down_proj", a.hidden, a.intermediate));
+    }
+    a.experts = args_.experts, a.chosen = args_.experts > 0 ? args_.chosen : 0;
+    for (index_t i = 0; i < a.experts * a.hidden; ++i) {
+      s.router.push_back(static_cast<float>(values_[static_cast<std::size_t>(layer * stride + i)]));
+    }
     return s;
   }
 
@@ -146,6 +157,9 @@ void run(arguments const& args) {
   fmt::print("device                   {}\n", on->name());
   fmt::print("model                    {} layers, hidden {}, intermediate {}, {}/{} heads of {}, random\n",
              args.layers, args.hidden, args.intermediate, args.heads, args.key_value_heads, args.head_dim);
+  if (args.experts > 0) {
+    fmt::print("experts                  {} in each layer, {} for a token\n", args.experts, args.chosen);
+  }
   fmt::print("calibration              {} windows of {} tokens, {}, {}\n", args.windows, args.length,
              name_of(args.activations), args.true_sequential ? "one pass" : "two passes");
   fmt::print("making the model         {:>9.3f} s; starting the device {:.3f} s\n", seconds_since(start),
@@ -221,6 +235,8 @@ int main(int argc, char** argv) {
   app.add_option("--key-value-heads", args.key_value_heads)->capture_default_str();
   app.add_option("--head-dim", args.head_dim)->capture_default_str();
   app.add_option("--vocabulary", args.vocabulary)->capture_default_str();
+  app.add_option("--experts", args.experts, "In place of each MLP; 0: none")->capture_default_str();
+  app.add_option("--experts-per-token", args.chosen)->capture_default_str();
   app.add_option("--windows", args.windows)->capture_default_str();
   app.add_option("--length", args.length)->capture_default_str();
   app.add_option("--activations", args.activations, "float32, float16 or bfloat16")

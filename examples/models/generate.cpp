@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -15,6 +16,8 @@
 
 #include "chat.hpp"
 #include "cli.hpp"
+#include "device/from_model.hpp"
+#include "device/programs.hpp"
 #include "generation.hpp"
 #include "gguf_tokenizer.hpp"
 #include "model.hpp"
@@ -33,6 +36,7 @@ struct arguments {
   std::optional<lm::arithmetic> how;
   std::filesystem::path beside;
   int threads = 0;
+  std::shared_ptr<lm::device::accelerator> accelerator;
   bool chat = false;
   std::string system;
 };
@@ -80,7 +84,18 @@ std::optional<arguments> parse(int argc, char** argv) {
       ->type_name("TEXT")
       ->needs(chat);
   lm::add_threads_option(app, args.threads);
+  std::string device = "cpu";
+  app.add_option("--device", device,
+                 "cpu or cuda: there activations, keys and values are float16, and linear\n"
+                 "layers packed, or float16 where there are no kernels")
+      ->check(CLI::IsMember({"cpu", "cuda"}).description(""))
+      ->type_name("NAME")
+      ->capture_default_str();
   if (!lm::parse_options(app, argc, argv)) return std::nullopt;
+  if (device == "cuda") {
+    if (args.how) throw gptq::error("--arithmetic is the cpu's: leave it out with --device cuda");
+    args.accelerator = lm::device::make_cuda_accelerator();
+  }
   return args;
 }
 
@@ -125,8 +140,15 @@ std::string without_unfinished(std::string text) {
 }
 
 /// Prints the text as it grows, whole characters at a time.
-void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> how, arguments const& args) {
+/// @param on  a device, or null
+void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> how, arguments const& args,
+         lm::device::accelerator* on) {
   lm::model const m(directory);
+  if (on != nullptr) {
+    if (auto const part = lm::device::unsupported_packed_part(m.config()); !part.empty()) {
+      throw gptq::error("--device cuda does not compute " + part + ": leave it out");
+    }
+  }
   bool const ids = fs::path(args.prompt).extension() == ".i32";
   auto const words = ids ? numbers() : lm::make_tokenizer(directory, m.config());
   std::string const text_to_continue =
@@ -148,13 +170,16 @@ void run(std::filesystem::path const& directory, std::optional<lm::arithmetic> h
   };
   lm::check_prompt(m.config(), prompt, args.tokens);
   show(without_unfinished(lm::printable(words.decode(prompt))));
-  auto const text = lm::generate(m, prompt, args.tokens, args.sampling, execution, next);
+  auto const text = on != nullptr
+                        ? lm::device::generate(*on, m, prompt, args.tokens, args.sampling, args.threads, next)
+                        : lm::generate(m, prompt, args.tokens, args.sampling, execution, next);
   show(lm::printable(words.decode(all)));
   fmt::print(
       "\n\n{}, {}: prompt of {} tokens {:.3f} s, {} tokens at {:.1f} a second; {:.2f} MB a token, {:.2f} "
       "GB/s\n",
-      directory.string(), lm::name_of(execution.how), prompt.size(), text.prompt_seconds, text.tokens.size(),
-      text.tokens_a_second(), text.bytes_a_token * 1e-6, text.bytes_a_token * text.tokens_a_second() * 1e-9);
+      directory.string(), on != nullptr ? on->name() : lm::name_of(execution.how), prompt.size(),
+      text.prompt_seconds, text.tokens.size(), text.tokens_a_second(), text.bytes_a_token * 1e-6,
+      text.bytes_a_token * text.tokens_a_second() * 1e-9);
 }
 
 }  // namespace
@@ -164,10 +189,10 @@ int main(int argc, char** argv) {
   try {
     auto const args = parse(argc, argv);
     if (!args) return 0;
-    run(args->model, args->how, *args);
+    run(args->model, args->how, *args, args->accelerator.get());
     if (!args->beside.empty()) {
       fmt::print("\n");
-      run(args->beside, lm::arithmetic::float32, *args);
+      run(args->beside, lm::arithmetic::float32, *args, nullptr);
     }
     return 0;
   } catch (gptq::error const& e) {

@@ -29,6 +29,7 @@ struct arguments {
   int threads = 0;
   std::shared_ptr<lm::device::accelerator> accelerator;
   std::optional<lm::device::number> activations;
+  bool packed = false;  ///< on the accelerator
 };
 
 std::optional<arguments> parse(int argc, char** argv) {
@@ -60,7 +61,8 @@ std::optional<arguments> parse(int argc, char** argv) {
       ->type_name("NAME")
       ->capture_default_str();
   app.add_option("--activations", args.activations,
-                 "On cuda: float32, float16 or bfloat16 [the type of the weights]")
+                 "On cuda: float32, float16 or bfloat16 [the type of the weights]; with\n"
+                 "float16, linear layers that are packed are multiplied as they are")
       ->transform(
           CLI::CheckedTransformer(std::map<std::string, lm::device::number>(lm::device::number_names.begin(),
                                                                             lm::device::number_names.end()))
@@ -90,10 +92,9 @@ void run(arguments args) {
   }
   lm::device::number activations{};
   if (args.accelerator != nullptr) {
-    if (auto const part = lm::device::unsupported_part(m.config()); !part.empty()) {
-      throw gptq::error("--device cuda does not compute " + part + ": leave it out");
-    }
     activations = args.activations.value_or(lm::device::exact_activations(m));
+    args.packed = activations == lm::device::number::float16 && m.config().quantized() &&
+                  lm::device::unsupported_packed_part(m.config()).empty();
   }
   fmt::print("{}: {} windows of {} tokens\n", args.model.string(), text.windows.size(), args.window);
   for (lm::arithmetic const how : args.how) {
@@ -102,12 +103,16 @@ void run(arguments args) {
                      static_cast<std::ptrdiff_t>(text.windows.size()) * (m.config().num_hidden_layers + 1));
     auto const advance = [&] { bar.advance(); };
     double const value =
-        args.accelerator != nullptr
+        args.packed ? lm::device::packed_perplexity(*args.accelerator, m, text.windows, args.threads, advance)
+        : args.accelerator != nullptr
             ? lm::device::perplexity(*args.accelerator, activations, m, text.windows, args.threads, advance)
             : lm::perplexity(m, text.windows, how, args.threads, advance);
     bar.clear();
     double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    fmt::print("{:<8} {:.5f}   {:.1f} s\n", lm::name_of(how), value, seconds);
+    std::string const name = args.packed                   ? "packed"
+                             : args.accelerator != nullptr ? lm::device::name_of(activations)
+                                                           : lm::name_of(how);
+    fmt::print("{:<8} {:.5f}   {:.1f} s\n", name, value, seconds);
     std::fflush(stdout);
   }
 }

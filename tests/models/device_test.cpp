@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <numeric>
+#include <random>
 #include <vector>
 
 #include <gptq/input_error.hpp>
@@ -747,6 +748,87 @@ TEST_CASE("the loss of a text on a device") {
       CHECK(passed == 3 * 5);
       CHECK(mean_loss(*on, m.source, windows, number::bfloat16, [](index_t) {}) ==
             Approx(want).epsilon(0.01));
+    }
+  }
+}
+
+TEST_CASE("attention of a token to cached keys and values") {
+  struct {
+    index_t key_value_heads, sharing, size, rotated, window, position;
+    float soft_cap;
+    bool norms, bias, placed;
+  } const cases[] = {
+      {2, 1, 16, 16, 0, 0, 0.0F, false, false, false},    {1, 2, 64, 32, 0, 5, 0.0F, true, false, true},
+      {8, 4, 128, 128, 0, 700, 0.0F, false, false, true}, {2, 7, 80, 40, 100, 900, 20.0F, true, true, true},
+      {1, 3, 256, 256, 64, 63, 5.0F, false, true, false}, {1, 12, 48, 0, 65, 64, 0.0F, true, true, true},
+      {1, 8, 8, 8, 0, 4095, 0.0F, false, false, false}};
+  host_accelerator host;
+  for (auto const& c : cases) {
+    head_shape const shape{1, 4096, c.key_value_heads, c.sharing, c.size};
+    index_t const width = shape.query_size() + 2 * shape.key_value_size(), half = c.rotated / 2;
+    index_t const cached = shape.length * shape.key_value_size();
+    std::mt19937 random(3);
+    std::uniform_real_distribution<float> uniform(-1.0F, 1.0F);
+    auto const numbers = [&](index_t count) {
+      std::vector<float> v(static_cast<std::size_t>(count));
+      for (float& x : v) x = uniform(random);
+      return v;
+    };
+    auto const rows = numbers(width), bias = numbers(width), query_norm = numbers(c.size),
+               key_norm = numbers(c.size), cos = numbers(shape.length * half),
+               sin = numbers(shape.length * half);
+    std::vector<gptq::float16> keys, values;
+    for (float const x : numbers(cached)) keys.emplace_back(x), values.emplace_back(-0.5F * x);
+    std::vector<std::int32_t> places(static_cast<std::size_t>(shape.query_size()));
+    std::iota(places.begin(), places.end(), 0);
+    std::shuffle(places.begin(), places.end(), random);
+    std::vector<std::int32_t> const position{static_cast<std::int32_t>(c.position)};
+    struct found {
+      std::vector<gptq::float16> mixed, keys, values;
+    };
+    auto const attend = [&](accelerator& on) {
+      array<float> const r(on, rows), b(on, bias), q(on, query_norm), k(on, key_norm), co(on, cos),
+          si(on, sin);
+      array<gptq::float16> const ks(on, keys), vs(on, values), to(on, shape.query_size());
+      array<std::int32_t> const pl(on, places), po(on, position);
+      array<char> const workspace(on, static_cast<index_t>(on.attention_bytes(shape)));
+      on.fill_zero(workspace.data(), on.attention_bytes(shape));
+      for (int twice = 0; twice < 2; ++twice) {  // the workspace is as it was
+        on.attend(cached_attention{.rows = r.data(),
+                                   .bias = c.bias ? b.data() : nullptr,
+                                   .query_norm = c.norms ? q.data() : nullptr,
+                                   .key_norm = c.norms ? k.data() : nullptr,
+                                   .epsilon = 1e-5F,
+                                   .shape = shape,
+                                   .turn = {co.data(), si.data(), c.rotated},
+                                   .position = po.data(),
+                                   .keys = ks.data(),
+                                   .values = vs.data(),
+                                   .window = c.window,
+                                   .scale = 0.3F,
+                                   .soft_cap = c.soft_cap,
+                                   .to = to.data(),
+                                   .places = c.placed ? pl.data() : nullptr,
+                                   .workspace = workspace.data()});
+      }
+      return found{to.host(), ks.host(), vs.host()};
+    };
+    auto const want = attend(host);
+    for (auto const& on : accelerators()) {
+      INFO(on->name() << ": " << c.key_value_heads << " x " << c.sharing << " heads of " << c.size
+                      << ", position " << c.position);
+      auto const got = attend(*on);
+      float mixed = 0.0F, cache = 0.0F;
+      for (std::size_t i = 0; i < want.mixed.size(); ++i) {
+        mixed =
+            std::max(mixed, std::abs(static_cast<float>(got.mixed[i]) - static_cast<float>(want.mixed[i])));
+      }
+      for (std::size_t i = 0; i < want.keys.size(); ++i) {
+        cache = std::max({cache, std::abs(static_cast<float>(got.keys[i]) - static_cast<float>(want.keys[i])),
+                          std::abs(static_cast<float>(got.values[i]) - static_cast<float>(want.values[i]))});
+      }
+      CHECK(mixed < 2e-3F);
+      CHECK(cache < 4e-3F);  // half a unit in the last place of numbers below 8
     }
   }
 }

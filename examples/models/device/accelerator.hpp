@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -19,6 +20,8 @@
 #include <gptq/format_spec.hpp>
 #include <gptq/layer.hpp>
 #include <gptq/options.hpp>
+
+#include "../kernels.hpp"
 
 namespace lm::device {
 
@@ -91,6 +94,25 @@ struct score_block {
 
 enum class gate_function { silu, gelu_tanh };
 
+/// Which experts tokens of some windows go to: those with the largest probabilities, the first of equal ones.
+struct expert_choice {
+  float const* logits;  ///< [windows * length, experts]
+  index_t windows;
+  index_t length;
+  index_t experts;
+  index_t chosen;      ///< of a token
+  bool normalized;     ///< the weights of a token's experts add up to 1
+  std::int32_t* keys;  ///< [tokens, chosen], largest weight first: expert * windows + window of the token
+  float* weights;      ///< likewise: probabilities among all experts, or among the chosen ones
+};
+
+/// Entries in the order of their keys, equal ones in their own.
+struct sorted_entries {
+  std::int32_t* order;   ///< [count], entries
+  std::int32_t* places;  ///< [count], of each entry in `order`
+  std::int32_t* starts;  ///< [keys + 1], where those of each key begin, and the end
+};
+
 /// What has been seen of a token's logits.
 struct running_loss {
   float* largest;  ///< -infinity before the first
@@ -124,6 +146,77 @@ struct batched_product {
   float alpha = 1.0F;
 };
 
+/// A packed matrix on the device, as its kernels read it.
+class packed_weight {
+ public:
+  virtual ~packed_weight() = default;
+  virtual index_t out() const = 0;
+  virtual index_t in() const = 0;
+  /// That a product reads.
+  virtual std::size_t bytes() const = 0;
+  /// Where the codes of each column lie in a row, on the device; null: in the columns' own order.
+  virtual std::int32_t const* places() const = 0;
+};
+
+/// y[rows, out] = x[rows, in] w'. x is float16; y is float32 for one row, float16 for more.
+struct packed_product {
+  packed_weight const& w;
+  numbers x;
+  numbers y;
+  index_t rows;
+  bool arranged;  ///< x's columns lie where w.places() says
+};
+
+/// Attention of one token, at a position that the device knows, to the tokens before it and itself.
+struct cached_attention {
+  float const* rows;        ///< the token's query, key and value, as a projection leaves them
+  float const* bias;        ///< of that projection, or null
+  float const* query_norm;  ///< of each head, before it is rotated; null: none, and so on
+  float const* key_norm;
+  float epsilon;
+  head_shape shape;  ///< of one window; `length` positions have room in the cache
+  rotation turn;
+  std::int32_t const* position;
+  gptq::float16* keys;  ///< rotated, [key-value head, position, element]; those of `position` are written
+  gptq::float16* values;
+  index_t window;              ///< keys that a query sees, with its own; 0: all up to it
+  float scale;                 ///< of query times key
+  float soft_cap;              ///< c: scores become c tanh(score / c); 0: they stay
+  gptq::float16* to;           ///< [query head, element], element i at places[i]
+  std::int32_t const* places;  ///< null: where it is
+  void* workspace;             ///< attention_bytes(shape), zero before the first use
+};
+
+/// The choice of the token after the one at `*position`, which moves on by one.
+struct token_choice {
+  float const* logits;
+  index_t count;
+  float multiplier;        ///< of logits
+  float soft_cap;          ///< then, as above
+  double temperature;      ///< 0: always the likeliest token, the first of equal ones
+  double top_p;            ///< draw among the likeliest tokens that together have this probability
+  double const* random;    ///< in [0, 1), by position of the token that is chosen
+  std::int32_t* token;     ///< the chosen one
+  std::int32_t* position;  ///< its position
+  std::int32_t* history;   ///< by position, the chosen ones; -1: some logits are not finite
+  void* workspace;         ///< choice_bytes(count), zero before the first use
+};
+
+/// Work that can be asked for again and again.
+class recording {
+ public:
+  virtual ~recording() = default;
+  virtual void replay() = 0;
+};
+
+/// A point in the device's work.
+class marker {
+ public:
+  virtual ~marker() = default;
+  /// Until what was asked for before it is done.
+  virtual void wait() const = 0;
+};
+
 /// S = sum of x x' over tokens, on the device.
 class hessian {
  public:
@@ -131,6 +224,10 @@ class hessian {
   /// Adds x[sequences * length, in].
   virtual void add(numbers x, index_t sequences, index_t length) = 0;
   virtual index_t in_features() const = 0;
+  /// Adds x[tokens, in], sequences of any lengths.
+  virtual void add_unequal(numbers x, index_t tokens, index_t sequences) = 0;
+  /// Adds what another one has seen, all of it with this weight.
+  virtual void add_share(hessian const& other, double weight) = 0;
   virtual double tokens() const = 0;
   virtual index_t sequences() const = 0;
   /// S on the device, both triangles.
@@ -234,6 +331,15 @@ class accelerator {
   /// to[count, columns] = x[row] for each of some rows.
   virtual void gather_rows(float* to, numbers x, std::int64_t const* rows, index_t count,
                            index_t columns) = 0;
+  virtual void choose_experts(expert_choice const& c) = 0;
+  /// @param keys  [count], each in [0, key_count)
+  virtual void sort(sorted_entries const& to, std::int32_t const* keys, index_t count, index_t key_count) = 0;
+  /// to[count, columns] = x[order[i] / divisor] for each row i; of the same type.
+  virtual void gather_entries(numbers to, numbers x, std::int32_t const* order, index_t divisor,
+                              index_t count, index_t columns) = 0;
+  /// to[rows, columns] = sum of weights[row, j] * y[places[row, j]] over each row's `terms`.
+  virtual void add_entries(float* to, float const* y, float const* weights, std::int32_t const* places,
+                           index_t rows, index_t terms, index_t columns) = 0;
   /// What rounding x[rows, columns] to int8, as the library's kernels for the CPU do, changes about it, for
   /// groups of so many columns in this order (null: their own).
   virtual void int8_error(numbers to, float const* x, std::int32_t const* order, index_t rows,
@@ -251,6 +357,35 @@ class accelerator {
   /// Replaces each of `rows` rows by itself times (S + added I)^-1, in float32; false, and nothing of use, where
   /// that matrix is not positive definite. Waits.
   virtual bool divide_by(hessian const& h, float added, float* x, index_t rows) = 0;
+
+  /// x += multiplier * norm(y + bias), and `normed` = x / rms(x) * weight, element i at places[i]. There may be
+  /// no y, bias, norm and places.
+  virtual void add_and_norm(float* x, numbers y, float const* bias, float const* norm, float multiplier,
+                            numbers normed, float const* weight, std::int32_t const* places, index_t rows,
+                            index_t columns, float epsilon) = 0;
+  /// gate() of one row of float32 with its bias, or null; element i of y at places[i].
+  virtual void gate_one(numbers y, float const* x, float const* bias, std::int32_t const* places,
+                        index_t columns, gate_function f) = 0;
+  /// to[rows, columns] = from[rows, columns]; neighbouring rows are so many numbers apart.
+  virtual void copy_rows(numbers to, index_t to_stride, numbers from, index_t from_stride, index_t rows,
+                         index_t columns) = 0;
+
+  /// A copy of a packed matrix; null where this program has no kernels for its format. Waits.
+  virtual std::unique_ptr<packed_weight> new_packed(gptq::format_spec const& format,
+                                                    packed_parts const& parts) = 0;
+  virtual void multiply(packed_product const& p) = 0;
+  virtual void attend(cached_attention const& a) = 0;
+  virtual std::size_t attention_bytes(head_shape const& shape) const = 0;
+  virtual void choose(token_choice const& c) = 0;
+  virtual std::size_t choice_bytes(index_t count) const = 0;
+
+  /// What work() asks for, to be replayed: no copies to or from the host, no memory allocated or released. On a
+  /// GPU, kernels of a recording may start before those ahead of them end.
+  virtual std::unique_ptr<recording> record(std::function<void()> const& work) = 0;
+  virtual std::unique_ptr<marker> mark() = 0;
+  /// Memory that the device writes and the host reads, after a marker.
+  virtual void* allocate_visible(std::size_t bytes) = 0;
+  virtual void release_visible(void* data) noexcept = 0;
 
   virtual std::unique_ptr<hessian> new_hessian(index_t in, number type) = 0;
   /// @param held_out  of other tokens; may be null: the error on them is reported, and choices are made by

@@ -14,6 +14,9 @@
 #include <gptq/error.hpp>
 #include <gptq/solver/damping.hpp>
 
+#include "experts.hpp"
+#include "packed_layer.hpp"
+
 namespace lm::device {
 namespace {
 
@@ -97,6 +100,14 @@ struct stage_inputs {
   std::optional<input_sums> held_out;
   array<float> sample;  ///< [tokens, in]
   index_t sampled = 0;
+  double expert_tokens = -1.0;  ///< calibration tokens, of an expert: without those that all experts share
+};
+
+/// Some windows, and where their tokens go.
+struct routed_windows {
+  index_t first;
+  index_t count;
+  routed_tokens tokens;
 };
 
 class calibrator {
@@ -131,16 +142,21 @@ class calibrator {
   }
 
  private:
+  bool has_experts() const { return layer_->arithmetic().experts > 0; }
+
   void run_sequentially() {
     number_array input, exact_input;
     originals_ = {};
+    std::vector<routed_windows> routed;
     for (stage const s : all_stages) {
+      if (s == stage::down && has_experts()) break;
       index_t const in = layer_->arithmetic().in(s);
       index_t const before =
           s == stage::query_key_value ? 0 : layer_->arithmetic().in(stage(static_cast<int>(s) - 1));
       number_array next(on_, windows_ * length_ * in, how_.activations), exact_next;
       if (exact_) exact_next = number_array(on_, windows_ * length_ * in, how_.activations);
-      stage_inputs inputs = new_inputs(s);
+      bool const of_experts = s == stage::gate_up && has_experts();
+      stage_inputs inputs = of_experts ? stage_inputs{} : new_inputs(s);
       for_each_batch(windows_, batch_, [&](index_t first, index_t count) {
         index_t const from = first * length_ * before, to = first * length_ * in;
         on_.enter(activity::forward);
@@ -151,12 +167,28 @@ class calibrator {
                             exact_next.from(to));
           });
         }
-        add(inputs, s, next.from(to), exact_ ? exact_next.from(to) : numbers{}, first, count);
+        if (of_experts) {
+          add_routed(routed, first, count, x_.of(first));
+        } else {
+          add(inputs, s, next.from(to), exact_ ? exact_next.from(to) : numbers{}, first, count);
+        }
       });
       input = std::move(next), exact_input = std::move(exact_next);
-      quantize(s, inputs);
+      if (of_experts) {
+        quantize_experts(input, routed);
+      } else {
+        quantize(s, inputs);
+      }
     }
     on_.enter(activity::forward);
+    if (has_experts()) {
+      for (routed_windows const& some : routed) {
+        add_experts(on_, *layer_, some.tokens, input.from(some.first * length_ * model_.hidden),
+                    some.count * length_, x_.of(some.first));
+        how_.advance(some.count);
+      }
+      return;
+    }
     for_each_batch(windows_, batch_, [&](index_t first, index_t count) {
       index_t const from = first * length_ * layer_->arithmetic().in(stage::down);
       pass_.finish(*layer_, count, x_.of(first), input.from(from));
@@ -170,7 +202,10 @@ class calibrator {
 
   void run_at_once() {
     std::array<stage_inputs, stages> inputs;
-    for (stage const s : all_stages) inputs[static_cast<std::size_t>(s)] = new_inputs(s);
+    for (stage const s : stages_of_all()) inputs[static_cast<std::size_t>(s)] = new_inputs(s);
+    std::vector<routed_windows> routed;
+    number_array normed;  // what experts choose from
+    if (has_experts()) normed = number_array(on_, windows_ * length_ * model_.hidden, how_.activations);
     for_each_batch(windows_, batch_, [&](index_t first, index_t count) {
       on_.enter(activity::forward);
       index_t const size = count * length_ * model_.hidden;
@@ -182,6 +217,11 @@ class calibrator {
         number_array next(on_, inputs_size, how_.activations), exact_next;
         on_.enter(activity::forward);
         pass_.run_stage(*layer_, s, count, copy.data(), input, next);
+        if (s == stage::gate_up && has_experts()) {
+          on_.convert(normed.from(first * length_ * model_.hidden), next, size);
+          add_routed(routed, first, count, copy.data());
+          break;
+        }
         if (exact_) {
           exact_next = number_array(on_, inputs_size, how_.activations);
           pass_.run_stage(*layer_, s, count, exact_->of(first), exact_input, exact_next);
@@ -191,8 +231,120 @@ class calibrator {
       }
       if (exact_) pass_.finish(*layer_, count, exact_->of(first), exact_input);
     });
-    for (stage const s : all_stages) quantize(s, inputs[static_cast<std::size_t>(s)]);
+    for (stage const s : stages_of_all()) quantize(s, inputs[static_cast<std::size_t>(s)]);
+    if (has_experts()) quantize_experts(normed, routed);
+    routed.clear(), normed = number_array();
     run_whole_layer();
+  }
+
+  /// The stages that all tokens go through.
+  std::span<stage const> stages_of_all() const {
+    return std::span(all_stages).first(has_experts() ? 2 : stages);
+  }
+
+  /// Routes windows `first` and on, calibrating ones apart from held-out ones.
+  void add_routed(std::vector<routed_windows>& routed, index_t first, index_t count, float const* x) {
+    index_t const calibrating = std::clamp(how_.calibrating - first, index_t{0}, count);
+    for (auto const& [begin, size] :
+         {std::pair{index_t{0}, calibrating}, {calibrating, count - calibrating}}) {
+      if (size == 0) continue;
+      routed.push_back(
+          {first + begin, size, route(on_, *layer_, size, length_, x + begin * length_ * model_.hidden)});
+    }
+  }
+
+  /// Stage gate_up of all experts, then stage down, with their Hessians all at once.
+  /// @param normed  [tokens, hidden] of all windows
+  void quantize_experts(numbers normed, std::vector<routed_windows> const& routed) {
+    std::vector<stage_inputs> gate_up = collect(stage::gate_up, normed, routed);
+    if (how_.true_sequential) quantize_each(stage::gate_up, gate_up);
+    std::vector<stage_inputs> const down = collect(stage::down, normed, routed);
+    if (!how_.true_sequential) quantize_each(stage::gate_up, gate_up);
+    gate_up.clear();
+    quantize_each(stage::down, down);
+  }
+
+  void quantize_each(stage s, std::vector<stage_inputs> const& inputs) {
+    std::size_t const linears = layer_->source().linears[static_cast<std::size_t>(s)].size() / inputs.size();
+    for (std::size_t e = 0; e < inputs.size(); ++e) quantize(s, inputs[e], e * linears, linears);
+  }
+
+  /// What each expert sees in a stage. Where they are fewer tokens than it has columns, all tokens besides, with so
+  /// small a weight that together they make up the difference.
+  std::vector<stage_inputs> collect(stage s, numbers normed, std::vector<routed_windows> const& routed) {
+    layer_arithmetic const& a = layer_->arithmetic();
+    index_t const in = a.in(s);
+    std::vector<stage_inputs> inputs;
+    for (index_t e = 0; e < a.experts; ++e) inputs.push_back(new_inputs(s));
+    std::unique_ptr<hessian> const all =
+        s == stage::gate_up ? on_.new_hessian(in, how_.activations) : nullptr;
+    for (routed_windows const& some : routed) {
+      bool const held_out = some.first >= how_.calibrating;
+      numbers const from = normed.from(some.first * length_ * a.hidden);
+      on_.enter(activity::forward);
+      number_array const rows(on_, some.tokens.entries() * a.hidden, how_.activations);
+      gather_routed(on_, *layer_, some.tokens, 0, a.experts, from, rows);
+      if (all != nullptr && !held_out) {
+        on_.enter(activity::hessian);
+        all->add(from, some.count, length_);
+      }
+      for (index_t e = 0; e < a.experts; ++e) {
+        index_t const count = some.tokens.count(e);
+        if (count == 0) continue;
+        numbers input = rows.from(some.tokens.begin(e) * a.hidden);
+        number_array hidden;
+        if (s == stage::down) {
+          on_.enter(activity::forward);
+          hidden = number_array(on_, count * in, how_.activations);
+          run_expert(on_, *layer_, e, input, count, hidden);
+          input = hidden;
+        }
+        stage_inputs& of_expert = inputs[static_cast<std::size_t>(e)];
+        on_.enter(activity::hessian);
+        (held_out ? *of_expert.held_out : of_expert.calibration)
+            .h->add_unequal(input, count, some.tokens.sequences(e));
+        if (!held_out) add_sample(of_expert, input, count, some.count, in);
+      }
+    }
+    on_.enter(activity::hessian);
+    for (index_t e = 0; e < a.experts; ++e) {
+      stage_inputs& of_expert = inputs[static_cast<std::size_t>(e)];
+      of_expert.expert_tokens = of_expert.calibration.h->tokens();
+      if (of_expert.held_out && of_expert.held_out->h->tokens() == 0.0) of_expert.held_out.reset();
+      double const missing = static_cast<double>(in) - of_expert.expert_tokens;
+      if (missing <= 0.0) continue;
+      std::unique_ptr<hessian> own;  // of all tokens, through this expert
+      if (s == stage::down) own = hidden_of_all(e, normed);
+      hessian const& shared = own != nullptr ? *own : *all;
+      of_expert.calibration.h->add_share(shared, missing / shared.tokens());
+    }
+    return inputs;
+  }
+
+  std::unique_ptr<hessian> hidden_of_all(index_t expert, numbers normed) {
+    layer_arithmetic const& a = layer_->arithmetic();
+    auto all = on_.new_hessian(a.intermediate, how_.activations);
+    for_each_batch(how_.calibrating, batch_, [&](index_t first, index_t count) {
+      index_t const rows = count * length_;
+      number_array const hidden(on_, rows * a.intermediate, how_.activations);
+      run_expert(on_, *layer_, expert, normed.from(first * length_ * a.hidden), rows, hidden);
+      all->add(hidden, count, length_);
+    });
+    return all;
+  }
+
+  /// Some of an expert's rows of some windows, spread evenly: as many as are their share of the sample.
+  void add_sample(stage_inputs& inputs, numbers rows, index_t count, index_t windows, index_t in) {
+    index_t const most = inputs.sample.size() / in;
+    index_t const share =
+        std::min({count, most - inputs.sampled, (most * windows + how_.calibrating - 1) / how_.calibrating});
+    if (share <= 0) return;
+    on_.enter(activity::measuring);
+    std::vector<std::int64_t> chosen;
+    for (index_t i = 0; i < share; ++i) chosen.push_back(i * count / share);
+    array<std::int64_t> const on_device(on_, chosen);
+    on_.gather_rows(inputs.sample.data() + inputs.sampled * in, rows, on_device.data(), share, in);
+    inputs.sampled += share;
   }
 
   void run_whole_layer() {
@@ -274,12 +426,20 @@ class calibrator {
     return values.host();
   }
 
-  /// Quantizes a stage's linear layers and puts what was found in their place.
   void quantize(stage s, stage_inputs const& inputs) {
-    auto const& linears = layer_->source().linears[static_cast<std::size_t>(s)];
-    index_t const in = layer_->arithmetic().in(s), out = layer_->arithmetic().out(s);
+    quantize(s, inputs, 0, layer_->source().linears[static_cast<std::size_t>(s)].size());
+  }
+
+  /// Quantizes `count` of a stage's linear layers, which have these inputs, and puts what was found in their place.
+  void quantize(stage s, stage_inputs const& inputs, std::size_t first, std::size_t count) {
+    auto const& all = layer_->source().linears[static_cast<std::size_t>(s)];
+    std::span const linears = std::span(all).subspan(first, count);
+    index_t const in = layer_->arithmetic().in(s);
+    index_t out = 0, above = 0;  // rows of these, and of those before
+    for (linear_source const& l : linears) out += l.weight.rows;
+    for (linear_source const& l : std::span(all).first(first)) above += l.weight.rows;
     on_.enter(activity::measuring);
-    numbers const stored = layer_->stored(s);
+    numbers const stored = layer_->stored(s).from(above * in);
     array<float> converted;
     auto const* w = static_cast<float const*>(stored.data);
     if (stored.type != number::float32) {
@@ -298,8 +458,10 @@ class calibrator {
     index_t first_row = 0;
     for (linear_source const& l : linears) {
       linear_result r;
-      r.layer = index_, r.at = s, r.number = results.size(), r.name = l.name, r.out = l.weight.rows,
+      r.layer = index_, r.at = s, r.number = first + results.size(), r.name = l.name, r.out = l.weight.rows,
       r.in = in;
+      r.last = s == stage::down && r.number + 1 == all.size();
+      r.expert_tokens = inputs.expert_tokens;
       r.inputs = sample;
       r.weights = some(w + first_row * in, r.out * in);
       results.push_back(std::move(r));
@@ -321,7 +483,7 @@ class calibrator {
     for (std::size_t i = 0; i < results.size(); ++i) results[i].report = layers->report(i);
     first_row = 0;
     for (std::size_t i = 0; i < results.size(); ++i) {
-      numbers const replaced = layer_->weights(s).from(first_row * in);
+      numbers const replaced = layer_->weights(s).from((above + first_row) * in);
       if (inputs.sampled > 0) {
         measure_int8(results[i], *layers, i, weights[i], replaced, inputs);
       } else {
@@ -330,10 +492,10 @@ class calibrator {
       first_row += results[i].out;
     }
     results_.add(
-        [results = std::move(results), layers, finish = &how_.finish]() mutable {
+        [results = std::move(results), layers, first, finish = &how_.finish]() mutable {
           std::vector<std::future<void>> parts;
           for (linear_result& r : results) {
-            r.codes = layers->fetch(r.number);
+            r.codes = layers->fetch(r.number - first);
             parts.push_back(std::async(std::launch::async, [&r, finish] { (*finish)(r); }));
           }
           layers.reset();
@@ -413,7 +575,7 @@ class calibrator {
     return static_cast<float>(sum / static_cast<double>(in));
   }
 
-  std::unique_ptr<quantized> solve(std::span<weight const> weights, std::vector<linear_source> const& linears,
+  std::unique_ptr<quantized> solve(std::span<weight const> weights, std::span<linear_source const> linears,
                                    stage_inputs const& inputs) {
     try {
       return on_.quantize(how_.format, weights, *inputs.calibration.h, how_.options,
@@ -484,31 +646,11 @@ class calibrator {
   background results_;
 };
 
-}  // namespace
-
-void calibrate(accelerator& on, model_source const& model, token_windows const& windows,
-               calibration const& how) {
-  if (how.calibrating <= 0 || how.calibrating > windows.count()) {
-    throw gptq::error(fmt::format("{} of {} windows to calibrate on", how.calibrating, windows.count()));
-  }
-  calibrator(on, model, windows, how).run();
-}
-
-double mean_loss(accelerator& on, model_source const& model, token_windows const& windows, number activations,
-                 std::function<void(index_t)> const& advance, std::size_t batch_bytes) {
+/// What is left of a loss when the windows have passed all decoder layers.
+double output_loss(accelerator& on, model_source const& model, token_windows const& windows,
+                   number activations, residual const& x, std::function<void(index_t)> const& advance,
+                   std::size_t batch_bytes) {
   index_t const count = windows.count(), length = windows.length, hidden = model.hidden;
-  forward_pass const pass(on, activations, length, model.ropes);
-  residual const x(on, model, windows);
-  layer_stream layers(on, activations, model.layers, model.load);
-  for (index_t i = 0; i < model.layers; ++i) {
-    decoder_layer const& layer = layers.next();
-    for_each_batch(count, pass.windows_at_a_time(layer.arithmetic(), batch_bytes),
-                   [&](index_t first, index_t some) {
-                     pass.run_layer(layer, some, x.of(first));
-                     advance(some);
-                   });
-  }
-
   index_t const vocabulary = model.output.rows;
   number_array output(on, vocabulary * hidden, model.output.type);
   on.upload(numbers(output).data, model.output.data, model.output.bytes());
@@ -558,6 +700,47 @@ double mean_loss(accelerator& on, model_source const& model, token_windows const
     advance(some);
   });
   return total / static_cast<double>(count * (length - 1));
+}
+
+}  // namespace
+
+void calibrate(accelerator& on, model_source const& model, token_windows const& windows,
+               calibration const& how) {
+  if (how.calibrating <= 0 || how.calibrating > windows.count()) {
+    throw gptq::error(fmt::format("{} of {} windows to calibrate on", how.calibrating, windows.count()));
+  }
+  calibrator(on, model, windows, how).run();
+}
+
+double mean_loss(accelerator& on, model_source const& model, token_windows const& windows, number activations,
+                 std::function<void(index_t)> const& advance, std::size_t batch_bytes) {
+  forward_pass const pass(on, activations, windows.length, model.ropes);
+  residual const x(on, model, windows);
+  layer_stream layers(on, activations, model.layers, model.load);
+  for (index_t i = 0; i < model.layers; ++i) {
+    decoder_layer const& layer = layers.next();
+    for_each_batch(windows.count(), pass.windows_at_a_time(layer.arithmetic(), batch_bytes),
+                   [&](index_t first, index_t some) {
+                     pass.run_layer(layer, some, x.of(first));
+                     advance(some);
+                   });
+  }
+  return output_loss(on, model, windows, activations, x, advance, batch_bytes);
+}
+
+double packed_mean_loss(accelerator& on, model_source const& model, token_windows const& windows,
+                        std::function<void(index_t)> const& advance, std::size_t batch_bytes) {
+  forward_pass const pass(on, number::float16, windows.length, model.ropes);
+  residual const x(on, model, windows);
+  for (index_t i = 0; i < model.layers; ++i) {
+    packed_layer const layer(on, model.load(i));
+    for_each_batch(windows.count(), pass.windows_at_a_time(layer.arithmetic(), batch_bytes),
+                   [&](index_t first, index_t some) {
+                     (void)layer.run(pass, some, x.of(first));
+                     advance(some);
+                   });
+  }
+  return output_loss(on, model, windows, number::float16, x, advance, batch_bytes);
 }
 
 }  // namespace lm::device

@@ -23,10 +23,12 @@ struct model_source {
   std::vector<rope_table> ropes;
   /// A decoder layer; called from another thread.
   std::function<layer_source(index_t layer)> load;
-  // For the loss alone:
+  // For the loss and for logits:
   std::vector<float> final_norm;
   float epsilon = 0.0F;
   host_matrix output;  ///< [vocabulary, hidden]
+  std::optional<packed_source>
+      packed_output;  ///< in place of output.data, where packed weights are asked for
   float logit_multiplier = 1.0F;
   float logit_soft_cap = 0.0F;
 };
@@ -44,6 +46,9 @@ struct linear_result {
   index_t layer = 0;
   stage at{};
   std::size_t number = 0;  ///< of the stage's linear layers
+  bool last = false;       ///< of its decoder layer
+  /// Calibration tokens that were routed to an expert; -1: it is none's.
+  double expert_tokens = -1.0;
   std::string name;
   index_t out = 0;
   index_t in = 0;
@@ -97,5 +102,10 @@ void calibrate(accelerator& on, model_source const& model, token_windows const& 
 double mean_loss(accelerator& on, model_source const& model, token_windows const& windows, number activations,
                  std::function<void(index_t windows)> const& advance,
                  std::size_t batch_bytes = std::size_t{4} << 30);
+
+/// The same with activations of float16 and linear layers as model.load gives them, packed.
+double packed_mean_loss(accelerator& on, model_source const& model, token_windows const& windows,
+                        std::function<void(index_t windows)> const& advance,
+                        std::size_t batch_bytes = std::size_t{4} << 30);
 
 }  // namespace lm::device

@@ -3,6 +3,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -11,7 +12,9 @@
 #include <gptq/cuda/quantize.cuh>
 
 #include "../formats.hpp"
+#include "decoding.cuh"
 #include "operations.hpp"
+#include "packed_products.cuh"
 
 namespace lm::device {
 namespace {
@@ -76,9 +79,32 @@ struct block_team {
 /// A block a row.
 template <class Operation>
 __global__ void run_operation(Operation operation) {
+  let_successor_start();
+  wait_for_predecessor();
   extern __shared__ float shared[];
   block_team team{shared};
   operation(static_cast<index_t>(blockIdx.x), team);
+}
+
+__global__ void number_entries(index_t count, std::int32_t* entries) {
+  index_t const i = index_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) entries[i] = static_cast<std::int32_t>(i);
+}
+/// Places of sorted entries, and where each key begins among sorted keys.
+__global__ void place_entries(sorted_entries to, std::int32_t const* keys, index_t count, index_t key_count) {
+  index_t const i = index_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < count) to.places[to.order[i]] = static_cast<std::int32_t>(i);
+  if (i > key_count) return;
+  index_t first = 0, last = count;
+  while (first < last) {
+    index_t const middle = (first + last) / 2;
+    if (keys[middle] < i) {
+      first = middle + 1;
+    } else {
+      last = middle;
+    }
+  }
+  to.starts[i] = static_cast<std::int32_t>(first);
 }
 
 cudaDataType_t cuda_type(number type) {
@@ -94,6 +120,20 @@ class gpu_hessian final : public hessian {
   }
   index_t in_features() const override { return h.in_features(); }
   float const* sum() const override { return h.sum(); }
+  void add_unequal(numbers x, index_t tokens, index_t sequences) override {
+    with_number(x.type, [&]<class T>() { h.add(as<T>(x), tokens, sequences); });
+  }
+  void add_share(hessian const& other, double weight) override {
+    auto const& o = static_cast<gpu_hessian const&>(other).h;
+    gptq::cuda::context& ctx = h.context();
+    index_t const count = o.in_features() * o.in_features();
+    auto const factor = static_cast<float>(weight);
+    device_array<float> scaled(ctx, count);
+    check(cublasScopy_64(ctx.blas(), count, o.sum(), 1, scaled.data(), 1), "weighing a Hessian");
+    check(cublasSscal_64(ctx.blas(), count, &factor, scaled.data(), 1), "weighing a Hessian");
+    h.merge(gptq::cuda::hessian::from_sum(ctx, scaled.data(), o.in_features(), weight * o.tokens(),
+                                          o.sequences()));
+  }
   double tokens() const override { return h.tokens(); }
   index_t sequences() const override { return h.sequences(); }
   void download(float* sum) const override { h.download(sum); }
@@ -125,6 +165,43 @@ class event {
 
  private:
   cudaEvent_t event_ = nullptr;
+};
+
+class gpu_marker final : public marker {
+ public:
+  explicit gpu_marker(cudaStream_t in) { event_.record(in); }
+  void wait() const override { event_.wait(); }
+
+ private:
+  event event_;
+};
+
+/// A graph.
+class gpu_recording final : public recording {
+ public:
+  gpu_recording(cudaStream_t stream, std::function<void()> const& work) : stream_(stream) {
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "recording work");
+    cudaGraph_t graph = nullptr;
+    try {
+      work();
+    } catch (...) {
+      (void)cudaStreamEndCapture(stream, &graph);
+      if (graph != nullptr) (void)cudaGraphDestroy(graph);
+      (void)cudaGetLastError();
+      throw;
+    }
+    check(cudaStreamEndCapture(stream, &graph), "recording work");
+    auto const made = cudaGraphInstantiate(&graph_, graph, 0);
+    (void)cudaGraphDestroy(graph);
+    check(made, "making a graph");
+  }
+  gpu_recording(gpu_recording const&) = delete;
+  ~gpu_recording() override { (void)cudaGraphExecDestroy(graph_); }
+  void replay() override { check(cudaGraphLaunch(graph_, stream_), "launching a graph"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t graph_ = nullptr;
 };
 
 class cuda_accelerator final : public operations<cuda_accelerator> {
@@ -214,7 +291,44 @@ class cuda_accelerator final : public operations<cuda_accelerator> {
     check(cudaMemsetAsync(data, 0, bytes, main_), "filling memory on the device");
   }
 
+  void sort(sorted_entries const& to, std::int32_t const* keys, index_t count, index_t key_count) override {
+    constexpr unsigned threads = 256;
+    auto const blocks = [](index_t n) { return static_cast<unsigned>((n + threads - 1) / threads); };
+    device_array<std::int32_t> sorted(ctx_, count), entries(ctx_, count);
+    gptq::cuda::launch(number_entries, {.grid = blocks(count), .block = threads, .stream = main_}, count,
+                       entries.data());
+    int bits = 1;
+    while (index_t{1} << bits < key_count) ++bits;
+    std::size_t bytes = 0;
+    auto const sort_into = [&](void* memory) {
+      check(cub::DeviceRadixSort::SortPairs(memory, bytes, keys, sorted.data(), entries.data(), to.order,
+                                            static_cast<int>(count), 0, bits, main_),
+            "sorting entries");
+    };
+    sort_into(nullptr);
+    device_array<char> memory(ctx_, static_cast<index_t>(bytes));
+    sort_into(memory.data());
+    gptq::cuda::launch(place_entries,
+                       {.grid = blocks(std::max(count, key_count + 1)), .block = threads, .stream = main_},
+                       to, sorted.data(), count, key_count);
+  }
+
   void multiply(product const& p) override {
+    bool const one_row = p.rows == 1 && p.in % 8 == 0 && p.beta == 0.0F && p.x.type == number::float16 &&
+                         p.w.type == number::float16 && p.y.type == number::float32;
+    if (one_row) {
+      constexpr int rows = 2 * dense_threads / 32;
+      auto const blocks = std::min<index_t>((p.out + rows - 1) / rows, 8 * gpu_.multiprocessors);
+      gptq::cuda::launch(multiply_row,
+                         {.grid = static_cast<unsigned>(blocks),
+                          .block = dense_threads,
+                          .shared_memory = static_cast<std::size_t>(p.in) * 2,
+                          .stream = main_,
+                          .overlap = recording_},
+                         as<float16>(p.w), as<float16>(p.x), as<float>(p.y), p.out, static_cast<int>(p.in),
+                         p.alpha);
+      return;
+    }
     // By columns, as cuBLAS has them, y' = w x'.
     check(cublasGemmEx_64(ctx_.blas(), CUBLAS_OP_T, CUBLAS_OP_N, p.out, p.rows, p.in, &p.alpha, p.w.data,
                           cuda_type(p.w.type), p.in, p.x.data, cuda_type(p.x.type), p.in, &p.beta, p.y.data,
@@ -266,6 +380,95 @@ class cuda_accelerator final : public operations<cuda_accelerator> {
     synchronize();
     return true;
   }
+  std::unique_ptr<packed_weight> new_packed(gptq::format_spec const& format,
+                                            packed_parts const& parts) override {
+    auto made = new_packed_weight(ctx_, format, parts);
+    if (made != nullptr) reserve(token_workspaces_, made->workspace_bytes(1));
+    return made;
+  }
+  void multiply(packed_product const& p) override {
+    auto const& w = static_cast<gpu_packed_weight const&>(p.w);
+    if (p.rows > 1) {
+      auto const bytes = w.workspace_bytes(p.rows);
+      if (!workspaces_.empty() && static_cast<std::size_t>(workspaces_.back().size()) < bytes)
+        workspaces_.clear();
+      reserve(workspaces_, bytes);
+    }
+    auto const& memory = (p.rows > 1 ? workspaces_ : token_workspaces_).back();
+    w.multiply(p, {main_, ctx_.blas(), memory.data(), static_cast<std::size_t>(memory.size()), recording_});
+  }
+  void add_and_norm(float* x, numbers y, float const* bias, float const* norm, float multiplier,
+                    numbers normed, float const* weight, std::int32_t const* places, index_t rows,
+                    index_t columns, float epsilon) override {
+    if (y.type == number::bfloat16 || normed.type != number::float16 || columns > most_norm_columns) {
+      return operations::add_and_norm(x, y, bias, norm, multiplier, normed, weight, places, rows, columns,
+                                      epsilon);
+    }
+    auto const go = [&]<int Each, class Y>() {
+      gptq::cuda::launch(add_and_norm_block<Each, Y>,
+                         {.grid = static_cast<unsigned>(rows),
+                          .block = norm_threads,
+                          .stream = main_,
+                          .overlap = recording_},
+                         x, as<Y>(y), bias, norm, multiplier, as<float16>(normed), weight, places,
+                         static_cast<int>(columns), epsilon);
+    };
+    auto const of_type = [&]<class Y>() {
+      columns <= norm_threads       ? go.template operator()<1, Y>()
+      : columns <= 4 * norm_threads ? go.template operator()<4, Y>()
+      : columns <= 8 * norm_threads ? go.template operator()<8, Y>()
+                                    : go.template operator()<16, Y>();
+    };
+    y.type == number::float32 ? of_type.template operator()<float>() : of_type.template operator()<float16>();
+  }
+  void gate(numbers y, numbers x, index_t rows, index_t columns, gate_function f) override {
+    if (y.type == number::float32 || columns % 8 != 0) return operations::gate(y, x, rows, columns, f);
+    index_t const eights = rows * (columns / 8);
+    if (eights == 0) return;
+    auto const go = [&]<class T>() {
+      gptq::cuda::launch(f == gate_function::silu ? gate_eights<T, gate_function::silu>
+                                                  : gate_eights<T, gate_function::gelu_tanh>,
+                         {.grid = static_cast<unsigned>((eights + 255) / 256), .block = 256, .stream = main_},
+                         as<T>(y), as<T>(x), eights, columns);
+    };
+    y.type == number::float16 ? go.template operator()<float16>() : go.template operator()<bfloat16>();
+  }
+  void gate_one(numbers y, float const* x, float const* bias, std::int32_t const* places, index_t columns,
+                gate_function f) override {
+    if (y.type != number::float16) return operations::gate_one(y, x, bias, places, columns, f);
+    gptq::cuda::launch(
+        f == gate_function::silu ? gate_row<gate_function::silu> : gate_row<gate_function::gelu_tanh>,
+        {.grid = static_cast<unsigned>((columns + gate_threads - 1) / gate_threads),
+         .block = gate_threads,
+         .stream = main_,
+         .overlap = recording_},
+        as<float16>(y), x, bias, places, static_cast<int>(columns));
+  }
+  void attend(cached_attention const& a) override { launch_attention(a, main_, recording_, gpu_); }
+  std::size_t attention_bytes(head_shape const& shape) const override {
+    return attention_plan(shape, gpu_.multiprocessors).bytes(shape);
+  }
+  void choose(token_choice const& c) override { launch_choice(c, main_, recording_); }
+  std::size_t choice_bytes(index_t count) const override { return choice_memory(count).bytes; }
+
+  std::unique_ptr<recording> record(std::function<void()> const& work) override {
+    recording_ = true;
+    try {
+      auto made = std::make_unique<gpu_recording>(main_, work);
+      recording_ = false;
+      return made;
+    } catch (...) {
+      recording_ = false;
+      throw;
+    }
+  }
+  std::unique_ptr<marker> mark() override { return std::make_unique<gpu_marker>(main_); }
+  void* allocate_visible(std::size_t bytes) override {
+    void* data = nullptr;
+    check(cudaMallocHost(&data, bytes), "allocating memory that both see");
+    return data;
+  }
+  void release_visible(void* data) noexcept override { (void)cudaFreeHost(data); }
 
   std::unique_ptr<hessian> new_hessian(index_t in, number) override {
     return std::make_unique<gpu_hessian>(ctx_, in);
@@ -297,11 +500,18 @@ class cuda_accelerator final : public operations<cuda_accelerator> {
                         " tokens is too long: the device holds a row of attention of " +
                         std::to_string((gpu_.shared_memory - 1024) / 4));
     }
-    unsigned const threads = columns >= 1024 ? 256 : columns > 128 ? 128 : 32;
-    gptq::cuda::launch(
-        run_operation<Operation>,
-        {.grid = static_cast<unsigned>(rows), .block = threads, .shared_memory = shared, .stream = main_},
-        operation);
+    // A row alone has the device for itself.
+    unsigned const threads = columns >= 1024 && rows == 1 ? 1024
+                             : columns >= 1024            ? 256
+                             : columns > 128              ? 128
+                                                          : 32;
+    gptq::cuda::launch(run_operation<Operation>,
+                       {.grid = static_cast<unsigned>(rows),
+                        .block = threads,
+                        .shared_memory = shared,
+                        .stream = main_,
+                        .overlap = recording_},
+                       operation);
   }
   cudaStream_t fetching() const { return fetching_; }
 
@@ -312,6 +522,11 @@ class cuda_accelerator final : public operations<cuda_accelerator> {
   };
   static constexpr std::size_t staging_bytes = std::size_t{16} << 20;
 
+  /// Has the last of some workspaces have so many bytes; recordings may go on using those before it.
+  void reserve(std::vector<device_array<char>>& workspaces, std::size_t bytes) {
+    auto const size = std::max<index_t>(256, static_cast<index_t>(bytes));
+    if (workspaces.empty() || workspaces.back().size() < size) workspaces.emplace_back(ctx_, size);
+  }
   std::unique_ptr<event> now() const {
     auto mark = std::make_unique<event>(cudaEventDefault);
     mark->record(main_);
@@ -336,6 +551,8 @@ class cuda_accelerator final : public operations<cuda_accelerator> {
   stream transfers_;
   stream fetching_;
   gptq::cuda::context ctx_;
+  std::vector<device_array<char>> token_workspaces_, workspaces_;  ///< of products with packed weights
+  bool recording_ = false;
   event computed_;
   event transferred_;
   std::array<staging, 4> staged_;

@@ -7,6 +7,8 @@
 
 #include <gptq/error.hpp>
 
+#include "experts.hpp"
+
 namespace lm::device {
 namespace {
 
@@ -29,6 +31,7 @@ void visit_vectors(layer_source const& source, Layer&& layer, Visit&& visit) {
   visit(source.after_mlp_norm, layer.after_mlp_norm);
   visit(source.query_norm, layer.query_norm);
   visit(source.key_norm, layer.key_norm);
+  visit(source.router, layer.router);
 }
 
 bool has_bias(std::vector<linear_source> const& linears) {
@@ -68,9 +71,10 @@ index_t layer_arithmetic::out(stage s) const {
     case stage::query_key_value:
       return query_size() + 2 * key_value_size();
     case stage::gate_up:
-      return 2 * intermediate;
-    case stage::output:
+      return std::max(experts, index_t{1}) * 2 * intermediate;
     case stage::down:
+      return std::max(experts, index_t{1}) * hidden;
+    case stage::output:
       break;
   }
   return hidden;
@@ -93,6 +97,10 @@ void check(layer_source const& source) {
   check_size("the norm after the MLP", source.after_mlp_norm, a.hidden, false);
   check_size("the norm of queries", source.query_norm, a.head_dim, false);
   check_size("the norm of keys", source.key_norm, a.head_dim, false);
+  check_size("the router", source.router, a.experts * a.hidden, true);
+  if (a.experts > 0 && (a.chosen < 1 || a.chosen > a.experts)) {
+    throw gptq::error(fmt::format("a token cannot go to {} of {} experts", a.chosen, a.experts));
+  }
   if (a.key_value_heads <= 0 || a.heads % a.key_value_heads != 0) {
     throw gptq::error(
         fmt::format("{} query heads cannot share {} key-value heads", a.heads, a.key_value_heads));
@@ -104,6 +112,9 @@ void check(layer_source const& source) {
         throw gptq::error(fmt::format("{} has {} inputs, not {}", l.name, l.weight.columns, a.in(s)));
       }
       check_size((l.name + ".bias").c_str(), l.bias, l.weight.rows, false);
+      if (a.experts > 0 && !l.bias.empty() && (s == stage::gate_up || s == stage::down)) {
+        throw gptq::error(l.name + ": the device adds no bias to what an expert makes");
+      }
       rows += l.weight.rows;
       if (l.weight.type != source.linears[at(s)].front().weight.type) {
         throw gptq::error(l.name + " is not stored as the linear layers beside it");
@@ -126,7 +137,7 @@ std::size_t stored_bytes(layer_source const& source) {
         aligned(matrix) + (has_bias(linears) ? aligned(static_cast<std::size_t>(rows) * sizeof(float)) : 0);
   }
   struct {
-    int attention_norm, after_attention_norm, mlp_norm, after_mlp_norm, query_norm, key_norm;
+    int attention_norm, after_attention_norm, mlp_norm, after_mlp_norm, query_norm, key_norm, router;
   } none{};
   visit_vectors(source, none, [&](std::vector<float> const& values, int) {
     sum += aligned(values.size() * sizeof(float));
@@ -198,7 +209,10 @@ index_t forward_pass::windows_at_a_time(layer_arithmetic const& a, std::size_t b
   auto const size = static_cast<index_t>(size_of(type_));
   index_t const attention = (2 * a.out(stage::query_key_value) + 3 * a.query_size()) * size +
                             a.heads * std::min(query_block, length_) * length_ / length_ * 4;
-  index_t const mlp = 3 * a.intermediate * size;
+  // Of an expert, what it takes and gives back besides, and what the router takes.
+  index_t const mlp = a.experts > 0
+                          ? a.chosen * (a.hidden * (size + 4) + 3 * a.intermediate * size) + a.hidden * 8
+                          : 3 * a.intermediate * size;
   index_t const a_token = std::max(attention, mlp) + a.hidden * (2 * size + 8);
   return std::max(index_t{1}, static_cast<index_t>(bytes) / (a_token * length_));
 }
@@ -236,19 +250,20 @@ void forward_pass::add_output(decoder_layer const& layer, stage s, index_t rows,
   on_.add_to_residual(x, y.data(), layer.bias(s), norm, rows, a.hidden, a.epsilon, a.residual_multiplier);
 }
 
-void forward_pass::attend(decoder_layer const& layer, index_t windows, numbers rows, numbers to) const {
-  layer_arithmetic const& a = layer.arithmetic();
+rotation forward_pass::turn(layer_arithmetic const& a) const {
+  if (a.rope < 0) return {nullptr, nullptr, 0};
+  table const& rope = ropes_[static_cast<std::size_t>(a.rope)];
+  return {rope.cos.data(), rope.sin.data(), rope.rotated};
+}
+
+forward_pass::keys_and_values forward_pass::attend(layer_arithmetic const& a, index_t windows, numbers rows,
+                                                   numbers to) const {
   head_shape const shape{windows, length_, a.key_value_heads, a.heads / a.key_value_heads, a.head_dim};
   number_array const q(on_, shape.tokens() * shape.query_size(), type_);
-  number_array const k(on_, shape.tokens() * shape.key_value_size(), type_);
-  number_array const v(on_, shape.tokens() * shape.key_value_size(), type_);
-  rotation turn{nullptr, nullptr, 0};
-  if (a.rope >= 0) {
-    table const& rope = ropes_[static_cast<std::size_t>(a.rope)];
-    turn = {rope.cos.data(), rope.sin.data(), rope.rotated};
-  }
+  number_array k(on_, shape.tokens() * shape.key_value_size(), type_);
+  number_array v(on_, shape.tokens() * shape.key_value_size(), type_);
   on_.enter(activity::attention);
-  on_.place_heads(q, k, v, rows, shape, turn);
+  on_.place_heads(q, k, v, rows, shape, turn(a));
 
   index_t const batch = windows * shape.key_value_heads;
   index_t const most = std::min(query_block, length_);
@@ -300,6 +315,7 @@ void forward_pass::attend(decoder_layer const& layer, index_t windows, numbers r
   }
   on_.merge_heads(to, mixed, shape);
   on_.enter(activity::forward);
+  return {std::move(k), std::move(v)};
 }
 
 void forward_pass::run_stage(decoder_layer const& layer, stage s, index_t windows, float* x, numbers from,
@@ -321,7 +337,7 @@ void forward_pass::run_stage(decoder_layer const& layer, stage s, index_t window
         on_.rms_norm_heads(projected, layer.key_norm, rows, width, a.query_size(), a.key_value_heads,
                            a.head_dim, a.epsilon);
       }
-      attend(layer, windows, projected, to);
+      attend(a, windows, projected, to);
       return;
     }
     case stage::gate_up:
@@ -343,8 +359,13 @@ void forward_pass::finish(decoder_layer const& layer, index_t windows, float* x,
 
 void forward_pass::run_layer(decoder_layer const& layer, index_t windows, float* x) const {
   number_array input;
+  index_t const rows = windows * length_;
   for (stage const s : all_stages) {
-    number_array next(on_, windows * length_ * layer.arithmetic().in(s), type_);
+    if (s == stage::down && layer.arithmetic().experts > 0) {
+      add_experts(on_, layer, route(on_, layer, windows, length_, x), input, rows, x);
+      return;
+    }
+    number_array next(on_, rows * layer.arithmetic().in(s), type_);
     run_stage(layer, s, windows, x, input, next);
     input = std::move(next);
   }

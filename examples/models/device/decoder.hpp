@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -27,7 +28,10 @@ struct layer_arithmetic {
   index_t heads = 0;
   index_t key_value_heads = 0;
   index_t head_dim = 0;
-  index_t intermediate = 0;
+  index_t intermediate = 0;  ///< of an expert, in a layer of experts
+  index_t experts = 0;       ///< 0: an MLP that all tokens go through
+  index_t chosen = 0;        ///< experts of a token
+  bool normalized = true;    ///< the weights of a token's experts add up to 1
   float epsilon = 0.0F;
   float attention_scale = 0.0F;
   float attention_soft_cap = 0.0F;  ///< 0: none
@@ -38,7 +42,7 @@ struct layer_arithmetic {
 
   index_t query_size() const { return heads * head_dim; }
   index_t key_value_size() const { return key_value_heads * head_dim; }
-  /// Rows of a stage's weights, and their columns.
+  /// Rows of a stage's weights, of all experts one below the other, and their columns.
   index_t out(stage s) const;
   index_t in(stage s) const;
 };
@@ -54,10 +58,19 @@ struct host_matrix {
   std::size_t bytes() const { return static_cast<std::size_t>(rows * columns) * size_of(type); }
 };
 
+/// A packed matrix where it lies in the host's memory.
+struct packed_source {
+  gptq::format_spec format;
+  packed_parts parts;
+  std::function<void(float*)> decode = {};  ///< writes weight[out, in]
+};
+
 struct linear_source {
   std::string name;  ///< "model.layers.0.self_attn.q_proj"
   host_matrix weight;
   std::vector<float> bias;  ///< [rows] or empty
+  /// In place of weight.data, where packed weights are asked for.
+  std::optional<packed_source> packed = std::nullopt;
 };
 
 /// A decoder layer as a model has it. Norms' weights are what is multiplied with: 1 + w where a model means
@@ -70,6 +83,7 @@ struct layer_source {
   std::vector<float> after_mlp_norm;
   std::vector<float> query_norm;  ///< [head_dim]
   std::vector<float> key_norm;
+  std::vector<float> router;                               ///< [experts, hidden]
   std::array<std::vector<linear_source>, stages> linears;  ///< in the order of their rows
   bool finished = false;                                   ///< its weights are quantized already
 };
@@ -107,6 +121,7 @@ class decoder_layer {
   float const* after_mlp_norm = nullptr;
   float const* query_norm = nullptr;
   float const* key_norm = nullptr;
+  float const* router = nullptr;
 
  private:
   accelerator& on_;
@@ -148,12 +163,19 @@ class forward_pass {
   /// All of it.
   void run_layer(decoder_layer const& layer, index_t windows, float* x) const;
 
+  /// Rotated keys, and values, of some windows: [window, key-value head, token, element].
+  struct keys_and_values {
+    number_array keys, values;
+  };
+  /// Attention: from rows of query, key and value to[tokens, query_size].
+  keys_and_values attend(layer_arithmetic const& a, index_t windows, numbers rows, numbers to) const;
+  /// cos and sin of a layer's rotary embeddings.
+  rotation turn(layer_arithmetic const& a) const;
+
  private:
   void multiply(decoder_layer const& layer, stage s, index_t rows, numbers x, numbers y) const;
   void add_output(decoder_layer const& layer, stage s, index_t rows, float* x, numbers from,
                   float const* norm) const;
-  void attend(decoder_layer const& layer, index_t windows, numbers rows, numbers to) const;
-
   struct table {
     array<float> cos, sin;
     index_t rotated;

@@ -52,7 +52,12 @@ bool is_plain(model const& m, index_t layer, std::vector<std::size_t> const& pla
   return true;
 }
 
-layer_source load_layer(model const& m, index_t i, int threads) {
+packed_source pack_source(packed_linear const& packed) {
+  return {packed.format(), packed.parts(), [&packed](float* weight) { packed.dequantize(weight); }};
+}
+
+/// @param keep_packed  leave packed linear layers as they are
+layer_source load_layer(model const& m, index_t i, int threads, bool keep_packed) {
   config const& c = m.config();
   decoder_description const& d = c.layer(i);
   float_layer small;
@@ -62,6 +67,10 @@ layer_source load_layer(model const& m, index_t i, int threads) {
   a.hidden = c.hidden_size;
   a.heads = c.num_attention_heads, a.key_value_heads = c.num_key_value_heads, a.head_dim = c.head_dim;
   a.intermediate = d.input_size(lm::stage::down);
+  if (d.experts) {
+    a.experts = c.num_experts, a.chosen = c.experts_per_token, a.normalized = c.normalize_expert_weights;
+    s.router = {small.router.data(), small.router.data() + small.router.size()};
+  }
   a.epsilon = static_cast<float>(c.rms_norm_eps);
   a.attention_scale = static_cast<float>(c.attention_scale);
   a.attention_soft_cap = static_cast<float>(c.attention_softcap);
@@ -81,8 +90,12 @@ layer_source load_layer(model const& m, index_t i, int threads) {
     bool const plain = is_plain(m, i, places);
     for (std::size_t const place : places) {
       linear_layer const& l = d.linears[place];
-      linear_source source{l.name, {}, to_vector(small.biases[place])};
-      if (plain) {
+      linear_source source{l.name, {}, to_vector(small.biases[place]), {}};
+      packed_linear const* const packed = keep_packed ? m.packed(i, place) : nullptr;
+      if (packed != nullptr) {
+        source.weight = {nullptr, number::float32, l.out, l.in, nullptr};
+        source.packed = pack_source(*packed);
+      } else if (plain) {
         source.weight = load_matrix(m.stored(l.name + ".weight"));
       } else {
         if (decoded == nullptr) decoded = std::make_shared<float_layer>(m.load(i, threads));
@@ -103,12 +116,19 @@ std::vector<std::size_t> row_order(decoder_description const& d, stage s) {
   auto const rank = [&](std::size_t place) {
     return std::find(order.begin(), order.end(), d.linears[place].kind) - order.begin();
   };
-  auto places = d.linears_of(stage_of_model(s));
-  std::sort(places.begin(), places.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
+  bool const of_experts = d.experts && (s == stage::gate_up || s == stage::down);
+  std::vector<std::size_t> places;
+  for (std::int64_t expert = of_experts ? 0 : no_expert;; ++expert) {
+    auto of_one = d.linears_of(stage_of_model(s), expert);
+    if (of_one.empty()) break;
+    std::sort(of_one.begin(), of_one.end(), [&](std::size_t a, std::size_t b) { return rank(a) < rank(b); });
+    places.insert(places.end(), of_one.begin(), of_one.end());
+    if (!of_experts) break;
+  }
   return places;
 }
 
-std::string unsupported_part(config const& c) {
+std::string unsupported_packed_part(config const& c) {
   bool const experts = std::any_of(c.layers.begin(), c.layers.end(), [](auto const& d) { return d.experts; });
   return experts ? "layers of experts" : "";
 }
@@ -127,7 +147,9 @@ number exact_activations(model const& m) {
   return common.value_or(number::float32);
 }
 
-model_source make_source(model const& m, index_t positions, int threads) {
+namespace {
+
+model_source make_source(model const& m, index_t positions, int threads, bool keep_packed) {
   config const& c = m.config();
   model_source source;
   source.layers = c.num_hidden_layers;
@@ -139,13 +161,33 @@ model_source make_source(model const& m, index_t positions, int threads) {
                             {r.sin.data(), r.sin.data() + r.sin.size()},
                             2 * r.cos.cols()});
   }
-  source.load = [&m, threads](index_t layer) { return load_layer(m, layer, threads); };
+  source.load = [&m, threads, keep_packed](index_t layer) {
+    return load_layer(m, layer, threads, keep_packed);
+  };
   source.final_norm = to_vector(m.final_norm());
   source.epsilon = static_cast<float>(c.rms_norm_eps);
-  source.output = load_matrix(m.output());
+  auto const* const packed = keep_packed ? std::get_if<packed_tensor>(&m.output().tensor) : nullptr;
+  if (packed != nullptr) {
+    source.output = {nullptr, number::float32, c.vocab_size, c.hidden_size, nullptr};
+    source.packed_output = pack_source(*packed->packed);
+  } else {
+    source.output = load_matrix(m.output());
+  }
   source.logit_multiplier = static_cast<float>(c.logit_scale);
   source.logit_soft_cap = static_cast<float>(c.logit_softcap);
   return source;
+}
+
+}  // namespace
+
+model_source make_source(model const& m, index_t positions, int threads) {
+  return make_source(m, positions, threads, false);
+}
+
+host_matrix output_matrix(model const& m) { return load_matrix(m.output()); }
+
+model_source make_packed_source(model const& m, index_t positions, int threads) {
+  return make_source(m, positions, threads, true);
 }
 
 }  // namespace lm::device

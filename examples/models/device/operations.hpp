@@ -6,6 +6,7 @@
 // accelerator's virtual functions of them, for a Runner with run(rows, columns, scratch floats, operation).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -161,6 +162,90 @@ struct add_to_residual_rows {
   }
 };
 
+template <gate_function F>
+GPTQ_HOST_DEVICE inline float gated(float x) {
+  if constexpr (F == gate_function::silu) {
+    return x / (1.0F + std::exp(-x));
+  } else {
+    return 0.5F * x * (1.0F + std::tanh(0.7978845608028654F * (x + 0.044715F * x * x * x)));
+  }
+}
+
+/// A row of x with something added to it and, beside it, normed. What is added has been read into scratch.
+template <class T, class Y>
+struct add_and_norm_rows {
+  float* x;
+  Y const* y;
+  float const* bias;
+  float const* norm;
+  float multiplier;
+  T* normed;
+  float const* weight;
+  std::int32_t const* places;
+  index_t columns;
+  float epsilon;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
+    index_t const at = row * columns;
+    float* const values = team.scratch();  // each member has its own
+    for (index_t i = team.rank(); i < columns; i += team.size()) {
+      values[i] = (y == nullptr ? 0.0F : widened(y[at + i])) + (bias == nullptr ? 0.0F : bias[i]);
+    }
+    float const factor =
+        norm == nullptr ? 1.0F : inverse_rms(team, columns, epsilon, [=](index_t i) { return values[i]; });
+    for (index_t i = team.rank(); i < columns; i += team.size()) {
+      values[i] = x[at + i] + multiplier * (values[i] * factor * (norm == nullptr ? 1.0F : norm[i]));
+      x[at + i] = values[i];
+    }
+    float const next = inverse_rms(team, columns, epsilon, [=](index_t i) { return values[i]; });
+    for (index_t i = team.rank(); i < columns; i += team.size()) {
+      normed[at + (places == nullptr ? i : index_t{places[i]})] = rounded<T>(values[i] * next * weight[i]);
+    }
+  }
+};
+
+/// A row is some of the columns.
+template <class T, gate_function F>
+struct gate_one_rows {
+  T* y;
+  float const* x;
+  float const* bias;
+  std::int32_t const* places;
+  index_t part;
+  index_t columns;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
+    index_t const begin = row * part, end = begin + part < columns ? begin + part : columns;
+    for (index_t i = begin + team.rank(); i < end; i += team.size()) {
+      float const gate = x[i] + (bias == nullptr ? 0.0F : bias[i]);
+      float const up = x[columns + i] + (bias == nullptr ? 0.0F : bias[columns + i]);
+      y[places == nullptr ? i : index_t{places[i]}] = rounded<T>(gated<F>(gate) * up);
+    }
+  }
+};
+
+/// A row is some columns of a row.
+template <class To, class From>
+struct copy_row_rows {
+  To* to;
+  index_t to_stride;
+  From const* from;
+  index_t from_stride;
+  index_t part;
+  index_t columns;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t at, Team& team) const {
+    index_t const parts_of_row = (columns + part - 1) / part, row = at / parts_of_row;
+    index_t const begin = at % parts_of_row * part, end = begin + part < columns ? begin + part : columns;
+    for (index_t i = begin + team.rank(); i < end; i += team.size()) {
+      to[row * to_stride + i] = rounded<To>(widened(from[row * from_stride + i]));
+    }
+  }
+};
+
 /// A row is a token.
 template <class T>
 struct place_head_rows {
@@ -255,15 +340,6 @@ struct softmax_rows {
   }
 };
 
-template <gate_function F>
-GPTQ_HOST_DEVICE inline float gated(float x) {
-  if constexpr (F == gate_function::silu) {
-    return x / (1.0F + std::exp(-x));
-  } else {
-    return 0.5F * x * (1.0F + std::tanh(0.7978845608028654F * (x + 0.044715F * x * x * x)));
-  }
-}
-
 template <class T, gate_function F>
 struct gate_rows {
   T* y;
@@ -352,6 +428,81 @@ struct gather_row_rows {
   GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
     for (index_t i = team.rank(); i < columns; i += team.size()) {
       to[row * columns + i] = widened(x[rows[row] * columns + i]);
+    }
+  }
+};
+
+/// A row is a token.
+struct choose_expert_rows {
+  expert_choice c;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
+    float const* const logits = c.logits + row * c.experts;
+    float* const left = team.scratch();  // probabilities of what is not chosen yet; each member has its own
+    float largest = -INFINITY;
+    for (index_t e = team.rank(); e < c.experts; e += team.size()) {
+      largest = largest < logits[e] ? logits[e] : largest;
+    }
+    largest = team.max(largest);
+    float all = 0.0F;
+    for (index_t e = team.rank(); e < c.experts; e += team.size()) {
+      left[e] = std::exp(logits[e] - largest);
+      all += left[e];
+    }
+    float const factor = 1.0F / team.sum(all);
+    float sum = 0.0F;
+    for (index_t i = 0; i < c.chosen; ++i) {
+      float top = -1.0F;
+      for (index_t e = team.rank(); e < c.experts; e += team.size()) top = top < left[e] ? left[e] : top;
+      top = team.max(top);
+      float first = -INFINITY;  // minus the number of the first that is as large
+      for (index_t e = team.rank(); e < c.experts; e += team.size()) {
+        if (left[e] == top && first < static_cast<float>(-e)) first = static_cast<float>(-e);
+      }
+      auto const chosen = static_cast<index_t>(-team.max(first));
+      if (chosen % team.size() == team.rank()) left[chosen] = -1.0F;
+      sum += top;
+      if (team.rank() != 0) continue;
+      c.keys[row * c.chosen + i] = static_cast<std::int32_t>(chosen * c.windows + row / c.length);
+      c.weights[row * c.chosen + i] = top * factor;
+    }
+    if (team.rank() != 0 || !c.normalized) return;
+    for (index_t i = 0; i < c.chosen; ++i) c.weights[row * c.chosen + i] /= sum * factor;
+  }
+};
+
+template <class T>
+struct gather_entry_rows {
+  T* to;
+  T const* x;
+  std::int32_t const* order;
+  index_t divisor;
+  index_t columns;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
+    T const* const from = x + order[row] / divisor * columns;
+    for (index_t i = team.rank(); i < columns; i += team.size()) to[row * columns + i] = from[i];
+  }
+};
+
+struct add_entry_rows {
+  float* to;
+  float const* y;
+  float const* weights;
+  std::int32_t const* places;
+  index_t terms;
+  index_t columns;
+
+  template <class Team>
+  GPTQ_HOST_DEVICE void operator()(index_t row, Team& team) const {
+    for (index_t i = team.rank(); i < columns; i += team.size()) {
+      float sum = 0.0F;
+      for (index_t j = 0; j < terms; ++j) {
+        sum += weights[row * terms + j] * y[index_t{places[row * terms + j]} * columns + i];
+      }
+      to[row * columns + i] = sum;
     }
   }
 };
@@ -538,6 +689,41 @@ class operations : public accelerator {
       }
     });
   }
+  void add_and_norm(float* x, numbers y, float const* bias, float const* norm, float multiplier,
+                    numbers normed, float const* weight, std::int32_t const* places, index_t rows,
+                    index_t columns, float epsilon) override {
+    with_number(normed.type, [&]<class T>() {
+      with_number(y.type, [&]<class Y>() {
+        run(rows, columns,
+            add_and_norm_rows<T, Y>{x, as<Y>(y), bias, norm, multiplier, as<T>(normed), weight, places,
+                                    columns, epsilon},
+            columns);
+      });
+    });
+  }
+  void gate_one(numbers y, float const* x, float const* bias, std::int32_t const* places, index_t columns,
+                gate_function f) override {
+    constexpr index_t part = 256;
+    with_number(y.type, [&]<class T>() {
+      index_t const parts = (columns + part - 1) / part;
+      if (f == gate_function::silu) {
+        run(parts, part, gate_one_rows<T, gate_function::silu>{as<T>(y), x, bias, places, part, columns});
+      } else {
+        run(parts, part,
+            gate_one_rows<T, gate_function::gelu_tanh>{as<T>(y), x, bias, places, part, columns});
+      }
+    });
+  }
+  void copy_rows(numbers to, index_t to_stride, numbers from, index_t from_stride, index_t rows,
+                 index_t columns) override {
+    with_number(to.type, [&]<class To>() {
+      with_number(from.type, [&]<class From>() {
+        run(rows * ((columns + run_columns - 1) / run_columns), std::min(columns, run_columns),
+            copy_row_rows<To, From>{as<To>(to), to_stride, as<From>(from), from_stride, run_columns,
+                                    columns});
+      });
+    });
+  }
   void count_loss(running_loss const& loss, float const* logits, std::int32_t const* targets, index_t rows,
                   index_t columns, index_t first, float soft_cap) override {
     run(rows, columns, loss_rows{loss, logits, targets, columns, first, soft_cap});
@@ -546,6 +732,19 @@ class operations : public accelerator {
     with_number(x.type, [&]<class T>() {
       run(count, columns, gather_row_rows<T>{to, as<T>(x), rows, columns});
     });
+  }
+  void choose_experts(expert_choice const& c) override {
+    run(c.windows * c.length, c.experts, choose_expert_rows{c}, c.experts);
+  }
+  void gather_entries(numbers to, numbers x, std::int32_t const* order, index_t divisor, index_t count,
+                      index_t columns) override {
+    with_number(to.type, [&]<class T>() {
+      run(count, columns, gather_entry_rows<T>{as<T>(to), as<T>(x), order, divisor, columns});
+    });
+  }
+  void add_entries(float* to, float const* y, float const* weights, std::int32_t const* places, index_t rows,
+                   index_t terms, index_t columns) override {
+    run(rows, columns, add_entry_rows{to, y, weights, places, terms, columns});
   }
   void int8_error(numbers to, float const* x, std::int32_t const* order, index_t rows, index_t columns,
                   index_t group_columns) override {

@@ -1,12 +1,15 @@
 #include "programs.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <random>
 #include <utility>
 
 #include "../packed_model.hpp"
 #include "../sample.hpp"
 #include "from_model.hpp"
+#include "text_decoder.hpp"
 
 namespace lm::device {
 namespace {
@@ -36,7 +39,7 @@ class collector {
     decoder_description const& d = m_.config().layer(layer);
     reports_.resize(d.linears.size());
     auto const places = row_order(d, results.front().at);
-    bool const last = results.front().at == stage::down;
+    bool const last = results.back().last;
     factorization += results.front().report.seconds_factorization;  // of all of the stage's layers together
     sweep += results.front().report.seconds_columns;
     for (linear_result& r : results) {
@@ -50,6 +53,7 @@ class collector {
       report.packed_bytes = packed.bytes;
       report.quality = r.report;
       report.propagated = r.propagated;
+      report.expert_tokens = r.expert_tokens;
       if (!std::isnan(r.int8_error)) {
         report.int8_error = r.int8_error;
         report.int8_snr_db = -10.0 * std::log10(r.int8_error);
@@ -98,7 +102,8 @@ std::string unsupported_part(config const& c, quantization const& how) {
   if (how.quantize.round_to_nearest) return "--rtn";
   if (how.observe) return "--observe";
   if (how.world->size() > 1) return "several ranks";
-  return unsupported_part(c);
+  bool const experts = std::any_of(c.layers.begin(), c.layers.end(), [](auto const& d) { return d.experts; });
+  return how.propagate && experts ? "--propagate with layers of experts" : "";
 }
 
 void quantize_model(accelerator& on, number activations, model& m, std::span<token_window const> windows,
@@ -141,6 +146,50 @@ double perplexity(accelerator& on, number activations, model const& m, std::span
   return std::exp(mean_loss(on, source, tokens, activations, [&](index_t count) {
     for (index_t i = 0; i < count; ++i) advance();
   }));
+}
+
+double packed_perplexity(accelerator& on, model const& m, std::span<token_window const> windows, int threads,
+                         std::function<void()> const& advance) {
+  token_windows const tokens = join(windows);
+  model_source source = make_packed_source(m, tokens.length, threads);
+  source.output = output_matrix(m);
+  return std::exp(packed_mean_loss(on, source, tokens, [&](index_t count) {
+    for (index_t i = 0; i < count; ++i) advance();
+  }));
+}
+
+generated_text generate(accelerator& on, model const& m, std::span<token const> prompt, std::int64_t most,
+                        sampling const& how, int threads, std::function<void(token)> const& next) {
+  config const& c = m.config();
+  check_prompt(c, prompt, most);
+  index_t const capacity = static_cast<index_t>(prompt.size()) + most;
+  text_decoder decoder(on, make_packed_source(m, capacity, threads), capacity);
+  text_decoder::choice choice{how.temperature, how.top_p, {}};
+  std::mt19937_64 random(how.seed);
+  for (std::int64_t i = 0; i < most; ++i) {
+    choice.random.push_back(static_cast<double>(random() >> 11) * 0x1p-53);
+  }
+  using clock = std::chrono::steady_clock;
+  auto const seconds = [](clock::time_point start) {
+    return std::chrono::duration<double>(clock::now() - start).count();
+  };
+  constexpr index_t ahead = 3;
+  generated_text text;
+  auto start = clock::now();
+  decoder.begin(prompt, std::move(choice));
+  for (index_t i = 0; i < most; ++i) {
+    while (decoder.chosen() < std::min<index_t>(most, i + 1 + ahead)) decoder.step();
+    token const chosen = decoder.token(i);
+    if (std::find(c.eos_token_id.begin(), c.eos_token_id.end(), chosen) != c.eos_token_id.end()) break;
+    (text.tokens.empty() ? text.prompt_seconds : text.seconds) += seconds(start);
+    start = clock::now();
+    text.tokens.push_back(chosen);
+    next(chosen);
+  }
+  on.synchronize();
+  // Half of the positions, in the middle of the text, are what a token reads on average.
+  text.bytes_a_token = decoder.bytes_a_token(static_cast<index_t>(prompt.size() + text.tokens.size() / 2));
+  return text;
 }
 
 }  // namespace lm::device
