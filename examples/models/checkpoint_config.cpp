@@ -94,7 +94,7 @@ quantized_checkpoint parse_compressed(json_keys const& quantization) {
   json_keys const weights = group.object("weights");
   if (weights.text("type", "int") != "int") weights.refuse("type", "only int is implemented");
   int const bits = weights.integer("num_bits");
-  if (bits != 4 && bits != 8) weights.refuse("num_bits", "neither 4 nor 8");
+  if (bits != 2 && bits != 3 && bits != 4 && bits != 8) weights.refuse("num_bits", "not 2, 3, 4 or 8");
   bool const in_groups = weights.find("group_size") != nullptr && weights.integer("group_size") > 0;
   std::string const strategy = weights.text("strategy", in_groups ? "group" : "channel");
   if (strategy != "group" && strategy != "channel") {

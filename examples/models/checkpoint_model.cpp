@@ -25,7 +25,7 @@ using gptq_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fi
                                         gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
 using awq_formats = gptq::combinations<gptq::schemes<gptq::asymmetric>, gptq::bit_widths<4>, group_sizes>;
 using compressed_formats =
-    gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>, gptq::bit_widths<4, 8>, group_sizes,
+    gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>, gptq::bit_widths<2, 3, 4, 8>, group_sizes,
                        gptq::scale_types<gptq::float16, float>>;
 
 /// The tensors of one linear layer, NAME.SUFFIX.

@@ -21,16 +21,6 @@ std::map<std::string, gptq::grid_rule> const grid_rules{{"published", gptq::grid
                                                         {"amax", gptq::grid_rule::amax},
                                                         {"signed_amax", gptq::grid_rule::signed_amax}};
 
-std::map<std::string, output_format> const output_formats{{"packed", output_format::packed},
-                                                          {"gguf", output_format::gguf},
-                                                          {"gptq", output_format::gptq},
-                                                          {"gptq_v2", output_format::gptq_v2}};
-std::map<std::string, gptq::checkpoint::ggml_type> const embedding_types{
-    {"f32", gptq::checkpoint::ggml_type::f32},
-    {"f16", gptq::checkpoint::ggml_type::f16},
-    {"bf16", gptq::checkpoint::ggml_type::bf16},
-    {"q8_0", gptq::checkpoint::ggml_type::q8_0}};
-
 struct observer_options {
   bool observe = false;
   observation values;
@@ -202,26 +192,38 @@ void add_writing_options(CLI::App& app, command_line& args) {
       ->capture_default_str();
 }
 
-/// What a GPTQ checkpoint never holds; the rest depends on the model.
-void check_gptq(command_line const& args) {
-  if (!is_gptq(args.written)) {
-    if (args.shard_bytes) throw gptq::error("--shard-size is about --format gptq and gptq_v2");
-    return;
+/// Those of the formats; what a model of a format cannot hold depends on the model.
+void check_format(command_line const& args) {
+  check_options(args.written, args.embeddings, args.shard_bytes);
+  if (args.written == output_format::packed || !args.output.empty()) return;
+  for (auto const& [name, format] : output_formats) {
+    if (format == args.written) throw gptq::error(fmt::format("--format {} needs an --output", name));
   }
-  if (args.output.empty()) throw gptq::error("--format gptq needs an --output");
+}
+
+/// Whether a run may end with columns in another order than they were in.
+bool may_reorder(command_line const& args) {
+  gptq::quantize_options const& options = args.how.quantize.options;
+  bool const may_be_plain = options.quality == gptq::quality::plain ||
+                            options.quality == gptq::quality::reference || args.how.held_out_windows > 0;
+  return options.act_order && may_be_plain && !options.static_groups;
+}
+
+/// AWQ and compressed-tensors have one format for all layers, and AWQ has no order of columns.
+void check_one_format(command_line const& args) {
+  if (args.written != output_format::awq && args.written != output_format::compressed_tensors) return;
+  if (args.how.observe) {
+    throw gptq::error("--observe makes layers of other formats: --format packed, gptq and gguf hold them");
+  }
+  if (args.written == output_format::awq && may_reorder(args)) {
+    throw gptq::error("AWQ keeps columns in their order: --act-order needs --static-groups with it");
+  }
 }
 
 /// What a GGUF file cannot hold is refused before hours of work on it.
 void check_gguf(command_line const& args) {
-  if (args.embeddings && args.written != output_format::gguf) {
-    throw gptq::error("--embeddings is about --format gguf");
-  }
   if (args.written != output_format::gguf) return;
-  if (args.output.empty()) throw gptq::error("--format gguf needs an --output");
-  gptq::quantize_options const& options = args.how.quantize.options;
-  bool const may_be_plain = options.quality == gptq::quality::plain ||
-                            options.quality == gptq::quality::reference || args.how.held_out_windows > 0;
-  if (options.act_order && may_be_plain && !options.static_groups) {
+  if (may_reorder(args)) {
     throw gptq::error("GGUF keeps columns in their order: --act-order needs --static-groups with it");
   }
   gptq::format_spec finer = args.how.quantize.format;
@@ -289,9 +291,9 @@ std::optional<command_line> parse_command_line(int argc, char** argv, host_share
                  "there as they are finished")
       ->type_name("DIR");
   app.add_option("--format", args.written,
-                 "What to write: packed, for generate and perplexity, or gguf, a file for\n"
-                 "llama.cpp (4 bits as Q4_0 or Q4_1, 8 bits as Q8_0), or gptq or gptq_v2, a\n"
-                 "checkpoint for Transformers or vLLM [packed]")
+                 "What to write: packed, for generate and perplexity; gguf, a file for\n"
+                 "llama.cpp (4 bits as Q4_0 or Q4_1, 8 bits as Q8_0); or a checkpoint for\n"
+                 "Transformers or vLLM: gptq, gptq_v2, awq or compressed-tensors [packed]")
       ->transform(translate(output_formats))
       ->type_name("NAME");
   app.add_option("--embeddings", args.embeddings,
@@ -300,7 +302,7 @@ std::optional<command_line> parse_command_line(int argc, char** argv, host_share
       ->transform(translate(embedding_types))
       ->type_name("TYPE");
   app.add_option("--shard-size", args.shard_bytes,
-                 "Split the weights of a GPTQ checkpoint into files of at most N bytes;\n"
+                 "Split the weights of a checkpoint into files of at most N bytes;\n"
                  "500M, 2G ... [5 * 10^9]")
       ->transform(CLI::AsSizeValue(false).description(""))
       ->check(between(std::size_t{1}, std::size_t{1} << 60))
@@ -370,8 +372,9 @@ std::optional<command_line> parse_command_line(int argc, char** argv, host_share
   } else if (app.count("--tune-minutes") + app.count("--tune-steps") + app.count("--tune-batch") > 0) {
     throw gptq::error("--tune-minutes, --tune-steps and --tune-batch are about --tune");
   }
+  check_format(args);
   check_gguf(args);
-  check_gptq(args);
+  check_one_format(args);
   return args;
 }
 

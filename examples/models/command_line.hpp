@@ -12,21 +12,11 @@
 #include "quantization.hpp"
 #include "ranks.hpp"
 #include "tuning.hpp"
+#include "written_model.hpp"
 
 namespace lm {
 
 /// What --output holds in the end.
-enum class output_format {
-  packed,  ///< a packed model (packed_model.hpp)
-  gguf,    ///< a GGUF file (gguf_model.hpp)
-  gptq,    ///< a GPTQ checkpoint (gptq_model.hpp), version 1
-  gptq_v2  ///< the same, version 2
-};
-
-inline bool is_gptq(output_format format) {
-  return format == output_format::gptq || format == output_format::gptq_v2;
-}
-
 struct command_line {
   std::filesystem::path model;
   std::filesystem::path calibration;
@@ -43,8 +33,8 @@ struct command_line {
   std::filesystem::path output;  ///< the quantized model's directory; empty: it is not kept
   output_format written = output_format::packed;
   std::optional<gptq::checkpoint::ggml_type> embeddings;  ///< in a GGUF file; nothing: as they are
-  std::optional<std::size_t> shard_bytes;  ///< of a file of a GPTQ checkpoint; nothing: the default
-  std::filesystem::path quant_directory;   ///< for the grids alone (quant_directory.hpp); empty: nowhere
+  std::optional<std::size_t> shard_bytes;                 ///< of a file of a checkpoint; nothing: the default
+  std::filesystem::path quant_directory;  ///< for the grids alone (quant_directory.hpp); empty: nowhere
   bool resume = false;
   std::filesystem::path log;                  ///< JSON lines; empty: none are written
   std::optional<device::number> activations;  ///< on a device; nothing: what the weights are stored as

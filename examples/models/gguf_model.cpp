@@ -14,6 +14,7 @@
 #include <gptq/packed.hpp>
 
 #include "architecture.hpp"
+#include "gguf_layers.hpp"
 #include "gguf_tokenizer.hpp"
 #include "model.hpp"
 #include "output_files.hpp"
@@ -567,7 +568,7 @@ void check_gguf(model const& m, fs::path const& source, gptq::format_spec const&
 }
 
 void write_gguf_model(fs::path const& directory, model const& m, fs::path const& source,
-                      std::optional<ggml_type> embeddings) {
+                      std::optional<ggml_type> embeddings, gguf_blocks blocks) {
   std::error_code failure;
   fs::create_directories(directory, failure);
   if (failure) throw gptq::error(directory.string() + ": cannot be made: " + failure.message());
@@ -577,17 +578,11 @@ void write_gguf_model(fs::path const& directory, model const& m, fs::path const&
   struct linear_tensor {
     gguf_tensor_info info;
     std::int64_t interleaved;
-    std::vector<std::pair<std::string, packed_linear const*>> parts;
+    std::vector<named_layer> parts;
   };
   std::vector<linear_tensor> layers;
   std::map<std::string, packed_linear const*> packed;
-  for (std::int64_t i = 0; i < c.num_hidden_layers; ++i) {
-    auto const& linears = c.layer(i).linears;
-    for (std::size_t place = 0; place < linears.size(); ++place) {
-      packed[linears[place].name + ".weight"] = m.packed(i, place);
-      if (m.packed(i, place) == nullptr) throw gptq::error(linears[place].name + " is not quantized");
-    }
-  }
+  m.for_each_packed([&](linear_layer const& l, packed_linear const& p) { packed[l.name + ".weight"] = &p; });
   std::map<std::string, std::size_t> of_experts;  // places in `layers`
   for (tensor_place const& place : places_of(c)) {
     if (place.layer == nullptr) continue;
@@ -602,8 +597,12 @@ void write_gguf_model(fs::path const& directory, model const& m, fs::path const&
       shape.insert(shape.begin(), static_cast<std::size_t>(c.num_experts));
       of_experts[place.theirs] = layers.size();
     }
-    layers.push_back(
-        {{place.theirs, gguf_type_of(layer->format()), shape}, place.interleaved, {{place.ours, layer}}});
+    ggml_type const type =
+        blocks == gguf_blocks::exact ? ggml_type::q8_0 : gguf_type_of(layer->format());  // settled below
+    layers.push_back({{place.theirs, type, shape}, place.interleaved, {{place.ours, layer}}});
+  }
+  if (blocks == gguf_blocks::exact) {
+    for (linear_tensor& t : layers) t.info.type = exact_type(t.parts);
   }
   std::vector<plain_tensor> const others = plain_tensors(m, embeddings);
   for (plain_tensor const& t : others) infos.push_back(t.info);
@@ -619,9 +618,10 @@ void write_gguf_model(fs::path const& directory, model const& m, fs::path const&
     std::vector<std::byte> all;
     for (auto const& [name, layer] : t.parts) {
       try {
-        auto const blocks = blocks_of(*layer, t.info.type);
+        auto const bytes =
+            blocks == gguf_blocks::exact ? exact_blocks(*layer, t.info.type) : blocks_of(*layer, t.info.type);
         auto const rows = static_cast<std::int64_t>(t.info.shape[t.info.shape.size() - 2]);
-        auto const ordered = t.interleaved > 0 ? interleave(blocks, rows, t.interleaved) : blocks;
+        auto const ordered = t.interleaved > 0 ? interleave(bytes, rows, t.interleaved) : bytes;
         all.insert(all.end(), ordered.begin(), ordered.end());
       } catch (gptq::error const& e) {
         throw gptq::error(name + ": " + e.what());

@@ -49,6 +49,12 @@ gptq::checkpoint::ggml_type gguf_type_of(gptq::format_spec const& format);
 void check_gguf(model const& m, std::filesystem::path const& source, gptq::format_spec const& format,
                 std::optional<gptq::checkpoint::ggml_type> embeddings);
 
+/// Which blocks a linear layer becomes.
+enum class gguf_blocks {
+  of_format,  ///< gguf_type_of() of its format: what is no scale or minimum of float16 is rounded
+  exact       ///< the smallest that decode to its weights
+};
+
 /// Writes directory/model.gguf, a model all of whose linear layers are packed with their columns in order.
 /// Vectors become float32; embeddings and output layer are written as they are stored.
 /// @param source      the model's own directory or file, for its tokenizer
@@ -57,7 +63,8 @@ void check_gguf(model const& m, std::filesystem::path const& source, gptq::forma
 ///   then
 void write_gguf_model(std::filesystem::path const& directory, model const& m,
                       std::filesystem::path const& source,
-                      std::optional<gptq::checkpoint::ggml_type> embeddings);
+                      std::optional<gptq::checkpoint::ggml_type> embeddings,
+                      gguf_blocks blocks = gguf_blocks::of_format);
 
 /// What write_gguf_model() calls its file.
 inline constexpr char const* gguf_name = "model.gguf";

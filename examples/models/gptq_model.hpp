@@ -14,6 +14,7 @@
 #include <gptq/checkpoint/gptq.hpp>
 #include <gptq/checkpoint/safetensors.hpp>
 
+#include "checkpoint_writer.hpp"
 #include "model.hpp"
 
 namespace lm {
@@ -22,18 +23,10 @@ namespace lm {
 /// of this format and a model of this shape.
 void check_gptq(gptq::format_spec const& format, config const& c);
 
-/// How much of the weights a file holds unless it is told otherwise.
-inline constexpr std::size_t default_shard_bytes = 5'000'000'000;
-
-/// Writes a model all of whose linear layers are packed; one layer at a time is converted. config.json names
-/// the layers that differ from the most frequent format as "dynamic", which GPTQModel and vLLM read. Files
-/// beside the weights are carried over; config.json comes last, so a directory that has one is whole. Throws
-/// gptq::error before it writes anything when a layer is in a format, or has a zero point, that it cannot
-/// hold; and when the disk does not take a file, of which nothing is left then.
-/// @param source       the model's own directory
-/// @param how          "damp_percent" and the like, for those who want to know
-/// @param shard_bytes  weights beyond these go into further files, and model.safetensors.index.json lists
-///   them; a tensor, or those of a linear layer, stay in one file even if they are larger
+/// Writes a model all of whose linear layers are packed, as write_checkpoint() does (checkpoint_writer.hpp).
+/// config.json names the layers that differ from the most frequent format as "dynamic", which GPTQModel and vLLM
+/// read.
+/// @param how  "damp_percent" and the like, for those who want to know
 void write_gptq_model(std::filesystem::path const& directory, model const& m,
                       std::filesystem::path const& source, gptq::checkpoint::gptq_version version,
                       nlohmann::ordered_json const& how, std::size_t shard_bytes = default_shard_bytes);

@@ -28,6 +28,14 @@ class packed_linear {
   virtual packed_parts parts() const = 0;
 };
 
+/// Groups of a row.
+inline gptq::index_t groups_of(packed_linear const& packed) {
+  gptq::index_t const in = packed.parts().in;
+  gptq::index_t const columns =
+      packed.format().group_size == gptq::whole_row ? in : packed.format().group_size;
+  return (in + columns - 1) / columns;
+}
+
 /// A packed matrix whose pieces `owner` owns. Throws gptq::error when the format is not compiled into this
 /// program, or a piece has not the size that format and shape give it, or order is not a permutation.
 std::unique_ptr<packed_linear> make_packed(gptq::format_spec const& format, packed_parts const& parts,

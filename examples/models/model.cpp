@@ -328,6 +328,18 @@ void model::for_each_float_weight(
   });
 }
 
+void model::for_each_packed(
+    std::function<void(linear_layer const&, packed_linear const&)> const& visit) const {
+  for (std::int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    auto const& linears = config_.layer(i).linears;
+    for (std::size_t place = 0; place < linears.size(); ++place) {
+      packed_linear const* const layer = packed(i, place);
+      if (layer == nullptr) throw gptq::error(linears[place].name + " is not quantized");
+      visit(linears[place], *layer);
+    }
+  }
+}
+
 std::int64_t model::parameters() const {
   std::size_t count = 0;
   for_each_tensor([&](std::string const&, std::vector<std::size_t> const& shape, bool) {

@@ -151,6 +151,8 @@ class model {
   row_vector logits(row_vector const& x, int threads) const;
   /// That the output layer takes, with its scales and the like.
   std::size_t output_bytes() const;
+  /// Whether the output layer is quantized, in a checkpoint that others have made.
+  bool has_quantized_output() const { return packed_output_.has_value(); }
 
   /// From now on, load() takes this linear layer from its packed form.
   void replace(std::int64_t layer, std::size_t place, std::unique_ptr<packed_linear> packed);
@@ -161,6 +163,8 @@ class model {
   packed_linear const* packed(std::int64_t layer, std::size_t place) const {
     return packed_[static_cast<std::size_t>(layer)][place].get();
   }
+  /// Calls visit(layer, packed) for all linear layers. Throws gptq::error, naming it, when one is not packed.
+  void for_each_packed(std::function<void(linear_layer const&, packed_linear const&)> const& visit) const;
   /// Tells models apart: a number made of all tensors' names, shapes, types and first bytes.
   std::string fingerprint() const;
   /// Throws gptq::error when the directory holds a packed model or a GPTQ checkpoint: there are no weights to

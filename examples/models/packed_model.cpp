@@ -45,6 +45,22 @@ void write_tokenizer_of(fs::path const& source, fs::path const& directory) {
 
 }  // namespace
 
+void copy_tokenizer(fs::path const& source, fs::path const& directory) {
+  for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+                                 "added_tokens.json", "chat_template.jinja", "generation_config.json"}) {
+    if (auto const original = directory_of(source) / name; fs::exists(original)) {
+      lm::copy_file(original, directory / name);
+    }
+  }
+  if (is_gguf(source)) write_tokenizer_of(source, directory);
+}
+
+void check_no_model(fs::path const& directory) {
+  if (fs::exists(directory / "config.json") || fs::exists(directory / gguf_name)) {
+    throw gptq::error(directory.string() + ": holds a model already");
+  }
+}
+
 void add_packed(tensor_map& tensors, std::string const& name, packed_linear const& packed) {
   packed_parts const parts = packed.parts();
   bool const half = packed.format().scales == gptq::scale_type::float16;
@@ -62,24 +78,12 @@ void write_packed_model(fs::path const& directory, model const& m, fs::path cons
   tensor_map tensors;
   m.for_each_float_tensor([&](std::string const& name, auto const& tensor) { tensors[name] = tensor; });
   ordered_json layers;
-  for (std::int64_t i = 0; i < m.config().num_hidden_layers; ++i) {
-    auto const& linears = m.config().layer(i).linears;
-    for (std::size_t place = 0; place < linears.size(); ++place) {
-      std::string const& name = linears[place].name;
-      packed_linear const* const packed = m.packed(i, place);
-      if (packed == nullptr) throw gptq::error(name + " is not quantized");
-      add_packed(tensors, name, *packed);
-      layers[name] = json_of(packed->format());
-    }
-  }
+  m.for_each_packed([&](linear_layer const& layer, packed_linear const& packed) {
+    add_packed(tensors, layer.name, packed);
+    layers[layer.name] = json_of(packed.format());
+  });
   write_safetensors(directory / "model.safetensors", tensors, {{"format", "pt"}});
-  for (char const* const name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json",
-                                 "added_tokens.json", "chat_template.jinja", "generation_config.json"}) {
-    if (auto const original = directory_of(source) / name; fs::exists(original)) {
-      lm::copy_file(original, directory / name);
-    }
-  }
-  if (is_gguf(source)) write_tokenizer_of(source, directory);
+  copy_tokenizer(source, directory);
   ordered_json config = is_gguf(source) ? json_of(m.config()) : read_json(source / "config.json");
   config["quantization_config"] = {{"quant_method", packed_method}, {"layers", layers}};
   write_text(directory / "config.json", config.dump(1) + "\n");
@@ -87,17 +91,16 @@ void write_packed_model(fs::path const& directory, model const& m, fs::path cons
 
 unfinished_run::unfinished_run(fs::path const& directory, ordered_json const& settings, bool resume)
     : path_(directory / "unfinished") {
-  auto const refuse_finished = [&] {
-    if (fs::exists(directory / "config.json") || fs::exists(directory / gguf_name)) {
-      std::error_code ignored;
-      if (lock_) fs::remove_all(path_, ignored);
-      throw gptq::error(directory.string() + ": holds a model already");
-    }
-  };
-  refuse_finished();
+  check_no_model(directory);
   make_directory(path_);
   lock_.emplace(path_ / "lock");
-  refuse_finished();  // by one that has let go of the lock just now
+  try {
+    check_no_model(directory);  // by one that has let go of the lock just now
+  } catch (gptq::error const&) {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+    throw;
+  }
   auto const file = path_ / "settings.json";
   if (!fs::exists(file)) {
     write_text(file, settings.dump(1) + "\n");

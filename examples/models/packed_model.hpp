@@ -35,6 +35,12 @@ void add_packed(gptq::checkpoint::tensor_map& tensors, std::string const& name, 
 void write_packed_model(std::filesystem::path const& directory, model const& m,
                         std::filesystem::path const& source);
 
+/// What makes text of tokens, and the like: from beside a model's weights, or out of its GGUF file.
+void copy_tokenizer(std::filesystem::path const& source, std::filesystem::path const& directory);
+
+/// Throws gptq::error when the directory holds a finished model.
+void check_no_model(std::filesystem::path const& directory);
+
 /// The decoder layers that a run has finished, each in a file of its own below directory/unfinished. As long as it is
 /// there no other process can have one of the same directory.
 class unfinished_run {

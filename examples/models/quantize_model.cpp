@@ -20,8 +20,6 @@
 #include "device/programs.hpp"
 #include "evaluate.hpp"
 #include "generation.hpp"
-#include "gguf_model.hpp"
-#include "gptq_model.hpp"
 #include "interrupt.hpp"
 #include "model.hpp"
 #include "output_files.hpp"
@@ -34,6 +32,7 @@
 #include "shared_layers.hpp"
 #include "tokens.hpp"
 #include "tuning.hpp"
+#include "written_model.hpp"
 
 namespace {
 
@@ -309,20 +308,13 @@ void write(lm::model& m, text const& calibration, command_line const& args, lm::
   tune(m, calibration, args, log);
   if (!args.quant_directory.empty()) lm::write_quant_directory(args.quant_directory, m);
   if (saved != nullptr) {
-    if (args.written == lm::output_format::gguf) {
-      lm::write_gguf_model(args.output, m, args.model, args.embeddings);
-    } else if (is_gptq(args.written)) {
-      using gptq::checkpoint::gptq_version;
-      auto const version = args.written == lm::output_format::gptq ? gptq_version::v1 : gptq_version::v2;
-      gptq::quantize_options const& options = args.how.quantize.options;
-      lm::write_gptq_model(args.output, m, args.model, version,
-                           {{"damp_percent", options.damping},
-                            {"static_groups", options.static_groups},
-                            {"true_sequential", args.how.true_sequential}},
-                           args.shard_bytes.value_or(lm::default_shard_bytes));
-    } else {
-      lm::write_packed_model(args.output, m, args.model);
-    }
+    lm::output_options written;
+    written.embeddings = args.embeddings;
+    written.shard_bytes = args.shard_bytes.value_or(lm::default_shard_bytes);
+    written.method = {{"damp_percent", args.how.quantize.options.damping},
+                      {"static_groups", args.how.quantize.options.static_groups},
+                      {"true_sequential", args.how.true_sequential}};
+    lm::write_model(args.output, m, args.model, args.written, written);
     saved->remove();
   }
 }
@@ -343,16 +335,8 @@ void run(command_line args) {
     lm::model& m = loaded.emplace(args.model);
     m.require_unquantized();
     lm::config const& c = m.config();
-    if (args.written == lm::output_format::gguf) {
-      lm::check_gguf(m, args.model, args.how.quantize.format, args.embeddings);
-    }
-    if (args.written == lm::output_format::packed && !args.output.empty() && lm::is_gguf(args.model))
-      lm::json_of(c);
-    if (is_gptq(args.written)) {
-      if (lm::is_gguf(args.model))
-        throw gptq::error("--format gptq needs a Hugging Face directory to begin with");
-      lm::check_gptq(args.how.quantize.format, c);
-    }
+    if (!args.output.empty())
+      lm::check_output(args.written, m, args.model, args.how.quantize.format, args.embeddings);
     if (args.tune) lm::check_tuning(c);
     on_host = choose_device(m, args);
     args.window = lm::window_length(c, args.window);

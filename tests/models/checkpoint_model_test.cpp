@@ -188,7 +188,7 @@ TEST_CASE("what is wrong with a checkpoint of others") {
     CHECK(compressed("/config_groups/group_0/weights/type", "float") ==
           weights + ": 'type' is \"float\": only int is implemented");
     CHECK(compressed("/config_groups/group_0/weights/num_bits", 5) ==
-          weights + ": 'num_bits' is 5: neither 4 nor 8");
+          weights + ": 'num_bits' is 5: not 2, 3, 4 or 8");
     CHECK(compressed("/config_groups/group_0/weights/strategy", "tensor") ==
           weights + ": 'strategy' is \"tensor\": only group and channel are implemented");
     CHECK(compressed("/config_groups/group_0/weights/strategy", nullptr).empty());

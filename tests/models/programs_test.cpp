@@ -317,6 +317,34 @@ TEST_CASE("the program") {
     CHECK_FALSE(fs::exists(out / "unfinished"));
     CHECK(parts() == 0);
   }
+  SECTION("is converted") {
+    auto const path = [&](char const* name) { return "'" + (dir.path / name).string() + "'"; };
+    REQUIRE(run_program(model + " --calibration " + file +
+                        " --group-size 32 --window 32 --samples 2 --rtn --output " + path("packed"))
+                .status == 0);
+    auto const convert = [](std::string const& arguments) {
+      return run_command("\"$bin/convert\" " + arguments);
+    };
+    CHECK(convert(path("packed") + " " + path("awq") + " --format awq").status == 0);
+    CHECK(convert(path("awq") + " " + path("gptq") + " --format gptq_v2 --shard-size 20K").status == 0);
+    CHECK(fs::exists(dir.path / "gptq" / "model.safetensors.index.json"));
+    CHECK_FALSE(fs::exists(dir.path / "gptq" / "quant_config.json"));
+    CHECK(convert(path("gptq") + " " + path("again")).status == 0);
+    CHECK(contents_of(dir.path / "again" / "model.safetensors") ==
+          contents_of(dir.path / "packed" / "model.safetensors"));
+    for (auto const& [arguments, message] :
+         {std::pair<std::string, std::string>{model + " " + path("x"), "is not quantized"},
+          {path("packed") + " " + path("awq"), "holds a model already"},
+          {path("packed") + " " + path("x") + " --format gguf", "no whole blocks of 32"},
+          {path("packed") + " " + path("x") + " --embeddings f16", "--embeddings is about"},
+          {path("packed"), "OUTPUT"}}) {
+      auto const r = convert(arguments);
+      INFO(arguments << ": " << r.errors);
+      CHECK(r.status == 2);
+      CHECK(contains(r.errors, message));
+      CHECK_FALSE(fs::exists(dir.path / "x" / "config.json"));
+    }
+  }
   SECTION("ends with one line and status 2 when something is wrong") {
     write_file(dir.path / "short.txt", "abc");
     std::string const good = " --calibration " + file + " --window 32 --group-size 32 ";
@@ -350,6 +378,14 @@ TEST_CASE("the program") {
          "--act-order needs --static-groups"},
         {model + good + "--format gguf --output x --scheme fixed_zero --act-order --held-out 2",
          "--act-order needs --static-groups"},
+        {model + good + "--format awq --output x --scheme fixed_zero --bits 8",
+         "AWQ checkpoints have 4 bits, not 8"},
+        {model + good + "--format awq --output x --act-order --quality plain",
+         "AWQ keeps columns in their order"},
+        {model + good + "--format compressed-tensors --output x --observe",
+         "--observe makes layers of other"},
+        {model + good + "--format compressed-tensors --output x --scheme half_step",
+         "half_step does not fit"},
         {model + good + "--shard-size 1G", "--shard-size is about --format gptq"},
         {model + good + "--quant-directory " + file, "text.txt: cannot be made"},
         {model + good + "--observe --extra-bytes some", "--extra-bytes"},
