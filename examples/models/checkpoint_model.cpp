@@ -25,8 +25,8 @@ using gptq_formats = gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fi
                                         gptq::bit_widths<2, 3, 4, 8>, group_sizes>;
 using awq_formats = gptq::combinations<gptq::schemes<gptq::asymmetric>, gptq::bit_widths<4>, group_sizes>;
 using compressed_formats =
-    gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>, gptq::bit_widths<2, 3, 4, 8>, group_sizes,
-                       gptq::scale_types<gptq::float16, float>>;
+    gptq::combinations<gptq::schemes<gptq::asymmetric, gptq::fixed_zero>, gptq::bit_widths<2, 3, 4, 8>,
+                       group_sizes, gptq::scale_types<gptq::float16, float>>;
 
 /// The tensors of one linear layer, NAME.SUFFIX.
 class layer_tensors {
