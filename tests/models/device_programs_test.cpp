@@ -219,7 +219,7 @@ TEST_CASE("a device continues a text of every model architecture but experts, as
         INFO(path.filename() << " on " << on->name() << (act_order ? ", act-order" : ""));
         lm::device::text_decoder decoder(*on, source, 40);
         CHECK(decoder.packed() == (how.quantize.format.bits == 4));
-        for (std::size_t const length : {1, 17}) {
+        for (std::size_t const length : {std::size_t{1}, std::size_t{17}}) {
           std::vector<lm::token> tokens(t.tokens.begin(),
                                         t.tokens.begin() + static_cast<std::ptrdiff_t>(length));
           decoder.begin(tokens, {});
